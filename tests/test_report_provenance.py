@@ -1,0 +1,67 @@
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from replicate.errors import UserError
+from replicate.report.provenance import git_state, provenance
+
+GIVEN = {
+    "device": "cpu",
+    "seeds": [0, 1],
+    "manifest_sha256": "ab" * 32,
+    "wall_seconds": 12.5,
+    "images_per_second": None,
+    "peak_memory_bytes": 3 * 2**30,
+}
+
+
+def test_says_what_a_reader_needs_to_repeat_the_run():
+    found = json.loads(json.dumps(provenance(**GIVEN)))
+    assert set(found) == {"git", "machine", "versions"} | set(GIVEN)
+    assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"torch", "timm", "ffcv"} <= set(found["versions"])
+    assert found["peak_memory_bytes"] == 3221225472 and found["images_per_second"] is None
+
+
+def test_git_state_sees_a_tracked_change_and_ignores_an_untracked_result(tmp_path):
+    def git(*arguments):
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *arguments], check=True, capture_output=True
+        )
+
+    (tmp_path / "replicate").mkdir()
+    code = tmp_path / "replicate" / "code.py"
+    code.write_text("a = 1\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    (tmp_path / "results.json").write_text("{}")
+    clean = git_state.__wrapped__(tmp_path)
+    assert len(clean["revision"]) == 40 and clean["dirty"] is False
+    code.write_text("a = 2\n")
+    assert git_state.__wrapped__(tmp_path) == {"revision": clean["revision"], "dirty": True}
+
+
+def test_outside_a_checkout_the_revision_is_unknown(tmp_path):
+    assert git_state.__wrapped__(tmp_path) == {"revision": "unknown", "dirty": None}
+
+
+def test_without_git_the_revision_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state.__wrapped__(tmp_path)["revision"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    "change", [{"wall_seconds": -1.0}, {"images_per_second": math.nan}, {"peak_memory_bytes": -1}, {"seeds": []}]
+)
+def test_a_value_that_cannot_be_is_refused_by_name(change):
+    with pytest.raises(UserError, match=next(iter(change))):
+        provenance(**{**GIVEN, **change})
+
+
+def test_reading_provenance_loads_no_heavy_package():
+    code = "import sys, replicate.report.provenance as p; p.versions(); print(*{'torch', 'numpy', 'pandas', 'timm'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

@@ -1,0 +1,34 @@
+"""What a masked unit is asked to predict. A target's name is the name of its file.
+
+Every `Target` is a module without trainable parameters: `dim` values per unit, `loss` ("mse" or "cross_entropy"), and
+`forward(images) -> (N, L, dim)`, or (N, L) integers for a discrete target. Images are uint8 pixels, or floats in the
+normalised (ImageNet mean and standard deviation) space. Units come in raster order.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from replicate.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+TARGETS = ("pixel", "pca", "hog", "token")
+
+
+def build(name: str, patch_size: int, **options: Any) -> Module:
+    """The target called `name` for square units of `patch_size` pixels.
+
+    Raises UserError when the name or an option does not exist.
+    """
+    if name not in TARGETS:
+        raise UserError(f"target: {name!r} does not exist; choose one of {', '.join(TARGETS)}")
+    target = importlib.import_module(f"replicate.targets.{name}").Target
+    try:
+        inspect.signature(target).bind(patch_size, **options)
+    except TypeError as error:
+        raise UserError(f"target {name}: {error}; it takes {inspect.signature(target)}") from None
+    return target(patch_size, **options)

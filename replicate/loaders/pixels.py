@@ -1,0 +1,21 @@
+"""Between stored 8-bit pixels and the numbers that a network sees (ImageNet mean and standard deviation, as all five papers)."""
+
+import torch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _per_channel(values: tuple[float, float, float], like: torch.Tensor, scale: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device).mul_(scale).view(1, 3, 1, 1)
+
+
+def normalise(raw: torch.Tensor) -> torch.Tensor:
+    """Raw uint8 (N, 3, H, W) in 0..255 -> float32 (N, 3, H, W) with zero mean and unit deviation on ImageNet."""
+    return raw.to(torch.float32).sub_(_per_channel(IMAGENET_MEAN, raw, 255.0)).div_(_per_channel(IMAGENET_STD, raw, 255.0))
+
+
+def denormalise(images: torch.Tensor) -> torch.Tensor:
+    """Inverse of `normalise`: float (N, 3, H, W) -> uint8 (N, 3, H, W), rounded and clipped to 0..255."""
+    pixels = images.to(torch.float32) * _per_channel(IMAGENET_STD, images, 255.0) + _per_channel(IMAGENET_MEAN, images, 255.0)
+    return pixels.round_().clamp_(0, 255).to(torch.uint8)

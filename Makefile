@@ -1,0 +1,55 @@
+# Every target makes or refreshes the environment first, so each is enough on a fresh machine.
+#   make repro BUDGET=smoke                   another budget than the one in params.yaml
+#   make setup PYTHON=python3.11              another interpreter (3.10 or newer)
+#   make setup TORCH_INDEX=<index address>    torch from an index of your choice, such as the one of your CUDA version
+#   make setup VENV=<folder>                  an environment of your own; an active conda environment "replicate" is taken by itself
+
+PYTHON ?= python3
+VENV ?= $(if $(filter replicate,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX),.venv)
+TORCH_INDEX ?=
+BUDGET ?=
+
+# The stages of the pipeline call `python` and `dvc`: the environment's own come first.
+RUN = PATH="$(abspath $(VENV))/bin:$$PATH" DVC_NO_ANALYTICS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-all lint smoke repro lab lock clean distclean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+setup: ## the environment: .venv, pinned packages, FFCV, the package itself
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "setup: Python 3.10 or newer is needed and $(PYTHON) is $$($(PYTHON) -V 2>&1); name another: make setup PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --torch-index "$(TORCH_INDEX)"
+
+lint: setup ## ruff
+	$(RUN) ruff check .
+
+test: lint ## lint, the tests, and the whole pipeline at the smoke budget in a temporary folder
+	$(RUN) python -m pytest
+	$(RUN) python tools/smoke_pipeline.py
+
+test-all: lint ## as test, with the slow tests
+	$(RUN) python -m pytest -m "slow or not slow"
+	$(RUN) python tools/smoke_pipeline.py
+
+smoke: setup ## the pipeline at the smoke budget alone
+	$(RUN) python tools/smoke_pipeline.py
+
+repro: setup ## the main job: data, training, tables, figures, executed notebooks (BUDGET=smoke|laptop|gpu|paper)
+	$(if $(BUDGET),$(RUN) python -m replicate budget $(BUDGET))
+	$(RUN) dvc repro
+
+lab: setup ## JupyterLab with the project's kernel
+	$(RUN) jupyter lab --MultiKernelManager.default_kernel_name=replicate
+
+lock: ## requirements.lock and environment.yml from what the environment holds now
+	$(RUN) python tools/write_lock.py
+
+clean: ## remove caches and build products; environment, data and results stay
+	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## remove the environment as well
+	rm -rf .venv

@@ -1,6 +1,6 @@
 """Where a result came from: enough to repeat it, and nothing that would make two equal runs look different without cause.
 
-Used by the trainers, so it imports nothing heavier than the standard library: versions come from package metadata, not from imports.
+Used by the trainers, so it imports nothing heavier than the standard library: versions come from package metadata.
 """
 
 import functools

@@ -1,0 +1,134 @@
+"""Finished runs as one tidy table: `results/<budget>/<paper>/<run>/metrics.json` -> paper, run, metric, seed, value."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from replicate.errors import UserError
+
+COLUMNS = ["paper", "run", "metric", "seed", "value"]
+SECTIONS = ("results", "run", "resolved", "provenance")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: what it was (`run` as its paper states it, `resolved` at the budget), what came out, and where it ran."""
+
+    paper: str
+    name: str
+    path: Path
+    seeds: tuple[int, ...]
+    per_seed: tuple[dict[str, float], ...]
+    run: dict[str, Any] = field(default_factory=dict)
+    resolved: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Seed -> value. Raises UserError, naming what there is, for a metric that the run does not report."""
+        if any(metric not in one for one in self.per_seed):
+            known = sorted(set.intersection(*(set(one) for one in self.per_seed)))
+            raise UserError(f"{self.path}: no metric '{metric}'; the run reports {', '.join(known)}")
+        return {seed: one[metric] for seed, one in zip(self.seeds, self.per_seed, strict=True)}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Every finished run of one budget."""
+
+    budget: str
+    runs: dict[str, Run]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.runs
+
+    def values(self, name: str, metric: str) -> dict[int, float]:
+        """Seed -> value of one run. Raises KeyError for a run that is not finished, UserError for a metric that it lacks."""
+        return self.runs[name].values(metric)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One line a paper, run, metric and seed."""
+        lines = [
+            (run.paper, run.name, metric, seed, value)
+            for run in self.runs.values()
+            for seed, one in zip(run.seeds, run.per_seed, strict=True)
+            for metric, value in one.items()
+        ]
+        return pd.DataFrame(lines, columns=COLUMNS)
+
+    def history(self, name: str) -> pd.DataFrame:
+        """The run's `history.csv`, empty where it left none."""
+        path = self.runs[name].path.with_name("history.csv")
+        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+
+def load(budget: str, root: str | Path = "results") -> Results:
+    """All finished runs of a budget; none at all is an empty `Results`, so that a report can be drawn before anything is trained.
+
+    Raises UserError for a file that is not what a trainer writes, and for two runs of one name.
+    """
+    runs: dict[str, Run] = {}
+    for path in sorted((Path(root) / budget).glob("*/*/metrics.json")):
+        run = read(path)
+        if run.name in runs:
+            raise UserError(f"{path}: run '{run.name}' exists in {runs[run.name].path.parent} too; a run's name must be its own")
+        runs[run.name] = run
+    return Results(budget, runs)
+
+
+def read(path: str | Path) -> Run:
+    """One `metrics.json`. Raises UserError, naming the file and the entry, where it is broken."""
+    path = Path(path)
+    content = _content(path)
+    results = content["results"]
+    seeds, per_seed = results.get("seeds"), results.get("per_seed")
+    if not isinstance(seeds, list) or not isinstance(per_seed, list) or not seeds or len(seeds) != len(per_seed):
+        raise UserError(f"{path}: results.seeds and results.per_seed must be lists of one length, one entry a seed")
+    if len(set(seeds)) != len(seeds):
+        raise UserError(f"{path}: results.seeds repeats a seed: {seeds}")
+    numbers = [_numbers(one, f"{path}: results.per_seed[{k}]") for k, one in enumerate(per_seed)]
+    provenance = content["provenance"]
+    if isinstance(provenance.get("wall_seconds"), int | float):
+        for one in numbers:
+            one.setdefault("wall_hours", one.get("wall_seconds", provenance["wall_seconds"] / len(seeds)) / 3600)
+    return Run(
+        paper=path.parent.parent.name,
+        name=path.parent.name,
+        path=path,
+        seeds=tuple(int(seed) for seed in seeds),
+        per_seed=tuple(numbers),
+        run=content["run"],
+        resolved=content["resolved"],
+        provenance=provenance,
+    )
+
+
+def _content(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; the run has not finished") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); delete the run's folder and train it again") from None
+    absent = [key for key in SECTIONS if not isinstance(content, dict) or not isinstance(content.get(key), dict)]
+    if absent:
+        raise UserError(f"{path}: lacks the entry {', '.join(absent)}; a finished run has {', '.join(SECTIONS)}")
+    return content
+
+
+def _numbers(entry: Any, where: str) -> dict[str, float]:
+    """The finite numbers of one seed's results; lists and texts beside them are no metric and are left out."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} must be a table of metrics")
+    found = {key: float(value) for key, value in entry.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    broken = [key for key, value in found.items() if not math.isfinite(value)]
+    if broken:
+        raise UserError(f"{where}.{broken[0]} is {found[broken[0]]}; a finished run has finite metrics")
+    return found

@@ -1,0 +1,82 @@
+import json
+
+import pytest
+
+from replicate.errors import UserError
+from replicate.report import results
+
+
+def write(root, run="light_90_llrd_65", paper="efficient_learners", budget="laptop", **change):
+    content = {
+        "results": {"seeds": [0, 1], "per_seed": [{"top1": 40.0, "note": "x"}, {"top1": 42.0, "curve": [1, 2]}]},
+        "run": {"layer_decay": 0.65},
+        "resolved": {"epochs": 4},
+        "provenance": {"wall_seconds": 7200.0},
+    }
+    content.update(change)
+    path = root / budget / paper / run / "metrics.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_tidy_frame_of_every_finished_run(tmp_path):
+    write(tmp_path)
+    write(tmp_path, run="light_90", results={"seeds": [0], "per_seed": [{"loss": 0.5}]})
+    write(tmp_path, run="light_90", budget="smoke")
+    found = results.load("laptop", tmp_path)
+    assert set(found.runs) == {"light_90", "light_90_llrd_65"} and "light_90" in found
+    frame = found.frame
+    assert list(frame.columns) == ["paper", "run", "metric", "seed", "value"]
+    assert frame[(frame.run == "light_90_llrd_65") & (frame.metric == "top1")].value.tolist() == [40.0, 42.0]
+    assert set(frame.metric) == {"top1", "loss", "wall_hours"}
+    assert found.values("light_90_llrd_65", "top1") == {0: 40.0, 1: 42.0}
+    assert found.values("light_90_llrd_65", "wall_hours") == {0: 1.0, 1: 1.0}
+
+
+def test_no_results_is_no_error(tmp_path):
+    assert results.load("laptop", tmp_path / "nowhere").frame.empty
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"results": {"seeds": [0], "per_seed": []}}, "one entry a seed"),
+        ({"results": {"seeds": [0, 0], "per_seed": [{}, {}]}}, "repeats a seed"),
+        ({"results": {"seeds": [0], "per_seed": [3]}}, "table of metrics"),
+        ({"results": {"seeds": [0], "per_seed": [{"top1": float("nan")}]}}, "top1 is nan"),
+        ({"provenance": None}, "lacks the entry provenance"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_entry(tmp_path, change, words):
+    path = write(tmp_path, **change)
+    with pytest.raises(UserError, match=words) as error:
+        results.load("laptop", tmp_path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_half_a_file_is_no_result(tmp_path):
+    path = write(tmp_path)
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(UserError, match="not valid JSON"):
+        results.load("laptop", tmp_path)
+
+
+def test_an_unknown_metric_lists_the_known_ones(tmp_path):
+    write(tmp_path)
+    with pytest.raises(UserError, match="no metric 'top5'; the run reports top1"):
+        results.load("laptop", tmp_path).values("light_90_llrd_65", "top5")
+
+
+def test_two_runs_of_one_name_are_refused(tmp_path):
+    write(tmp_path)
+    write(tmp_path, paper="mae")
+    with pytest.raises(UserError, match="a run's name must be its own"):
+        results.load("laptop", tmp_path)
+
+
+def test_history_is_read_where_it_exists(tmp_path):
+    path = write(tmp_path)
+    assert results.load("laptop", tmp_path).history("light_90_llrd_65").empty
+    path.with_name("history.csv").write_text("seed,epoch,loss\n0,1,0.9\n")
+    assert results.load("laptop", tmp_path).history("light_90_llrd_65").loss.tolist() == [0.9]

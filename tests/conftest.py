@@ -1,0 +1,26 @@
+"""Settings that every test shares."""
+
+import os
+from pathlib import Path
+
+# Before torch is imported, here or in a process that a test starts. Equal sums need equal numbers of threads.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with unpacked real images (`imagenet-sample-167/`, `tiny-imagenet-40/`), named by REPLICATE_REAL_DATA."""
+    folder = os.environ.get("REPLICATE_REAL_DATA")
+    if not folder:
+        pytest.skip("REPLICATE_REAL_DATA names no folder of real images")
+    return Path(folder)

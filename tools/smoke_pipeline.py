@@ -1,0 +1,115 @@
+"""Runs the whole pipeline at the smoke budget on a copy of the working tree, and holds what the README promises of it.
+
+One `dvc repro` ends with tables, figures and executed notebooks and a clean status; the next one runs nothing. The copy holds
+what git would commit, changes not yet committed included, so data and results of the working tree are neither used nor touched.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGET = "smoke"
+PAPER = "efficient_learners"
+EXPECTED = (f"tables/{BUDGET}/{PAPER}/*.csv", f"tables/{BUDGET}/{PAPER}/*.md", f"figures/{BUDGET}/**/*.png", "executed/**/*.html")
+
+
+class SmokeError(Exception):
+    """A promise of the pipeline that did not hold, in one line."""
+
+
+def copy_tree(target: Path) -> None:
+    """Copy what git tracks or would add, and commit it there: the pipeline records its revision."""
+    command = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in sorted(set(listed.split("\0")) - {""}):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    identity = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", "init", "-q"], cwd=target, check=True)
+    subprocess.run(["git", "add", "-A"], cwd=target, check=True)
+    subprocess.run(["git", *identity, "commit", "-q", "-m", "Working tree"], cwd=target, check=True)
+
+
+class Pipeline:
+    """Commands run in the copy, with this interpreter's environment first on the path and the copy's own package."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        self.env = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1", "MPLBACKEND": "Agg"}
+
+    def show(self, *command: str) -> float:
+        """Run with the output in view; wall seconds."""
+        start = time.monotonic()
+        code = subprocess.run(command, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL).returncode
+        if code:
+            raise SmokeError(f"`{' '.join(command)}` failed with exit code {code}")
+        return time.monotonic() - start
+
+    def read(self, *command: str) -> str:
+        """Run and return what it printed.
+
+        Raises:
+            SmokeError: the command fails.
+        """
+        done = subprocess.run(command, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode:
+            raise SmokeError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()[-300:]}")
+        return done.stdout
+
+    def check_status(self) -> None:
+        changed = json.loads(self.read("dvc", "status", "--json") or "{}")
+        if changed:
+            raise SmokeError(f"dvc status is not clean after dvc repro: {', '.join(sorted(changed))}")
+
+    def check_nothing_runs(self) -> float:
+        start = time.monotonic()
+        ran = [line for line in self.read("dvc", "repro").splitlines() if line.startswith("Running")]
+        if ran:
+            raise SmokeError(f"a second dvc repro runs something: {ran[0]}")
+        return time.monotonic() - start
+
+    def check_outputs(self) -> None:
+        for pattern in EXPECTED:
+            if not any(self.folder.glob(pattern)):
+                raise SmokeError(f"dvc repro left no {pattern}")
+
+
+def smoke(folder: Path) -> None:
+    copy_tree(folder)
+    pipeline = Pipeline(folder)
+    pipeline.show("python", "-m", "replicate", "budget", BUDGET)
+    first = pipeline.show("dvc", "repro")
+    pipeline.check_status()
+    pipeline.check_outputs()
+    again = pipeline.check_nothing_runs()
+    print(f"smoke pipeline: dvc repro {first:.0f} s, again with nothing to do {again:.1f} s, status clean")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keep", type=Path, help="work in this new folder and leave it")
+    arguments = parser.parse_args()
+    try:
+        if arguments.keep:
+            arguments.keep.mkdir(parents=True)
+            smoke(arguments.keep.resolve())
+        else:
+            with tempfile.TemporaryDirectory(prefix="replicate-smoke-") as folder:
+                smoke(Path(folder).resolve())
+    except (SmokeError, FileExistsError) as error:
+        print(f"smoke pipeline: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

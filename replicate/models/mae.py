@@ -17,6 +17,7 @@ from replicate.masking import num_visible, sample_mask
 from replicate.models.pos_embed import resample_pos_embed, sincos_2d
 from replicate.models.prediction import Prediction
 from replicate.models.ragged import Packing, pack, ragged_block
+from replicate.models.vit import vit_backbone
 from replicate.patches import grid_of, pair
 
 from timm.models.vision_transformer import Block  # isort: skip  (after replicate.compat)
@@ -228,6 +229,25 @@ class MAE(nn.Module):
         from replicate.difficulty import p2dist  # a run that weighs nothing must not depend on that file
 
         return p2dist(mask, self.grid, self.patch_size)
+
+
+def build(run, target_dim: int, with_p2dist: bool) -> MAE:
+    """The model of a resolved pre-training run (`replicate.params.PretrainRun`); decoder heads are 32 wide, as in MAE."""
+    kwargs = vit_backbone(run.backbone, **run.backbone_kwargs).kwargs
+    return MAE(
+        image_size=run.image_size,
+        **kwargs,
+        decoder_embed_dim=run.decoder_width,
+        decoder_depth=run.decoder_depth,
+        decoder_num_heads=max(1, run.decoder_width // 32),
+        target_dim=target_dim,
+        mask=run.mask,
+        mask_ratio=run.mask_ratio,
+        mask_tokens_in_encoder=run.mask_tokens_in_encoder,
+        decoder_beta=run.decoder_beta,
+        with_p2dist=with_p2dist,
+        score_all=run.score_all,
+    )
 
 
 def _check_width(part: str, width: int, heads: int) -> None:

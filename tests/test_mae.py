@@ -1,0 +1,308 @@
+import pytest
+import torch
+
+import replicate.compat  # noqa: F401
+from replicate.difficulty import p2dist
+from replicate.errors import UserError
+from replicate.losses.reconstruction import reconstruction_loss
+from replicate.models.mae import MAE
+from replicate.models.pos_embed import resample_pos_embed, sincos_2d
+from replicate.models.ragged import pack, ragged_attention
+from replicate.patches import patchify, unpatchify
+
+SMALL = dict(image_size=64, patch_size=8, embed_dim=48, depth=2, num_heads=4)
+DECODER = dict(decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4)
+
+
+def small(seed: int = 0, **options) -> MAE:
+    torch.manual_seed(seed)
+    return MAE(**{**SMALL, **DECODER, **options})
+
+
+def batch(size=(64, 64), images=3, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = size[0] // 8, size[1] // 8
+    return torch.randn(images, 3, *size, generator=generator), torch.rand(images, rows * columns, generator=generator)
+
+
+# Position embeddings
+
+
+def test_sincos_tables_of_the_reference():
+    encoder, decoder = sincos_2d(768, (14, 14)), sincos_2d(512, (14, 14))
+    assert encoder.double().sum().item() == pytest.approx(69594.49, abs=0.01)
+    assert decoder.double().sum().item() == pytest.approx(46340.34, abs=0.01)
+    assert encoder[0, 2, :3].tolist() == pytest.approx([0.8415, 0.8153, 0.7886], abs=5e-5)
+    assert encoder[0, 2, 192:195].tolist() == pytest.approx([0.5403, 0.5791, 0.6149], abs=5e-5)
+    assert not encoder[0, 0].any()
+
+
+def test_sincos_encodes_the_column_first_on_non_square_grids():
+    table = sincos_2d(16, (2, 5), cls_token=False)[0].reshape(2, 5, 16)
+    assert torch.equal(table[0, :, :8], table[1, :, :8])
+    assert torch.equal(table[:, 0, 8:], table[:, 3, 8:])
+    assert not torch.equal(table[0, 0, :8], table[0, 1, :8])
+
+
+@pytest.mark.parametrize("new", [(7, 7), (10, 10), (14, 9), (20, 20)])
+def test_resampling_matches_timm(new):
+    from timm.layers import resample_abs_pos_embed
+
+    table = torch.randn(1, 1 + 196, 24)
+    theirs = resample_abs_pos_embed(table, new_size=list(new), old_size=[14, 14], num_prefix_tokens=1)
+    torch.testing.assert_close(resample_pos_embed(table, (14, 14), new), theirs, rtol=0, atol=0)
+
+
+def test_resampling_to_the_same_grid_is_the_identity():
+    table = torch.randn(1, 1 + 12, 8)
+    assert resample_pos_embed(table, (3, 4), (3, 4)) is table
+
+
+def test_image_size_stages_do_not_depend_on_the_way():
+    straight, detour = small(), small()
+    straight.set_image_size(48)
+    for size in (32, 64, (32, 64), 48):
+        detour.set_image_size(size)
+    assert torch.equal(straight.pos_embed, detour.pos_embed) and straight.grid == detour.grid == (6, 6)
+    detour.set_image_size(64)
+    assert torch.equal(detour.pos_embed, small().pos_embed) and not detour.pos_embed.requires_grad
+
+
+def test_stages_run_and_a_wrong_size_is_named():
+    model = small()
+    model.set_image_size((32, 48))
+    images, noise = batch((32, 48))
+    assert model(images, noise).pred.shape == (3, 24, 192)
+    with pytest.raises(UserError, match="64x64 but the model is set for 32x48"):
+        model(batch()[0])
+    with pytest.raises(UserError, match="image_size 36x36"):
+        model.set_image_size(36)
+
+
+# The model
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parameters", "tensors"),
+    [
+        (dict(), 111_907_840, 254),
+        (dict(embed_dim=1024, depth=24, num_heads=16), 329_541_888, 398),
+        (dict(embed_dim=1280, depth=32, num_heads=16, patch_size=14), 657_074_508, 494),
+    ],
+)
+def test_parameters_of_the_released_models(sizes, parameters, tensors):
+    with torch.device("meta"):
+        model = MAE(**sizes)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert len(model.state_dict()) == tensors
+
+
+def test_initialisation_of_the_reference():
+    torch.manual_seed(0)
+    model = MAE(embed_dim=256, depth=1, num_heads=4, decoder_embed_dim=128, decoder_depth=1, decoder_num_heads=4)
+    bounds = {
+        "patch_embed.proj": (768, 256),
+        "blocks.0.attn.qkv": (256, 768),
+        "blocks.0.mlp.fc1": (256, 1024),
+        "decoder_embed": (256, 128),
+        "decoder_pred": (128, 768),
+    }
+    for name, (inputs, outputs) in bounds.items():
+        layer = model.get_submodule(name)
+        bound = (6 / (inputs + outputs)) ** 0.5
+        assert 0.98 * bound < layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+        assert not layer.bias.any()
+    for token in (model.cls_token, model.mask_token):
+        assert token.std().item() == pytest.approx(0.02, rel=0.3)
+    assert model.norm.eps == model.blocks[0].norm1.eps == model.decoder_norm.eps == 1e-6
+
+
+def test_patches_in_the_reference_order():
+    images = torch.arange(2 * 3 * 4 * 6, dtype=torch.float).reshape(2, 3, 4, 6)
+    patches = patchify(images, 2)
+    assert patches.shape == (2, 6, 12)
+    assert torch.equal(patches[0, 1].reshape(2, 2, 3), images[0, :, 0:2, 2:4].permute(1, 2, 0))
+    assert torch.equal(unpatchify(patches, 2, (2, 3)), images)
+
+
+def test_projection_equals_the_convolution_it_stands_for():
+    model = small()
+    images, _ = batch((64, 64))
+    dense = model.patch_embed.proj(images).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(model.patch_embed(images), dense, rtol=1e-5, atol=1e-5)
+    ids = torch.rand(3, 64).argsort(1)[:, :10]
+    chosen = dense.gather(1, ids[..., None].expand(-1, -1, 48))
+    torch.testing.assert_close(model.patch_embed(images, ids), chosen, rtol=1e-5, atol=1e-5)
+
+
+def test_prediction_of_a_plain_run():
+    images, noise = batch()
+    prediction = small()(images, noise)
+    assert prediction.pred.shape == (3, 64, 192) and prediction.latent.shape == (3, 17, 48)
+    assert prediction.grid == (8, 8) and prediction.p2dist is None
+    assert torch.equal(prediction.scored, prediction.mask)
+    assert torch.equal(prediction.mask.sum(1), torch.full((3,), 48.0))
+
+
+def test_options_of_the_forward_pass():
+    images, noise = batch()
+    assert small()(images, noise, mask_ratio=0.9).latent.shape == (3, 7, 48)
+    assert torch.equal(small(score_all=True)(images, noise).scored, torch.ones(3, 64))
+    assert small(target_dim=96)(images, noise).pred.shape == (3, 64, 96)
+    assert small(with_p2dist=True)(images, noise).p2dist.shape == (3, 64)
+    for kind in ("block", "grid"):
+        assert small(mask=kind)(images, noise).latent.shape == (3, 17, 48)
+
+
+def test_visible_patches_alone_reach_the_encoder():
+    model = small().double()
+    images, noise = batch()
+    images = images.double()
+    before = model(images, noise)
+    hidden = unpatchify(before.mask[..., None].expand(-1, -1, 192).contiguous(), 8, (8, 8))
+    after = model(images + 100 * hidden, noise)
+    assert torch.equal(before.latent, after.latent) and torch.equal(before.pred, after.pred)
+
+
+def test_mask_tokens_in_the_encoder():
+    """Table 1c: every token goes through the encoder, masked content still cannot be seen, and every parameter learns."""
+    model = small(mask_tokens_in_encoder=True)
+    images, noise = batch()
+    prediction = model(images, noise)
+    assert prediction.latent.shape == (3, 65, 48) and prediction.pred.shape == (3, 64, 192)
+    hidden = unpatchify(prediction.mask[..., None].expand(-1, -1, 192).contiguous(), 8, (8, 8))
+    torch.testing.assert_close(model(images + 100 * hidden, noise).pred, prediction.pred)
+    prediction.pred.square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(("depth", "width"), [(12, 128), (1, 1024)])
+def test_decoders_of_tables_1a_and_1b(depth, width):
+    model = small(decoder_depth=depth, decoder_embed_dim=width, decoder_num_heads=16)
+    images, noise = batch()
+    assert model(images, noise).pred.shape == (3, 64, 192)
+
+
+def test_misfits_are_named():
+    for options, message in [
+        (dict(image_size=60), "image_size 60x60"),
+        (dict(num_heads=5), "encoder width 48"),
+        (dict(decoder_embed_dim=30), "decoder width 30"),
+        (dict(mask="diagonal"), "diagonal"),
+        (dict(mask_ratio=1.2), "mask_ratio 1.2"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            small(**options)
+
+
+# Decoder masking
+
+
+def test_decoder_masking_equals_attention_that_ignores_the_dropped_tokens():
+    """Oracle: the dense decoder, image by image, on the kept tokens only."""
+    model = small(mask_ratio=0.85, decoder_beta=13.0)
+    images, noise = batch(images=5)
+    prediction = model(images, noise)
+    distance = p2dist(prediction.mask, (8, 8), 8)
+    kept = (prediction.mask == 0) | (distance <= 13)
+    assert len(set(kept.sum(1).tolist())) > 1  # the batch is ragged
+    assert torch.equal(prediction.scored, prediction.mask * kept)
+    assert not prediction.pred[~kept].any()
+    latent, _, ids_restore = model.forward_encoder(images, 0.85, noise)
+    for image in range(5):
+        tokens = model.decoder_embed(latent[image])
+        full = model.mask_token[0].repeat(64, 1)
+        full[ids_restore[image].argsort()[: len(tokens) - 1]] = tokens[1:]
+        full = torch.cat([tokens[:1], full]) + model.decoder_pos_embed[0]
+        stays = torch.cat([torch.tensor([True]), kept[image]])
+        x = full[stays][None]
+        for block in model.decoder_blocks:
+            x = block(x)
+        expected = model.decoder_pred(model.decoder_norm(x))[0, 1:]
+        torch.testing.assert_close(prediction.pred[image, kept[image]], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_threshold_nothing_changes():
+    images, noise = batch()
+    plain, unbounded = small()(images, noise), small(decoder_beta=1e9)(images, noise)
+    weighted = small(with_p2dist=True)(images, noise)
+    assert torch.equal(plain.pred, weighted.pred)
+    assert torch.equal(plain.scored, unbounded.scored)
+    torch.testing.assert_close(plain.pred, unbounded.pred, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(mask_tokens_in_encoder=True)])
+def test_gradients_flow_through_the_packed_decoder(options):
+    grads = []
+    for beta in (None, 1e9):
+        model = small(decoder_beta=beta, **options)
+        images, noise = batch()
+        prediction = model(images, noise)
+        (prediction.pred.square() * prediction.scored[..., None]).mean().backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-3, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("kernel", ["loop", "padded", "jagged"])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_ragged_attention_kernels_agree(kernel):
+    generator = torch.Generator().manual_seed(0)
+    packing = pack(torch.rand(4, 9, generator=generator) < 0.7)
+    assert packing.source.shape == (sum(packing.lengths),)
+    q, k, v = (
+        torch.randn(len(packing.source), 2, 8, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3)
+    )
+    mixed = ragged_attention(q, k, v, packing, kernel)
+    start = 0
+    for length in packing.lengths:
+        part = slice(start, start + length)
+        scores = torch.einsum("qhd,khd->hqk", q[part], k[part]) / 8**0.5
+        expected = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[part])
+        torch.testing.assert_close(mixed[part], expected)
+        start += length
+    mixed.square().sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in (q, k, v))
+
+
+# Parity with transformers
+
+
+def compare_with_transformers(model: MAE, images: torch.Tensor, noise: torch.Tensor):
+    from replicate.models.huggingface import to_transformers
+
+    theirs = to_transformers(model)
+    prediction = model(images, noise)
+    result = theirs(images, noise=noise)
+    torch.testing.assert_close(prediction.pred, result.logits, rtol=0, atol=1e-5)
+    assert torch.equal(prediction.mask, result.mask)
+    target = patchify(images, model.patch_size)
+    target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    loss = reconstruction_loss(prediction.pred, target, prediction.scored)
+    torch.testing.assert_close(loss, result.loss, rtol=0, atol=1e-5)
+    return loss, result.loss, theirs
+
+
+def test_parity_with_transformers_at_a_small_size():
+    model = small(mask_ratio=0.75)
+    images, noise = batch(images=4)
+    ours, loss, theirs = compare_with_transformers(model, images, noise)
+    ours.backward()
+    loss.backward()
+    for mine, other in [
+        (model.patch_embed.proj.weight, theirs.vit.embeddings.patch_embeddings.projection.weight),
+        (model.mask_token, theirs.decoder.mask_token),
+        (model.cls_token, theirs.vit.embeddings.cls_token),
+    ]:
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_parity_with_transformers_for_vit_base():
+    torch.manual_seed(0)
+    model = MAE()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        compare_with_transformers(
+            model, torch.randn(2, 3, 224, 224, generator=generator), torch.rand(2, 196, generator=generator)
+        )

@@ -1,0 +1,164 @@
+"""HOG against scikit-image's cell histograms, and the conventions that make the paper's numbers come out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import sobel
+from skimage.feature import _hoghistogram
+
+from replicate.errors import UserError
+from replicate.loaders.pixels import normalise
+from replicate.targets import build, hog
+
+
+def scikit_cells(images: np.ndarray, cell: int = 8) -> np.ndarray:
+    """Sobel gradients fed to scikit-image's cell histograms; its angle is atan2(rows, columns): the gradients trade places."""
+    batch, channels, height, width = images.shape
+    out = np.zeros((batch, channels, hog.BINS, height // cell, width // cell))
+    for image, image_out in zip(images.astype(np.float64), out, strict=True):
+        for plane, plane_out in zip(image, image_out, strict=True):
+            across, down = sobel(plane, axis=1, mode="mirror"), sobel(plane, axis=0, mode="mirror")
+            cells = np.zeros((height // cell, width // cell, hog.BINS))
+            _hoghistogram.hog_histograms(down, across, cell, cell, width, height, width // cell, height // cell, hog.BINS, cells)
+            cells /= np.maximum(np.linalg.norm(cells, axis=-1, keepdims=True), hog.EPSILON)
+            plane_out[:] = cells.transpose(2, 0, 1)
+    return out
+
+
+def random_pixels(batch: int, size: int, levels: int = 256) -> torch.Tensor:
+    seeded = torch.Generator().manual_seed(size + levels)
+    return torch.randint(0, levels, (batch, 3, size, size), dtype=torch.uint8, generator=seeded)
+
+
+@pytest.mark.parametrize("size", [64, 96, 128, 192, 224])
+@pytest.mark.parametrize("levels", [256, 4])  # with four grey levels, ties are everywhere
+def test_integer_images_match_scikit_image(size: int, levels: int) -> None:
+    pixels = random_pixels(2, size, levels)
+    expected = scikit_cells(pixels.numpy())
+    for images in (pixels, pixels.float(), pixels.double(), normalise(pixels), normalise(pixels).double()):
+        np.testing.assert_allclose(hog.dense_hog(images).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_matches_scikit_image(dtype: torch.dtype) -> None:
+    noise = torch.randn(3, 3, 112, 112, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(hog.dense_hog(noise).numpy(), scikit_cells(noise.numpy()), atol=1e-6)
+
+
+def test_an_image_alone_and_in_a_batch_of_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, target = random_pixels(7, 64), hog.Target(16)
+    whole = target(pixels)
+    monkeypatch.setitem(hog._CHUNK, "cpu", 2 * 3 * 64 * 64)
+    assert torch.equal(target(pixels), whole)
+    assert all(torch.equal(target(pixels[i : i + 1]), whole[i : i + 1]) for i in range(7))
+
+
+def test_images_need_not_be_square() -> None:
+    pixels = random_pixels(2, 96)[:, :, :64]
+    np.testing.assert_allclose(hog.dense_hog(pixels).numpy(), scikit_cells(pixels.numpy()), atol=1e-6)
+    assert hog.Target(16)(pixels).shape == (2, 4 * 6, 108)
+
+
+def test_every_integer_gradient_falls_into_its_bin_in_single_precision() -> None:
+    side = torch.arange(-1020, 1021)
+    grad_x, grad_y = (grid.flatten() for grid in torch.meshgrid(side, side, indexing="ij"))
+    moving = (grad_x != 0) | (grad_y != 0)
+    grad_x, grad_y = grad_x[moving], grad_y[moving]
+    magnitude, ratio = hog._polar(grad_x.float(), grad_y.float())
+    edges = list(zip(hog._EDGES[1:], hog._EDGES, strict=False))
+    bins = [hog._keep_between(magnitude, ratio, low, high, torch.empty_like(ratio)) for low, high in edges]
+    expected = (torch.atan2(grad_x.double(), grad_y.double()) / torch.pi * 9).floor().long() % 9
+    stacked = torch.stack(bins)
+    assert torch.equal(stacked.argmax(dim=0), expected)
+    assert torch.equal(stacked.sum(dim=0), magnitude)
+
+
+def photographs() -> list[torch.Tensor]:
+    root = os.environ.get("REPLICATE_REAL_DATA")
+    files = sorted(Path(root, "imagenet-sample-167").rglob("*.JPEG")) if root else []
+    if not files:
+        pytest.skip("REPLICATE_REAL_DATA does not name a folder with imagenet-sample-167/")
+    crops = []
+    for file in files:
+        image = Image.open(file).convert("RGB")
+        crops.append(torch.from_numpy(np.array(image.resize((224, 224), Image.Resampling.BILINEAR))).permute(2, 0, 1)[None])
+    return crops
+
+
+def test_photographs_give_the_same_cells_in_every_precision() -> None:
+    crops = photographs()
+    assert len(crops) == 167
+    pixels = torch.cat(crops)
+    cells = hog.dense_hog(pixels)
+    assert torch.equal(cells, hog.dense_hog(normalise(pixels)))
+    assert torch.equal(cells, hog.dense_hog(normalise(pixels).double()))
+    np.testing.assert_allclose(cells.numpy(), scikit_cells(pixels.numpy()), atol=1e-6)
+
+
+def test_real_valued_pixels_give_the_same_cells_in_both_precisions() -> None:
+    smooth = torch.nn.functional.interpolate(random_pixels(4, 32).float(), size=96, mode="bicubic")
+    assert torch.equal(hog.dense_hog(smooth), hog.dense_hog(smooth.double()))
+
+
+@pytest.mark.parametrize("images", [torch.full((2, 3, 64, 64), 7, dtype=torch.uint8), torch.full((2, 3, 64, 64), 0.3)])
+def test_a_constant_image_has_no_histogram(images: torch.Tensor) -> None:
+    assert not hog.Target(32)(images).any()
+
+
+@pytest.mark.parametrize(("unit", "values"), [(8, 27), (16, 108), (32, 432)])
+def test_predicting_zeros_costs_a_ninth(unit: int, values: int) -> None:
+    target = build("hog", patch_size=unit)
+    units = target(random_pixels(2, 64))
+    assert target.dim == values == units.shape[-1]
+    assert units.square().mean().item() == pytest.approx(1 / 9, abs=1e-6)
+
+
+def test_order_of_a_units_values() -> None:
+    pixels, side = random_pixels(2, 64), 2
+    cells, units = hog.dense_hog(pixels), hog.Target(16)(pixels)
+    for colour, bin_, cell_y, cell_x in [(0, 0, 0, 0), (1, 3, 0, 1), (2, 8, 1, 0), (2, 5, 1, 1)]:
+        index = ((colour * 9 + bin_) * side + cell_y) * side + cell_x
+        assert torch.equal(units[:, :, index], cells[:, colour, bin_, cell_y::side, cell_x::side].flatten(1))
+
+
+@pytest.mark.parametrize("unit", [8, 16, 32])
+def test_units_and_dense_histograms_are_two_views_of_the_same(unit: int) -> None:
+    target, pixels = hog.Target(unit), random_pixels(2, 96)[:, :, :64]
+    cells, units = hog.dense_hog(pixels), target(pixels)
+    assert torch.equal(target.to_units(cells), units)
+    assert torch.equal(target.to_dense(units, (64 // unit, 96 // unit)), cells)
+
+
+def test_an_edge_is_drawn_along_itself() -> None:
+    pixels = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    pixels[..., 8:] = 200  # a vertical edge: the gradient is horizontal, 90 degrees from the vertical, bin 4
+    cells = hog.dense_hog(pixels)
+    assert (cells[0, 0, 4] == 1).all() and cells[0, 0].sum() == 4
+    glyph = hog.hog_image(cells, side=16)[0, 0]
+    assert glyph.shape == (32, 32)
+    assert glyph[:16, 7:9].sum() > 0.99 * glyph[:16, :16].sum()
+
+
+def test_maps_keep_their_range_at_another_resolution() -> None:
+    maps = hog.hog_maps(hog.dense_hog(random_pixels(2, 64)), size=(14, 14))
+    assert maps.shape == (2, 27, 14, 14) and maps.min() >= 0 and maps.max() <= 1
+
+
+def test_no_gradient_reaches_the_image() -> None:
+    image = torch.rand(1, 3, 32, 32, requires_grad=True)
+    assert not hog.Target(16)(image).requires_grad
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(UserError, match="12 pixels is not a whole number of cells"):
+        hog.Target(12)
+    with pytest.raises(UserError, match="40x40 is not a multiple of the unit"):
+        hog.Target(16)(torch.zeros(1, 3, 40, 40))
+    with pytest.raises(UserError, match="multiple of the HOG cell"):
+        hog.dense_hog(torch.zeros(1, 3, 36, 36))

@@ -1,0 +1,158 @@
+"""What all kinds of loader share: which samples, boxes and flips make up an epoch, stages, and the bounded look-ahead of worker
+threads.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from replicate.errors import UserError
+from replicate.loaders import Augmentation, Batch, crops
+
+T = TypeVar("T")
+# Boxes are computed for this many samples at a time: ImageNet's 1.28 million at once would take some gigabytes of random numbers.
+_CHUNK = 1 << 16
+
+
+class Epoch(NamedTuple):
+    """One epoch of this rank: sample numbers of each batch, and boxes (N, 4) and flips (N,) of every sample in the data set."""
+
+    number: int
+    batches: list[np.ndarray]
+    boxes: np.ndarray
+    flips: np.ndarray
+
+
+def boxes_for(sizes: np.ndarray, index: np.ndarray, augmentation: Augmentation, *, seed: int, epoch: int) -> np.ndarray:
+    """Boxes (n, 4) of the samples numbered `index` (n,), whose height and width are `sizes` (n, 2)."""
+    if augmentation.crop == "random_resized":
+        scale, ratio = augmentation.scale, augmentation.ratio
+        return crops.random_resized_crop_boxes(sizes, index, seed=seed, epoch=epoch, scale=scale, ratio=ratio)
+    if augmentation.crop == "fixed":
+        return crops.fixed_size_boxes(sizes, index, seed=seed, epoch=epoch)
+    return crops.center_boxes(sizes) if augmentation.crop == "center" else crops.whole_boxes(sizes)
+
+
+def flips_for(index: np.ndarray, augmentation: Augmentation, *, seed: int, epoch: int) -> np.ndarray:
+    """(n,) bool for the samples numbered `index`; all False where the augmentation has no flip."""
+    return crops.flips(index, seed=seed, epoch=epoch) if augmentation.flip else np.zeros(len(index), bool)
+
+
+def as_batch(images: np.ndarray, labels: np.ndarray, index: np.ndarray) -> Batch:
+    """images uint8 (n, S, S, 3) as decoders leave them -> the network's order of axes."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return Batch(pixels, torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(index.astype(np.int64)))
+
+
+def ahead(work: Callable[[np.ndarray], T], batches: Sequence[np.ndarray], workers: int) -> Iterator[T]:
+    """work(batch) for every batch, in order, by `workers` threads that stay one batch each ahead.
+
+    An exception of `work` surfaces here at its batch; leaving early waits for the batches in work and leaves no thread behind.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
+    pending: deque[Future[T]] = deque()
+    try:
+        for batch in batches:
+            pending.append(pool.submit(work, batch))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class BaseLoader(ABC):
+    """See `replicate.loaders.Loader`. Subclasses know how to read; `sizes` (N, 2) is None where only reading tells."""
+
+    def __init__(
+        self,
+        path: Path,
+        labels: np.ndarray,
+        class_names: list[str],
+        sizes: np.ndarray | None,
+        *,
+        batch_size: int,
+        image_size: int,
+        augmentation: Augmentation,
+        seed: int,
+        train: bool,
+        workers: int,
+        rank: int,
+        world_size: int,
+        drop_last: bool,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size: {batch_size} must be at least 1")
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank: {rank} must lie between 0 and world_size - 1 = {world_size - 1}")
+        if train and drop_last and batch_size * world_size > len(labels):
+            total = f"{batch_size} x {world_size} ranks" if world_size > 1 else f"{batch_size}"
+            raise UserError(f"{path}: holds {len(labels)} images, fewer than one batch of {total}; use a smaller batch_size")
+        self.path, self.labels, self.class_names, self.sizes = path, labels, class_names, sizes
+        self.num_images, self.num_classes = len(labels), len(class_names)
+        self.batch_size, self.augmentation, self.seed, self.train = batch_size, augmentation, seed, train
+        self.workers = workers if workers > 0 else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
+        self.set_stage(image_size=image_size)
+        self.num_batches = len(self.batches(0))
+
+    def set_stage(self, image_size: int | None = None, scale: tuple[float, float] | None = None) -> None:
+        """Output side in pixels and crop scale from the next epoch on; None leaves one as it is."""
+        if image_size is not None:
+            if image_size < 1:
+                raise UserError(f"image_size: {image_size} must be at least 1 pixel")
+            self.image_size = image_size
+        if scale is not None:
+            self.augmentation = replace(self.augmentation, scale=tuple(scale))
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Sample numbers of this rank's batches in `epoch`."""
+        share = {"rank": self.rank, "world_size": self.world_size}
+        if not self.train:
+            return crops.evaluation_batches(self.num_images, self.batch_size, **share)
+        order = crops.epoch_order(self.num_images, seed=self.seed, epoch=epoch)
+        return crops.training_batches(order, self.batch_size, drop_last=self.drop_last, **share)
+
+    def boxes(self, index: np.ndarray, sizes: np.ndarray, epoch: int) -> np.ndarray:
+        return boxes_for(sizes, index, self.augmentation, seed=self.seed, epoch=epoch)
+
+    def flips(self, index: np.ndarray, epoch: int) -> np.ndarray:
+        return flips_for(index, self.augmentation, seed=self.seed, epoch=epoch)
+
+    def plan(self, epoch: int) -> Epoch:
+        """Everything that is random about `epoch`, settled before its first image is read."""
+        everyone = np.arange(self.num_images)
+        chunks = [everyone[start : start + _CHUNK] for start in range(0, self.num_images, _CHUNK)]
+        boxes = np.concatenate([self.boxes(chunk, self.sizes[chunk], epoch) for chunk in chunks])
+        return Epoch(epoch, self.batches(epoch), boxes, self.flips(everyone, epoch))
+
+    def augment(self, images: np.ndarray, index: np.ndarray, epoch: int) -> np.ndarray:
+        """Colour augmentation of uint8 (n, S, S, 3), in place where there is any; keyed by sample, like the crops."""
+        if not self.augmentation.colours:
+            return images
+        from replicate.loaders.augment import augment_batch
+
+        return augment_batch(images, index, self.augmentation, seed=self.seed, epoch=epoch)
+
+    @abstractmethod
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Batches of `epoch`, the same ones whenever it is called with the same number."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees files and threads."""
+
+    def __enter__(self) -> "BaseLoader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

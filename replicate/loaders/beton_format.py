@@ -1,0 +1,165 @@
+"""Layout of FFCV's .beton files (format version 2), and everything that can be wrong with one told before it is read.
+
+    header | one descriptor a field | one metadata record a sample | image data | allocation table, to the end of the file
+
+The allocation table holds (sample, pointer, size) of each piece of image data; an image's size is found by its pointer. FFCV
+trusts all of it, and reads garbage or asks for terabytes when a table is cut; `read_tables` checks all of it and raises one
+UserError that names the file.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from replicate.errors import UserError
+
+VERSION = 2
+FLOAT, INT, RGB_IMAGE = 0, 1, 2
+JPG, RAW = 0, 1
+
+HEADER = np.dtype(
+    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("alloc_table_ptr", "<u8")],
+    align=True,
+)
+FIELD = np.dtype([("type_id", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)], align=True)
+IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+MAX_SIDE = np.iinfo(np.uint16).max
+_RECORDS = {FLOAT: np.dtype("<f8"), INT: np.dtype("<i8"), RGB_IMAGE: IMAGE}
+
+
+def metadata_dtype(type_ids: list[int]) -> np.dtype:
+    """One sample's record: fields f0, f1, ... aligned as a C compiler would."""
+    return np.dtype([("", _RECORDS[type_id]) for type_id in type_ids], align=True)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a .beton holds beside its pixels; all arrays have one entry a sample.
+
+    `sizes` (N, 2) height, width · `modes` JPG or RAW · `labels` int64 · `pointers`, `lengths` of the image data in bytes.
+    """
+
+    path: Path
+    num_bytes: int
+    page_size: int
+    field_names: list[str]
+    labels: np.ndarray
+    sizes: np.ndarray
+    modes: np.ndarray
+    pointers: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: damaged .beton file: {what}; write it again with `python -m replicate data write`")
+
+
+def _read_header(path: Path, num_bytes: int) -> np.void:
+    if num_bytes < HEADER.itemsize:
+        raise _damaged(path, f"{num_bytes} bytes, shorter than its header")
+    header = np.fromfile(path, HEADER, count=1)[0]
+    if header["version"] != VERSION:
+        raise UserError(f"{path}: not a .beton file of format version {VERSION} (it starts with version {header['version']})")
+    if header["alloc_table_ptr"] == 0:
+        raise _damaged(path, "writing it was never finished (no allocation table)")
+    if header["alloc_table_ptr"] > num_bytes:
+        raise _damaged(path, f"cut short, {num_bytes} bytes where its allocation table starts at {header['alloc_table_ptr']}")
+    page_size = int(header["page_size"])
+    if page_size == 0 or page_size & (page_size - 1):
+        raise _damaged(path, f"page size {page_size} is no power of two")
+    return header
+
+
+def _read_fields(path: Path, header: np.void) -> np.ndarray:
+    count = int(header["num_fields"])
+    if not 0 < count <= 64 or HEADER.itemsize + count * FIELD.itemsize > header["alloc_table_ptr"]:
+        raise _damaged(path, f"{count} fields do not fit before its allocation table")
+    return np.fromfile(path, FIELD, count=count, offset=HEADER.itemsize)
+
+
+def _field_positions(path: Path, fields: np.ndarray) -> tuple[list[str], str, str]:
+    names = [bytes(field["name"]).split(b"\0")[0].decode("ascii", "replace") for field in fields]
+    types = [int(field["type_id"]) for field in fields]
+    unknown = [name for name, type_id in zip(names, types, strict=True) if type_id not in _RECORDS]
+    if unknown:
+        raise UserError(
+            f"{path}: field {unknown[0]!r} is neither an RGB image nor a number; only image classification sets are read"
+        )
+    if RGB_IMAGE not in types or INT not in types:
+        raise UserError(f"{path}: has the fields {', '.join(names)}; an RGB image and an integer label are needed")
+    label = names.index("label") if "label" in names else types.index(INT)
+    return names, f"f{types.index(RGB_IMAGE)}", f"f{label}"
+
+
+def _read_metadata(path: Path, header: np.void, fields: np.ndarray) -> np.ndarray:
+    dtype = metadata_dtype([int(field["type_id"]) for field in fields])
+    offset, count = HEADER.itemsize + fields.nbytes, int(header["num_samples"])
+    if offset + count * dtype.itemsize > header["alloc_table_ptr"]:
+        raise _damaged(path, f"the header counts {count} samples, more than its metadata has room for")
+    if count == 0:
+        raise _damaged(path, "it holds no samples")
+    return np.fromfile(path, dtype, count=count, offset=offset)
+
+
+def _read_allocations(path: Path, num_bytes: int, header: np.void) -> np.ndarray:
+    start, count = int(header["alloc_table_ptr"]), int(header["num_samples"])
+    if num_bytes - start != count * ALLOCATION.itemsize:
+        raise _damaged(
+            path, f"its allocation table has {(num_bytes - start) / ALLOCATION.itemsize:g} entries for {count} samples"
+        )
+    table = np.fromfile(path, ALLOCATION, offset=start)
+    return table[np.argsort(table["ptr"], kind="stable")]
+
+
+def _lengths(path: Path, images: np.ndarray, table: np.ndarray, data_start: int, data_end: int) -> np.ndarray:
+    """Bytes of each image, after checking that every pointer leads to an entry and every entry into the data."""
+    pointers = images["data_ptr"]
+    place = np.minimum(np.searchsorted(table["ptr"], pointers), len(table) - 1)
+    lengths = table["size"][place]
+    # Compared as differences: a garbage size near 2**64 would wrap a sum around.
+    inside = (
+        (pointers >= data_start) & (pointers <= data_end) & (lengths <= data_end - np.minimum(pointers, data_end)) & (lengths > 0)
+    )
+    raw_ok = (images["mode"] != RAW) | (lengths == images["width"].astype(np.uint64) * images["height"] * np.uint64(3))
+    for good, what in (
+        (table["ptr"][place] == pointers, "its data is missing from the allocation table"),
+        (inside, "its data lies outside the file's data region"),
+        ((images["width"] > 0) & (images["height"] > 0), "it has no pixels"),
+        (images["mode"] <= RAW, "it is stored in an unknown mode"),
+        (raw_ok, "its raw data does not have 3 bytes a pixel"),
+    ):
+        if not good.all():
+            raise _damaged(path, f"sample {int(np.argmin(good))}: {what}")
+    return lengths.astype(np.int64)
+
+
+def read_tables(path: Path) -> Tables:
+    """Reads and checks header and tables of `path`. Raises UserError naming the file, and the first bad sample where one is to
+    blame.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such .beton file; write it with `python -m replicate data write`")
+    num_bytes = path.stat().st_size
+    header = _read_header(path, num_bytes)
+    fields = _read_fields(path, header)
+    names, image, label = _field_positions(path, fields)
+    metadata = _read_metadata(path, header, fields)
+    table = _read_allocations(path, num_bytes, header)
+    data_start = HEADER.itemsize + fields.nbytes + metadata.nbytes
+    images = metadata[image]
+    return Tables(
+        path=path,
+        num_bytes=num_bytes,
+        page_size=int(header["page_size"]),
+        field_names=names,
+        labels=metadata[label].astype(np.int64),
+        sizes=np.stack([images["height"], images["width"]], 1).astype(np.int64),
+        modes=images["mode"].copy(),
+        pointers=images["data_ptr"].astype(np.int64),
+        lengths=_lengths(path, images, table, data_start, int(header["alloc_table_ptr"])),
+    )

@@ -1,0 +1,74 @@
+"""Loader kind `folder`: image files through Pillow and torch's DataLoader, the baseline that everyone knows.
+
+Opened on a .beton file, it serves the source images that the manifest says the file was made from, so that one parameter
+switches loaders; opened on a folder, it serves its class folders. Pixels equal the .beton's where the writer kept the bytes;
+where it resized or encoded again they differ by that loss, and boxes by rounding, since they are counted in pixels of the image
+that is read.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from replicate.loaders import Batch
+from replicate.loaders.base import BaseLoader, as_batch
+from replicate.loaders.data import open_sources
+from replicate.loaders.decode import decode_image, resize_crop
+from replicate.loaders.manifest import Manifest
+from replicate.loaders.sources import FolderSource, Source, class_folders, images_in
+
+
+def source_behind(path: Path) -> Source:
+    """The images of a folder of class folders, or those that the .beton file `path` was made from."""
+    if path.suffix != ".beton":
+        names = class_folders(path)
+        return FolderSource(path, names, [images_in(path / name) for name in names])
+    manifest = Manifest.read(path.parent / "manifest.json")
+    train, val = open_sources(**manifest.source)
+    return train if path.name == manifest.splits["train"]["file"] else val
+
+
+class _Crops(Dataset):
+    """One epoch's images of a source, cropped: item `index` -> uint8 (S, S, 3)."""
+
+    def __init__(self, loader: "FolderLoader", epoch: int) -> None:
+        self.loader, self.number, self.image_size = loader, epoch, loader.image_size
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        source, one = self.loader.source, np.array([index])
+        stored = source.read(index)
+        pixels = decode_image(stored, source.names[index]) if isinstance(stored, bytes) else stored
+        box = self.loader.boxes(one, np.array([pixels.shape[:2]]), self.number)[0]
+        flip = bool(self.loader.flips(one, self.number)[0])
+        crop = resize_crop(pixels, box, flip, self.image_size, self.loader.augmentation.interpolation)
+        return self.loader.augment(np.ascontiguousarray(crop)[None], one, self.number)[0]
+
+
+class FolderLoader(BaseLoader):
+    """`workers` processes as DataLoader's num_workers; with one, the images are read in the training process."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        self.source = source_behind(path)
+        super().__init__(path, self.source.labels, self.source.class_names, None, **options)
+
+    def _collate(self, index: np.ndarray, images: list[np.ndarray]) -> Batch:
+        return as_batch(np.stack(images), self.labels[index], index)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        batches = self.batches(epoch)
+        workers = self.workers if self.workers > 1 else 0
+        images = DataLoader(
+            _Crops(self, epoch), batch_sampler=[batch.tolist() for batch in batches], num_workers=workers, collate_fn=list
+        )
+        for index, crops_of_batch in zip(batches, images, strict=True):
+            yield self._collate(index, crops_of_batch)
+
+    def close(self) -> None:
+        """Worker processes end with their epoch; nothing else is held."""
+
+
+def open_loader(path: Path, **options: Any) -> FolderLoader:
+    return FolderLoader(path, **options)

@@ -1,0 +1,273 @@
+"""The offline data set `photos`: real photographic texture, and a label that only the global layout gives away.
+
+Each image weaves two textures, cut from photographs that scikit-image carries, along a mask. The mask's layout (bands, rings, a
+spiral, ...) is the class; which photographs, where the mask lies, how fine it is and which side is brighter are drawn anew for
+each image. So colour says nothing, a patch shows at most an edge, and a network has to relate distant patches. It is a stand-in
+for natural images on a machine without a data set, not a benchmark: numbers on it compare methods with each other, not with
+published ones.
+
+Everything is a function of (seed, split, index) in relative coordinates: the same image at 64 and at 256 pixels differs in
+resolution only. Training and validation cut their textures from different parts of the photographs.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from replicate.errors import UserError
+from replicate.loaders import crops
+
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "chelsea.png",
+    "coffee.png",
+    "coins.png",
+    "grass.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "moon.png",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+# Training cuts from the left of each photograph, validation from the rest.
+TRAIN_SHARE = 0.75
+
+# Side of a texture's cut in photograph pixels: from fine grain (wide cut) to single objects (narrow cut).
+CUT_SIDES = (48, 200)
+# Difference of the two textures' mean colour, in grey levels, log-uniform: the main knob. Below about 10 the edge drowns in the
+# textures' own contrast; above 60 a few hundred steps from scratch suffice.
+COLOUR_STEP = (6.0, 60.0)
+# Standard deviation of a texture in grey levels, log-uniform: what the colour step has to be seen against.
+TEXTURE_CONTRAST = (12.0, 45.0)
+TINT = (-0.3, 1.0)
+# Periods of the layout across the image: at fewer than 1.5 bands and blobs look alike, above 4 an 8-pixel patch blurs them.
+PERIODS = (1.5, 3.5)
+# Tilt of the layout in radians, and its bend as a share of the image: no pixel column is always an edge.
+TILT = 0.2
+BEND = 0.06
+# Pieces of a third photograph laid over the picture, and the side of each as a share of the image.
+OCCLUDERS = 2
+OCCLUDER_SIDES = (0.1, 0.3)
+# Grey levels that the light changes by from one border to the other, at most.
+LIGHT = 30.0
+
+DRAWS = 96
+SPLITS = ("train", "val")
+_STREAM = 11
+
+
+class Draws:
+    """A finite tape of uniform numbers that belongs to one image; each call reads the next."""
+
+    def __init__(self, seed: int, split: str, index: int) -> None:
+        self._tape = iter(crops.uniforms(seed, SPLITS.index(split), _STREAM, np.asarray(index), np.arange(DRAWS)).tolist())
+
+    def between(self, low: float, high: float) -> float:
+        return low + (high - low) * next(self._tape)
+
+    def log_between(self, low: float, high: float) -> float:
+        return float(np.exp(self.between(np.log(low), np.log(high))))
+
+    def integer(self, count: int) -> int:
+        return int(next(self._tape) * count)
+
+    def sign(self) -> float:
+        return 1.0 if next(self._tape) < 0.5 else -1.0
+
+
+Layout = Callable[[np.ndarray, np.ndarray, Draws], np.ndarray]
+
+
+def _wave(phase: np.ndarray, draws: Draws) -> np.ndarray:
+    """Cosine of `phase`, counted in periods over the unit interval, at a random shift."""
+    return np.cos(2 * np.pi * (phase * draws.between(*PERIODS) + draws.between(0, 1)))
+
+
+def _off_centre(x: np.ndarray, y: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+    return x + draws.between(-0.15, 0.15), y + draws.between(-0.15, 0.15)
+
+
+def _horizontal(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
+    return _wave(y, draws)
+
+
+def _vertical(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
+    return _wave(x, draws)
+
+
+def _diagonal(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
+    """Either diagonal: a flip must not change the class."""
+    return _wave((x + draws.sign() * y) * 0.7071, draws)
+
+
+def _checker(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
+    return _wave(x * 0.75, draws) * _wave(y * 0.75, draws)
+
+
+def _rings(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
+    x, y = _off_centre(x, y, draws)
+    return _wave(np.hypot(x, y) * 1.2, draws)
+
+
+def _frames(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
+    x, y = _off_centre(x, y, draws)
+    return _wave(np.maximum(np.abs(x), np.abs(y)) * 1.4, draws)
+
+
+def _sectors(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
+    x, y = _off_centre(x, y, draws)
+    return np.cos((3 + draws.integer(4)) * np.arctan2(y, x) + draws.between(0, 2 * np.pi))
+
+
+def _spiral(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
+    x, y = _off_centre(x, y, draws)
+    turn = draws.sign() * (1 + draws.integer(2)) * np.arctan2(y, x)
+    return np.cos(2 * np.pi * np.hypot(x, y) * draws.between(*PERIODS) + turn + draws.between(0, 2 * np.pi))
+
+
+def _dots(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
+    return _wave(x, draws) + _wave(y, draws) - 0.5
+
+
+def _cross(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
+    x, y = _off_centre(x, y, draws)
+    return draws.between(0.08, 0.16) - np.minimum(np.abs(x), np.abs(y))
+
+
+def _chevrons(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
+    teeth = np.abs((x * draws.between(1.5, 2.5) + draws.between(0, 1)) % 1.0 - 0.5)
+    return _wave(y + teeth * draws.sign() * draws.between(0.45, 0.7), draws)
+
+
+def _blobs(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
+    field = np.zeros_like(x)
+    for _ in range(4):
+        angle = draws.between(0, np.pi)
+        field += _wave(x * np.cos(angle) + y * np.sin(angle), draws)
+    return field - 0.3
+
+
+LAYOUTS: dict[str, Layout] = {
+    "horizontal": _horizontal,
+    "vertical": _vertical,
+    "diagonal": _diagonal,
+    "checker": _checker,
+    "rings": _rings,
+    "frames": _frames,
+    "sectors": _sectors,
+    "spiral": _spiral,
+    "dots": _dots,
+    "cross": _cross,
+    "chevrons": _chevrons,
+    "blobs": _blobs,
+}
+
+
+@cache
+def _photographs() -> list[np.ndarray]:
+    """The photographs, uint8 (H, W, 3) RGB, read from scikit-image's own files: nothing is downloaded."""
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("data source 'photos' needs scikit-image's photographs: pip install scikit-image")
+    folder = Path(spec.submodule_search_locations[0]) / "data"
+    images = [cv2.imread(str(folder / name), cv2.IMREAD_COLOR) for name in PHOTOGRAPHS]
+    missing = [name for name, image in zip(PHOTOGRAPHS, images, strict=True) if image is None]
+    if missing:
+        raise UserError(
+            f"data source 'photos': {folder / missing[0]} is missing from this scikit-image; versions 0.22 to 0.26 carry it"
+        )
+    return [np.ascontiguousarray(image[..., ::-1]) for image in images]
+
+
+def _cut(split: str, size: int, draws: Draws) -> np.ndarray:
+    """A square cut of a random photograph, float32 (size, size, 3), zero mean a channel and unit deviation over all."""
+    photographs = _photographs()
+    photograph = photographs[draws.integer(len(photographs))]
+    border = int(photograph.shape[1] * TRAIN_SHARE)
+    region = photograph[:, :border] if split == "train" else photograph[:, border:]
+    side = int(min(draws.log_between(*CUT_SIDES), *region.shape[:2]))
+    top = draws.integer(region.shape[0] - side + 1)
+    left = draws.integer(region.shape[1] - side + 1)
+    cut = cv2.resize(region[top : top + side, left : left + side], (size, size), interpolation=cv2.INTER_AREA)
+    turned = np.rot90(cut, draws.integer(4)).astype(np.float32)
+    turned -= turned.mean((0, 1))
+    return turned / max(float(turned.std()), 4.0)
+
+
+def _coordinates(size: int, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+    """x and y in -.5..+.5, tilted and bent: float32 (size, size) each."""
+    axis = ((np.arange(size, dtype=np.float32) + 0.5) / size - 0.5)[None]
+    tilt = draws.between(-TILT, TILT)
+    x = np.cos(tilt) * axis + np.sin(tilt) * axis.T
+    y = np.cos(tilt) * axis.T - np.sin(tilt) * axis
+    bend_x, bend_y = (
+        draws.between(-BEND, BEND) * np.cos(2 * np.pi * (axis * draws.between(0.5, 1.5) + draws.between(0, 1))) for _ in "xy"
+    )
+    return (x + bend_x.T).astype(np.float32), (y + bend_y).astype(np.float32)
+
+
+def draw_mask(layout: str, size: int, draws: Draws) -> np.ndarray:
+    """Float32 (size, size) in 0..1: where the first texture shows. Edges are one pixel soft, and either side may be the first."""
+    field = LAYOUTS[layout](*_coordinates(size, draws), draws)
+    slope = np.maximum(np.abs(np.gradient(field, axis=0)) + np.abs(np.gradient(field, axis=1)), 1e-3)
+    return np.clip(field / slope + 0.5, 0, 1).astype(np.float32)
+
+
+def _occlude(image: np.ndarray, split: str, draws: Draws) -> None:
+    size = len(image)
+    for _ in range(draws.integer(OCCLUDERS + 1)):
+        height, width = (max(int(size * draws.between(*OCCLUDER_SIDES)), 1) for _ in "hw")
+        top, left = draws.integer(size - height + 1), draws.integer(size - width + 1)
+        piece = _cut(split, max(height, width), draws)[:height, :width]
+        image[top : top + height, left : left + width] = piece * TEXTURE_CONTRAST[1] + draws.between(60, 200)
+
+
+def draw_image(layout: str, size: int, split: str, draws: Draws) -> np.ndarray:
+    """One picture, uint8 (size, size, 3) RGB."""
+    mask = draw_mask(layout, size, draws)[..., None]
+    tint = np.array([draws.between(*TINT) for _ in range(3)], np.float32)
+    step = tint / max(float(np.linalg.norm(tint)), 0.3) * draws.log_between(*COLOUR_STEP)
+    base = np.array([draws.between(90, 165) for _ in range(3)], np.float32)
+    first, second = (_cut(split, size, draws) * draws.log_between(*TEXTURE_CONTRAST) for _ in range(2))
+    image = base + mask * (first + step) + (1 - mask) * (second - step)
+    axis = (np.arange(size, dtype=np.float32) / size - 0.5)[None]
+    light = draws.between(-LIGHT, LIGHT) * axis + draws.between(-LIGHT, LIGHT) * axis.T
+    image += light[..., None]
+    _occlude(image, split, draws)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+class PhotosSource:
+    """`num_images` pictures of `split`, classes in turn (so any prefix is balanced), drawn when they are read."""
+
+    def __init__(self, split: str, *, num_images: int, image_size: int, seed: int = 0, num_classes: int | None = None) -> None:
+        if split not in SPLITS:
+            raise UserError(f"photos split: {split!r} is none of {', '.join(SPLITS)}")
+        if not 1 <= (num_classes or 1) <= len(LAYOUTS):
+            raise UserError(f"photos classes: {num_classes} must lie between 1 and {len(LAYOUTS)}")
+        if image_size < 8:
+            raise UserError(f"photos image_size: {image_size} must be at least 8 pixels")
+        self.split, self.image_size, self.seed = split, image_size, seed
+        self.class_names = list(LAYOUTS)[:num_classes]
+        if num_images < len(self.class_names):
+            raise UserError(
+                f"photos {split} images: {num_images} must be at least the number of classes, {len(self.class_names)}"
+            )
+        self.labels = np.arange(num_images, dtype=np.int64) % len(self.class_names)
+        self.names = [f"{split}/{self.class_names[label]}/{i:06d}" for i, label in enumerate(self.labels)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> np.ndarray:
+        """Picture number `index`, uint8 (image_size, image_size, 3) RGB."""
+        draws = Draws(self.seed, self.split, index)
+        return draw_image(self.class_names[self.labels[index]], self.image_size, self.split, draws)

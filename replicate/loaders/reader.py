@@ -1,0 +1,76 @@
+"""Reads .beton files without ffcv: NumPy for the tables, one positioned read an image, and a decoder for the crop."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from replicate.errors import UserError
+from replicate.loaders import beton_format as fmt
+from replicate.loaders.decode import decode, resize_crop
+from replicate.loaders.manifest import Manifest, sample_name
+
+
+class BetonReader:
+    """Random access to one .beton file; safe to share between threads.
+
+    Opening checks header, tables and, where a manifest lies beside the file, size and counts. Raises UserError naming the file,
+    and the sample with its source file where one image is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tables = fmt.read_tables(path)
+        self.manifest = Manifest.beside(path)
+        if self.manifest is not None:
+            self.manifest.check_tables(self.tables)
+        self._file = os.open(path, os.O_RDONLY)
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+    @property
+    def class_names(self) -> list[str]:
+        """From the manifest; numbers where there is none."""
+        if self.manifest is not None:
+            return self.manifest.class_names
+        return [str(label) for label in range(int(self.tables.labels.max()) + 1)]
+
+    def name(self, index: int) -> str:
+        """How messages call sample `index`: its number, this file, and the file it was made from where that is known."""
+        return f"{self.path}: sample {index}{sample_name(self.path, index)}"
+
+    def read(self, index: int) -> bytes:
+        """The stored bytes of sample `index`. A positioned read, not a memory map: a file that shrinks then is a message, not a
+        crash.
+        """
+        length = int(self.tables.lengths[index])
+        data = os.pread(self._file, length, int(self.tables.pointers[index]))
+        if len(data) != length:
+            raise UserError(f"{self.name(index)}: the file has shrunk since it was opened; write it again")
+        return data
+
+    def crop(self, index: int, box: np.ndarray, flip: bool, image_size: int, interpolation: str = "area") -> np.ndarray:
+        """The part `box` (top, left, height, width) of sample `index`, resized to (image_size, image_size, 3), mirrored if
+        `flip`.
+        """
+        data = self.read(index)
+        if self.tables.modes[index] == fmt.RAW:
+            height, width = self.tables.sizes[index]
+            pixels = np.frombuffer(data, np.uint8).reshape(height, width, 3)
+            return resize_crop(pixels, box, flip, image_size, interpolation)
+        try:
+            return decode(data, box, flip, image_size, name="", interpolation=interpolation)
+        except UserError as error:
+            raise UserError(f"{self.name(index)}{error}") from error
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> "BetonReader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,268 @@
+"""Writes images as FFCV's .beton, with NumPy, Pillow and OpenCV alone, so that a machine without ffcv can write what FFCV reads.
+
+Two things differ from FFCV's own writer: a JPEG that already meets the settings keeps its bytes (no second loss), and a killed
+run leaves nothing that could be taken for a finished file. Resizing is FFCV's: area interpolation, sides rounded down.
+"""
+
+import io
+import os
+import zlib
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from replicate.errors import UserError
+from replicate.loaders import beton_format as fmt
+from replicate.loaders import crops
+from replicate.loaders.decode import END_OF_IMAGE, decode_image
+from replicate.loaders.sources import Source
+
+MODES = ("jpg", "raw", "proportion")
+# Where no quality is asked for and an image must be encoded all the same (it was resized, or was no JPEG).
+DEFAULT_QUALITY = 95
+# FFCV's smallest page. A sample never crosses a page border, and pages grow when one image is larger.
+MIN_PAGE_SIZE = 1 << 21
+MAX_PAGE_SIZE = 1 << 31
+FIELD_NAMES = ("image", "label")
+_STREAM = 13
+
+
+@dataclass(frozen=True)
+class WriteSettings:
+    """`resolution`: longest side in pixels at most (FFCV's max_resolution; "500_95" is 500 at quality 95), None = as it is.
+
+    `quality`: JPEG quality 1..100; None = the original bytes wherever possible, else 95. `mode`: jpg, raw (pixels), or
+    proportion (a share `proportion` of the images as JPEG, the rest raw). `keep`: a JPEG within `resolution` whose own quality
+    is at most `quality` keeps its bytes; False encodes every image again, as FFCV does. Raises UserError for a value outside
+    those.
+    """
+
+    resolution: int | None = None
+    quality: int | None = None
+    mode: str = "jpg"
+    proportion: float = 0.5
+    keep: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.resolution is not None and not 1 <= self.resolution <= fmt.MAX_SIDE:
+            raise UserError(
+                f"data resolution: {self.resolution} must lie between 1 and {fmt.MAX_SIDE} pixels, or be null for no cap"
+            )
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise UserError(f"data quality: {self.quality} must lie between 1 and 100, or be null to keep the original bytes")
+        if self.mode not in MODES:
+            raise UserError(f"data mode: {self.mode!r} is none of {', '.join(MODES)}")
+        if not 0 <= self.proportion <= 1:
+            raise UserError(f"data proportion: {self.proportion} must lie between 0 and 1")
+
+
+class Encoded(NamedTuple):
+    """One image as it goes into the file; `how` is kept, encoded or raw, `resized` whether it was larger than the cap."""
+
+    data: bytes
+    mode: int
+    height: int
+    width: int
+    how: str
+    resized: bool
+
+
+@dataclass
+class Written:
+    """What was written: one entry a sample in the lists, `counts` by `how` and of `resized`."""
+
+    names: list[str]
+    lengths: list[int] = field(default_factory=list)
+    checksums: list[int] = field(default_factory=list)
+    how: list[str] = field(default_factory=list)
+    counts: Counter = field(default_factory=Counter)
+
+    def add(self, image: Encoded) -> None:
+        self.lengths.append(len(image.data))
+        self.checksums.append(zlib.crc32(image.data))
+        self.how.append(image.how)
+        self.counts[image.how] += 1
+        self.counts["resized"] += image.resized
+
+
+@cache
+def _standard_luminance() -> np.ndarray:
+    """(100, 64) luminance quantisation tables that libjpeg writes at quality 1..100."""
+    tables = []
+    for quality in range(1, 101):
+        buffer = io.BytesIO()
+        Image.new("L", (8, 8)).save(buffer, "JPEG", quality=quality)
+        with Image.open(buffer) as image:
+            tables.append(image.quantization[0])
+    return np.array(tables)
+
+
+def jpeg_quality(image: Image.Image) -> int:
+    """The libjpeg quality 1..100 whose luminance table comes closest to this JPEG's own (100 where it has none to compare)."""
+    table = image.quantization.get(0)
+    if table is None or len(table) != 64:
+        return 100
+    return 1 + int(np.abs(_standard_luminance() - np.array(table)).sum(1).argmin())
+
+
+def _complete_jpeg(data: bytes) -> bytes | None:
+    """The bytes from start to end marker, without what some cameras append; None where there is no end marker."""
+    end = data.rfind(END_OF_IMAGE)
+    return data[: end + 2] if data[:2] == b"\xff\xd8" and end > 0 else None
+
+
+def _bytes_to_keep(data: bytes, settings: WriteSettings) -> bytes | None:
+    """The original JPEG bytes where the settings allow them and FFCV's decoder can read them (3 colours or grey), else None."""
+    if not settings.keep:
+        return None
+    with Image.open(io.BytesIO(data)) as image:
+        if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+            return None
+        if settings.resolution is not None and max(image.size) > settings.resolution:
+            return None
+        if settings.quality is not None and jpeg_quality(image) > settings.quality:
+            return None
+    return _complete_jpeg(data)
+
+
+def shrink(pixels: np.ndarray, resolution: int | None) -> np.ndarray:
+    """Area-averaged down to a longest side of `resolution` pixels (other side rounded down, at least 1); never enlarged."""
+    height, width = pixels.shape[:2]
+    if resolution is None or max(height, width) <= resolution:
+        return pixels
+    share = resolution / max(height, width)
+    size = (max(int(width * share), 1), max(int(height * share), 1))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """uint8 (H, W, 3) RGB -> JPEG bytes, 4:2:0, by OpenCV as FFCV's writer does."""
+    ok, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not ok:
+        raise ValueError(f"OpenCV could not encode {pixels.shape}")
+    return encoded.tobytes()
+
+
+def _wants_jpeg(settings: WriteSettings, index: int) -> bool:
+    if settings.mode == "proportion":
+        return bool(crops.uniforms(settings.seed, 0, _STREAM, np.asarray(index)) < settings.proportion)
+    return settings.mode == "jpg"
+
+
+def encode_sample(source: Source, index: int, settings: WriteSettings) -> Encoded:
+    """Image number `index` of `source` under `settings`. Raises UserError naming the file when it is no image or damaged."""
+    original, name = source.read(index), source.names[index]
+    # Decoded even where its bytes are kept: a truncated image must be found now, not in the middle of a training run.
+    pixels = decode_image(original, name) if isinstance(original, bytes) else original
+    if max(pixels.shape[:2]) > fmt.MAX_SIDE and settings.resolution is None:
+        raise UserError(
+            f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, and the format holds at most {fmt.MAX_SIDE} a side"
+        )
+    if _wants_jpeg(settings, index):
+        kept = _bytes_to_keep(original, settings) if isinstance(original, bytes) else None
+        if kept is not None:
+            return Encoded(kept, fmt.JPG, *pixels.shape[:2], "kept", False)
+    small = shrink(pixels, settings.resolution)
+    resized = small.shape != pixels.shape
+    if _wants_jpeg(settings, index):
+        return Encoded(encode_jpeg(small, settings.quality or DEFAULT_QUALITY), fmt.JPG, *small.shape[:2], "encoded", resized)
+    return Encoded(np.ascontiguousarray(small).tobytes(), fmt.RAW, *small.shape[:2], "raw", resized)
+
+
+def _encode_in_order(source: Source, settings: WriteSettings, workers: int) -> Iterator[Encoded]:
+    """All images in order; `workers` threads work at most a few images ahead, so that memory stays small."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[Encoded]] = deque()
+        try:
+            for index in range(len(source)):
+                pending.append(pool.submit(encode_sample, source, index, settings))
+                if len(pending) >= 8 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _descriptors() -> np.ndarray:
+    fields = np.zeros(len(FIELD_NAMES), fmt.FIELD)
+    for descriptor, name, type_id in zip(fields, FIELD_NAMES, (fmt.RGB_IMAGE, fmt.INT), strict=True):
+        descriptor["type_id"] = type_id
+        descriptor["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
+    return fields
+
+
+class _Layout:
+    """Hands out places in the file; no sample crosses a page border, because FFCV may read page by page."""
+
+    def __init__(self, start: int) -> None:
+        self.position, self.page_size = start, MIN_PAGE_SIZE
+
+    def place(self, length: int, name: str) -> int:
+        while length > self.page_size:
+            # Borders of larger pages are borders of smaller ones too, so nothing placed before has to move.
+            self.page_size *= 2
+            if self.page_size > MAX_PAGE_SIZE:
+                raise UserError(
+                    f"{name}: {length} bytes, more than a page of the format can hold; set data resolution or mode jpg"
+                )
+        if self.position % self.page_size + length > self.page_size:
+            self.position += self.page_size - self.position % self.page_size
+        place, self.position = self.position, self.position + length
+        return place
+
+
+def _write_file(file: BinaryIO, source: Source, settings: WriteSettings, images: Iterator[Encoded]) -> Written:
+    fields = _descriptors()
+    metadata = np.zeros(len(source), fmt.metadata_dtype([fmt.RGB_IMAGE, fmt.INT]))
+    metadata["f1"] = source.labels
+    table = np.zeros(len(source), fmt.ALLOCATION)
+    layout, written = _Layout(fmt.HEADER.itemsize + fields.nbytes + metadata.nbytes), Written(list(source.names))
+    for index, image in enumerate(images):
+        place = layout.place(len(image.data), source.names[index])
+        metadata["f0"][index] = (image.mode, image.width, image.height, place)
+        table[index] = (index, place, len(image.data))
+        file.seek(place)
+        file.write(image.data)
+        written.add(image)
+    file.seek(layout.position)
+    file.write(table.tobytes())
+    header = np.array((fmt.VERSION, len(fields), layout.page_size, len(source), layout.position), fmt.HEADER)
+    file.seek(0)
+    file.write(header.tobytes() + fields.tobytes() + metadata.tobytes())
+    return written
+
+
+def write_beton(path: Path, source: Source, settings: WriteSettings, *, workers: int = 2, progress: bool = True) -> Written:
+    """Writes `source` to `path`, image and label fields, in the source's order. The file appears under its name only when it is
+    complete.
+
+    Raises UserError for a damaged image (named) and where the file cannot be written, a full disk for one; nothing is left
+    behind.
+    """
+    part = path.with_name(path.name + ".part")
+    images = _encode_in_order(source, settings, max(workers, 1))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        bar = tqdm(images, total=len(source), desc=path.name, unit="img", disable=not progress)
+        with open(part, "wb") as file:
+            written = _write_file(file, source, settings, bar)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was left half-written") from error
+    finally:
+        images.close()
+        part.unlink(missing_ok=True)
+    return written

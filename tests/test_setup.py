@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parent.parent
 # Imported only where it could be built; every other import must be declared.
@@ -98,6 +99,20 @@ def test_lock_holds_every_transitive_dependency(lock):
             if each.marker is None or each.marker.evaluate({"extra": ""}):
                 missing |= {normalise(each.name)} - set(lock)
     assert not {name for name in missing if not name.startswith(("nvidia-", "cuda-", "triton"))}
+
+
+def test_locked_versions_run_on_the_first_release_of_the_oldest_python(lock):
+    """Distributions keep shipping early patch releases of Python: Debian 12 has 3.11.2."""
+    oldest = ".".join(map(str, (*setup_env.OLDEST_LOCKED, 0)))
+    refused = {}
+    for name in lock:
+        try:
+            wanted = metadata.metadata(name)["Requires-Python"]
+        except metadata.PackageNotFoundError:
+            continue
+        if wanted and oldest not in SpecifierSet(wanted):
+            refused[name] = wanted
+    assert not refused
 
 
 def test_ffcv_stays_outside_pip_resolution(lock):

@@ -158,7 +158,10 @@ def create(environment: Environment) -> None:
     if usable(environment):
         return
     if importlib.util.find_spec("ensurepip") is None:
-        apt_install(["python3-venv"])
+        try:
+            apt_install(["python3-venv"])
+        except SetupError as error:
+            raise SetupError(f"this Python cannot make virtual environments: install python3-venv ({error})") from error
     call(sys.executable, "-m", "venv", "--clear", environment.path)
 
 

@@ -1,0 +1,168 @@
+"""The command line: `python -m replicate COMMAND`. Heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from replicate.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (2 for a user's mistake, 130 when interrupted)."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        options.handler(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; what had finished is kept, and the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="replicate", description="Five papers on efficient masked image modelling, in one harness.")
+    parser.add_argument("--params", default="params.yaml", help="file with runs and budgets (default: %(default)s)")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    for name, handler, what in (
+        ("pretrain", _pretrain, "pre-train a run of params.yaml, every seed of the budget"),
+        ("evaluate", _evaluate, "fine-tune or probe a run's pre-trained weights, every seed"),
+    ):
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("run", help="the run's name in params.yaml")
+        command.set_defaults(handler=handler)
+
+    command = commands.add_parser("data", help="write, check or describe a data set's .beton files")
+    actions = command.add_subparsers(metavar="ACTION", required=True)
+    for name, handler, what in (
+        ("write", _data_write, "write train.beton, val.beton and manifest.json of a data set of params.yaml"),
+        ("check", _data_check, "check a data set's files against their manifest"),
+        ("info", _data_info, "describe a data set's files"),
+    ):
+        action = actions.add_parser(name, help=what, description=what)
+        action.add_argument("dataset", nargs="?", default="full", help="its name in params.yaml (default: %(default)s)")
+        action.set_defaults(handler=handler)
+
+    command = commands.add_parser("budget", help="show or choose the lens through which runs are seen")
+    command.add_argument("name", nargs="?", help="smoke, laptop, tiny, gpu, paper or one of your own")
+    command.set_defaults(handler=_budget)
+
+    command = commands.add_parser("grid", help="every run of params.yaml (or of one paper) in this one process, without DVC")
+    command.add_argument("paper", nargs="*", help="papers to run (default: all)")
+    command.set_defaults(handler=_grid)
+
+    command = commands.add_parser("strip", help="write a notebook without its outputs, for the pipeline to depend on")
+    command.add_argument("notebook", type=Path)
+    command.add_argument("destination", type=Path)
+    command.set_defaults(handler=_strip)
+
+    command = commands.add_parser("notebook", help="execute a paper's notebook; writes its tables, figures and HTML page")
+    command.add_argument("paper")
+    command.set_defaults(handler=_notebook)
+
+    command = commands.add_parser("weights", help="exchange weights with the papers' released checkpoints")
+    actions = command.add_subparsers(metavar="ACTION", required=True)
+    for name, handler, what in (
+        ("import", _weights_import, "read a released checkpoint (.pth, .safetensors) into our format"),
+        ("export", _weights_export, "write our weights as .safetensors, or as .pth in the reference's format"),
+    ):
+        action = actions.add_parser(name, help=what, description=what)
+        action.add_argument("source", type=Path)
+        action.add_argument("destination", type=Path)
+        action.add_argument("--decoder", action="store_true", help="refuse a checkpoint that holds no decoder")
+        action.set_defaults(handler=handler)
+    return parser
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    _run(options, options.run, "pretrain")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    _run(options, options.run, "evaluate")
+
+
+def _run(options: argparse.Namespace, name: str, command: str) -> None:
+    from replicate import params as params_module
+
+    params = params_module.load(options.params)
+    kind = "pretrain" if isinstance(params.run(name), params_module.PretrainRun) else "evaluate"
+    if kind != command:
+        raise UserError(f"{name} is a run to {kind}: use `python -m replicate {kind} {name}`")
+    from replicate.trainers.launch import launch
+
+    launch(params, name)
+
+
+def _data_write(options: argparse.Namespace) -> None:
+    from replicate.params import load
+    from replicate.trainers.launch import write_dataset
+
+    write_dataset(load(options.params), options.dataset)
+
+
+def _data_check(options: argparse.Namespace) -> None:
+    from replicate.loaders.data import check
+    from replicate.params import load
+
+    for file in check(load(options.params).data_folder(options.dataset)):
+        print(f"{file}: whole")
+
+
+def _data_info(options: argparse.Namespace) -> None:
+    from replicate.loaders.data import info
+    from replicate.params import load
+
+    info(load(options.params).data_folder(options.dataset))
+
+
+def _budget(options: argparse.Namespace) -> None:
+    from replicate.params import load, switch_budget
+
+    if options.name:
+        switch_budget(options.params, options.name)
+    params = load(options.params)
+    print(f"budget {params.budget}; defined are {', '.join(params.budgets)}")
+
+
+def _grid(options: argparse.Namespace) -> None:
+    from replicate.params import load
+    from replicate.trainers.launch import launch_all
+
+    launch_all(load(options.params), options.paper)
+
+
+def _strip(options: argparse.Namespace) -> None:
+    from replicate.report.notebook import strip
+
+    strip(options.notebook, options.destination)
+
+
+def _notebook(options: argparse.Namespace) -> None:
+    from replicate.params import load
+    from replicate.report.notebook import execute
+
+    execute(options.paper, load(options.params).budget)
+
+
+def _weights_import(options: argparse.Namespace) -> None:
+    from replicate.models.weights import import_weights
+
+    import_weights(options.source, options.destination, need_decoder=options.decoder)
+
+
+def _weights_export(options: argparse.Namespace) -> None:
+    from replicate.models.weights import export_weights
+
+    export_weights(options.source, options.destination, need_decoder=options.decoder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

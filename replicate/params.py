@@ -1,0 +1,349 @@
+"""The only reader of `params.yaml`: strict, typed, frozen.
+
+Runs are written in their paper's own numbers. `Params.pretrain_run` and `Params.evaluate_run` hand them out as seen through a budget
+(see `replicate.budget`); at the `paper` budget that view is the identity.
+
+A result-affecting number lives in a run, a dataset or a budget, and changing it retrains. `Machine` holds what only makes a run faster or
+smaller on the machine at hand, and changing it retrains nothing.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from replicate.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Betas = tuple[Ratio, Ratio]
+CropScale = tuple[Positive, Annotated[float, Field(gt=0.0, le=1.0)]]
+
+
+class Strict(BaseModel):
+    """Frozen, and refuses keys and types it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Stage(Strict):
+    """One stretch of a run at its own resolution, mask ratio or batch (FastMIM-P; DailyMAE Tables 8 and 10).
+
+    `until` is the fraction of the run's epochs at which the stage ends, so that a budget can shorten the run and keep the proportions.
+    """
+
+    until: Annotated[float, Field(gt=0.0, le=1.0)]
+    image_size: Count | None = None
+    mask_ratio: Ratio | None = None
+    batch_size: Count | None = None
+    crop_scale: CropScale | None = None
+    auto_augment: str | None = None
+
+
+class Optimisation(Strict):
+    """What every training run states: optimiser, schedule, batch and the view of the images."""
+
+    paper: str
+    dataset: str = "full"
+    image_size: Count = 224
+    epochs: Annotated[int, Field(ge=0)]
+    warmup_epochs: NonNegative
+    batch_size: Count
+    base_lr: Positive
+    min_lr: NonNegative = 0.0
+    weight_decay: NonNegative
+    betas: Betas
+    clip_grad: Positive | None = None
+    crop: Literal["random_resized", "fixed", "none"] = "random_resized"
+    crop_scale: CropScale
+    color_jitter: NonNegative = 0.0
+    interpolation: Literal["area", "bicubic"] = "area"
+    stages: tuple[Stage, ...] = ()
+
+    @model_validator(mode="after")
+    def _stages_cover_the_run(self):
+        ends = [stage.until for stage in self.stages]
+        if ends and (ends != sorted(set(ends)) or ends[-1] != 1.0):
+            raise ValueError(f"stages must end at rising fractions of the run, the last at 1.0; they end at {ends}")
+        if self.warmup_epochs > self.epochs > 0:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} is longer than the run's {self.epochs} epochs")
+        return self
+
+    @property
+    def peak_lr(self) -> float:
+        """Linear scaling rule: base_lr * batch / 256 (MAE, appendix A.1)."""
+        return self.base_lr * self.batch_size / 256
+
+
+class PretrainRun(Optimisation):
+    """One pre-training: mask x target x weighting x objective x decoder x backbone x schedule."""
+
+    method: Literal["mae", "mim"] = "mae"
+    backbone: str
+    backbone_kwargs: dict[str, Any] = {}
+    mask: Literal["random", "block", "grid"] = "random"
+    mask_ratio: Ratio
+    mask_tokens_in_encoder: bool = False
+    decoder_depth: Annotated[int, Field(ge=0, le=32)]
+    decoder_width: Count
+    decoder_beta: Positive | None = None
+    target: str = "pixel"
+    target_options: dict[str, Any] = {}
+    score_all: bool = False
+    weighting: str = "uniform"
+    weighting_options: dict[str, Any] = {}
+    objective: Literal["reconstruction", "supmae", "distillation"] = "reconstruction"
+    flip: bool = True
+
+    @property
+    def patch_size(self) -> int:
+        return self.backbone_kwargs["patch_size"]
+
+
+class EvaluateRun(Optimisation):
+    """One evaluation of a pre-training's weights: end-to-end or partial fine-tuning, linear probe, or k-NN."""
+
+    pretrain: str
+    protocol: Literal["finetune", "linear", "knn"] = "finetune"
+    tuned_blocks: NonNegative | None = None
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    drop_path: Ratio = 0.0
+    label_smoothing: Ratio = 0.0
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    auto_augment: str | None = None
+    random_erasing: Fraction = 0.0
+    ema: Ratio | None = None
+    flip: bool = True
+
+    @property
+    def pretrain_name(self) -> str:
+        return self.pretrain.rpartition("/")[2]
+
+
+class Encoding(Strict):
+    """How images are stored in a `.beton`: longest-side cap in pixels (None: as they come) and JPEG quality."""
+
+    resolution: Count | None = None
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+
+
+class Dataset(Strict):
+    """A source of images and the part of it that is used; the papers' proxies are class subsets and image fractions."""
+
+    source: str = "photos"
+    image_size: Count = 224
+    classes: Annotated[int, Field(ge=2)] | None = None
+    class_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    train_images: Count | None = None
+    val_images: Count | None = None
+    seed: int = 0
+    train: Encoding = Encoding(resolution=500, quality=95)
+    val: Encoding = Encoding(resolution=500, quality=100)
+
+
+class Budget(Strict):
+    """A lens from the papers' numbers to what a machine affords; see `replicate.budget` for what each number does."""
+
+    seeds: Count = 1
+    precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    loader: Literal["auto", "ffcv", "beton", "folder"] = "auto"
+    image_scale: Positive = 1.0
+    patch_scale: Positive = 1.0
+    backbones: dict[str, dict[str, Any]] = {}
+    decoder_width_scale: Positive = 1.0
+    max_depth: Count | None = None
+    pretrain_epochs: Positive = 1.0
+    evaluate_epochs: Positive = 1.0
+    batch_scale: Positive = 1.0
+    max_batch: Count | None = None
+    pretrain_lr: Positive = 1.0
+    evaluate_lr: Positive = 1.0
+    regularisation: Literal["paper", "light"] = "paper"
+    data: dict[str, Any] = {}
+
+
+class Machine(Strict):
+    """What the machine at hand decides; none of it is meant to change a result."""
+
+    device: str = "auto"
+    workers: Annotated[int, Field(ge=0)] = 2
+    micro_batch: Count | None = None
+    compile: bool = False
+    checkpoint_minutes: Positive = 5.0
+
+
+class Paper(Strict):
+    title: str
+    notebook: str
+
+
+class Grid(Strict):
+    """A paper's full ablation grid: its own pipeline file under `grids/`, run by name."""
+
+    pretrain: dict[str, PretrainRun] = {}
+    evaluate: dict[str, EvaluateRun] = {}
+
+
+class Params(Strict):
+    """`params.yaml` as a whole."""
+
+    budget: str
+    recipes: dict[str, Any] = {}
+    machine: Machine = Machine()
+    budgets: dict[str, Budget]
+    datasets: dict[str, Dataset]
+    papers: dict[str, Paper]
+    pretrain: dict[str, PretrainRun]
+    evaluate: dict[str, EvaluateRun]
+    grids: dict[str, Grid] = {}
+
+    @model_validator(mode="after")
+    def _names_fit_together(self):
+        if self.budget not in self.budgets:
+            raise ValueError(f"budget is '{self.budget}'; defined are {', '.join(self.budgets)}")
+        owners = {f"{run.paper}/{name}" for name, run in self.pretrain_runs.items()}
+        for name, run in (self.pretrain_runs | self.evaluate_runs).items():
+            if run.dataset not in self.datasets:
+                raise ValueError(f"run '{name}' uses dataset '{run.dataset}'; defined are {', '.join(self.datasets)}")
+        for name, run in self.evaluate_runs.items():
+            if run.pretrain not in owners:
+                raise ValueError(f"evaluate run '{name}' starts from '{run.pretrain}', which is no pretrain run (paper/name)")
+        return self
+
+    @cached_property
+    def pretrain_runs(self) -> dict[str, PretrainRun]:
+        """Every pre-training, headline and grids, as written."""
+        return _merged(self.pretrain, *(grid.pretrain for grid in self.grids.values()))
+
+    @cached_property
+    def evaluate_runs(self) -> dict[str, EvaluateRun]:
+        """Every evaluation, headline and grids, as written."""
+        return _merged(self.evaluate, *(grid.evaluate for grid in self.grids.values()))
+
+    def run(self, name: str) -> PretrainRun | EvaluateRun:
+        """A run as its paper states it. Raises UserError for a name that `params.yaml` does not hold."""
+        runs = self.pretrain_runs | self.evaluate_runs
+        if name not in runs:
+            close = [known for known in runs if name.lower() in known.lower() or known.lower() in name.lower()]
+            hint = f"; did you mean {', '.join(close)}?" if close else f"; it holds {', '.join(runs)}"
+            raise UserError(f"params.yaml has no run '{name}'{hint}")
+        return runs[name]
+
+    def resolve(self, name: str, budget: str | None = None) -> PretrainRun | EvaluateRun:
+        """A run through the budget's lens (the active budget unless one is named)."""
+        from replicate.budget import resolve
+
+        return resolve(self, name, self.budget_named(budget))
+
+    def budget_named(self, name: str | None = None) -> Budget:
+        name = name or self.budget
+        if name not in self.budgets:
+            raise UserError(f"there is no budget '{name}'; params.yaml defines {', '.join(self.budgets)}")
+        return self.budgets[name]
+
+    def dataset(self, name: str, budget: str | None = None) -> Dataset:
+        """A dataset with the budget's overrides laid over it."""
+        base = self.datasets[name].model_dump(exclude_unset=True)
+        return _validated(Dataset, self.budget_named(budget).data | base, f"datasets.{name}")
+
+    def results_folder(self, name: str, budget: str | None = None) -> Path:
+        return Path("results") / (budget or self.budget) / self.run(name).paper / name
+
+    def data_folder(self, dataset: str, budget: str | None = None) -> Path:
+        return Path("data") / (budget or self.budget) / dataset
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and check `params.yaml`.
+
+    Raises UserError, in one line with the key, the value and what is allowed, for a missing or unreadable file, an unknown key, a wrong type,
+    an impossible value, or an image size that a run's patch does not divide at its paper's own numbers or at the active budget.
+    """
+    params = _validated(Params, _read(Path(path)), str(path))
+    from replicate.budget import check_geometry
+
+    check_geometry(params)
+    return params
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run this from the repository's root, where params.yaml lies") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {type(content).__name__}, not the keys budget, budgets, datasets, pretrain, evaluate")
+    return _numbers_as_floats(content)
+
+
+def _numbers_as_floats(value: Any) -> Any:
+    """YAML 1.1 reads `1e-3` as a string; people who write learning rates mean a number. Sequences become the tuples that frozen models hold."""
+    if isinstance(value, dict):
+        return {key: _numbers_as_floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_numbers_as_floats(item) for item in value)
+    if isinstance(value, str) and value[:1].isdigit() and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _validated(model: type[Strict], content: Any, where: str):
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_fault(error)}") from None
+
+
+def _first_fault(error: ValidationError) -> str:
+    faults = error.errors(include_url=False, include_context=True)
+    fault = faults[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {key}{_close_key(error, fault)}{more}"
+    if fault["type"] == "value_error":
+        return f"{key + ': ' if key else ''}{fault['ctx']['error']}{more}"
+    if fault["type"] == "missing":
+        return f"{key} is missing{more}"
+    return f"{key} = {fault['input']!r}: {fault['msg'][0].lower() + fault['msg'][1:]}{more}"
+
+
+def _close_key(error: ValidationError, fault: dict) -> str:
+    from difflib import get_close_matches
+
+    known = {name for model in (Params, Budget, Dataset, PretrainRun, EvaluateRun, Stage, Machine, Encoding) for name in model.model_fields}
+    match = get_close_matches(str(fault["loc"][-1]), known, n=1)
+    return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def _merged(*groups: dict[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for group in groups:
+        for name, run in group.items():
+            if name in merged:
+                raise ValueError(f"two runs are called '{name}'; a run's name must be its own")
+            merged[name] = run
+    return merged
+
+
+def switch_budget(path: str | Path, name: str) -> None:
+    """Make `name` the active budget by changing that one line of `params.yaml`. Raises UserError for a budget that is not defined."""
+    params = load(path)
+    params.budget_named(name)
+    lines = Path(path).read_text().splitlines(keepends=True)
+    changed = [line.replace(params.budget, name, 1) if line.startswith("budget:") else line for line in lines]
+    Path(path).write_text("".join(changed))

@@ -1,0 +1,1 @@
+"""Schedules: learning rate over iterations, learning rate over layers, resolution and mask ratio over stages."""

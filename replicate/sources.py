@@ -1,0 +1,76 @@
+"""Which source files of this package a command is made of.
+
+DVC does not follow imports, so a pipeline stage lists its files. This module finds them, by reading the import statements: the pipeline's test
+holds `dvc.yaml` against it, and a run's key in the store of resumable runs includes their contents, so that no result outlives the code that made it.
+Imports by an option's name (`importlib.import_module(f"replicate.targets.{name}")`) are not followed: the option's file is an entry of its own.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+ROOT = PACKAGE.parent
+
+
+@cache
+def closure(*entries: str) -> tuple[Path, ...]:
+    """Files, relative to the repository, that importing the modules `entries` ("replicate.trainers.pretrain", ...) can reach. Sorted."""
+    found: set[Path] = set()
+    waiting = list(entries)
+    while waiting:
+        path = _file_of(waiting.pop())
+        if path is None or path in found:
+            continue
+        found.add(path)
+        waiting += _imported_modules(path)
+    return tuple(sorted(path.relative_to(ROOT) for path in found))
+
+
+def fingerprint(*entries: str) -> str:
+    """A digest of the contents of `closure(*entries)`."""
+    digest = hashlib.sha256()
+    for path in closure(*entries):
+        digest.update(str(path).encode() + b"\0" + (ROOT / path).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def pretrain_entries(run) -> tuple[str, ...]:
+    """Entry modules of `python -m replicate pretrain` for a run: the trainer and the files that its options name."""
+    options = (f"models.{run.method}", f"targets.{run.target}", f"losses.{run.weighting}", f"losses.{run.objective}")
+    return ("replicate.trainers.pretrain", *(f"replicate.{option}" for option in options))
+
+
+def evaluate_entries(run) -> tuple[str, ...]:
+    """Entry modules of `python -m replicate evaluate` for a run."""
+    return ("replicate.trainers.evaluate", f"replicate.trainers.{run.protocol}")
+
+
+def _file_of(module: str) -> Path | None:
+    path = ROOT.joinpath(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _imported_modules(path: Path) -> list[str]:
+    parts = path.relative_to(ROOT).parts
+    modules = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+    tree = ast.parse(path.read_text())
+    ignored = {id(node) for block in ast.walk(tree) if _is_type_checking(block) for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in ignored:
+            continue
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [module for module in modules if module.split(".")[0] == PACKAGE.name]
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"

@@ -1,0 +1,1 @@
+"""One engine, and on top of it pre-training and the evaluations of what was pre-trained."""

@@ -1,0 +1,200 @@
+"""The training loop, once for every paper: mixed precision, gradient accumulation, stages, checkpoints, a guard against NaN."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from replicate.errors import UserError
+from replicate.schedules.lr import set_learning_rate, warmup_cosine
+from replicate.schedules.stages import View, view_at
+from replicate.trainers.session import Session, seed_everything
+from replicate.trainers.store import RunStore
+
+if TYPE_CHECKING:
+    from replicate.loaders import Batch, Loader
+    from replicate.params import Optimisation
+
+CHECKPOINT_SHARE = 0.05  # of the time: a checkpoint is written once training has lasted 20 times as long as writing the last one took
+CHECK_EVERY = 20  # steps between two looks at the loss on an accelerator, where each look waits for the device
+
+
+class Task(Protocol):
+    """What is trained: an nn.Module whose forward takes a batch and gives the loss. `model` is its network."""
+
+    model: nn.Module
+
+    def forward(self, images: Tensor, labels: Tensor, index: Tensor, epoch: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """images (n, 3, S, S) uint8, labels (n,), index (n,) sample numbers, progress in [0, 1) -> scalar loss, scalars to log."""
+
+    def set_view(self, view: View) -> None:
+        """Adapt to a stage's image size and mask ratio."""
+
+
+def fit(
+    task: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: Loader,
+    run: Optimisation,
+    session: Session,
+    store: RunStore,
+    *,
+    seed: int,
+    name: str,
+    after_step: Callable[[], None] | None = None,
+    after_epoch: Callable[[int], dict[str, float]] | None = None,
+    extra_state: dict[str, Any] | None = None,
+) -> list[dict[str, float]]:
+    """Train `task` for `run.epochs` epochs and return its history, one row an epoch.
+
+    Continues from the store's checkpoint when there is one; on a CPU the continued run equals an unbroken one bit for bit.
+    `extra_state` maps names to objects with state_dict / load_state_dict that belong to the checkpoint (an EMA model, say).
+    Raises UserError when the loss stops being finite, naming the step.
+    """
+    scaler = torch.amp.GradScaler(session.device.type, enabled=session.precision == torch.float16)
+    parts = {"task": task, "optimizer": optimizer, "scaler": scaler, **(extra_state or {})}
+    history = _resume(store, parts, task, run, session)
+    stepped = _parallel(task, session)
+    saved_at, save_cost = time.monotonic(), 0.0
+    with _bar(run, loader, name, len(history), session) as bar:
+        for epoch in range(len(history), run.epochs):
+            view = view_at(run, epoch)
+            loader.set_stage(image_size=view.image_size, scale=view.crop_scale)
+            task.set_view(view)
+            row = _train_epoch(stepped, optimizer, scaler, loader, run, view, session, epoch, seed, name, bar, after_step)
+            history.append(row | (after_epoch(epoch) if after_epoch else {}))
+            if time.monotonic() - saved_at > save_cost / CHECKPOINT_SHARE or epoch + 1 == run.epochs:
+                saved_at = time.monotonic()
+                _save(store, parts, history, session)
+                save_cost = time.monotonic() - saved_at
+    return history
+
+
+def accumulation(batch_size: int, session: Session) -> tuple[int, int]:
+    """(images a process holds at once, micro-batches that make one step) for a global batch.
+
+    Raises UserError when the processes do not divide the batch evenly.
+    """
+    if batch_size % session.world_size:
+        raise UserError(f"batch_size {batch_size} cannot be shared by {session.world_size} processes; use a divisor of it")
+    share = batch_size // session.world_size
+    steps = math.ceil(share / (session.micro_batch or share))
+    while share % steps:
+        steps += 1
+    return share // steps, steps
+
+
+def _train_epoch(stepped, optimizer, scaler, loader, run, view, session, epoch, seed, name, bar, after_step) -> dict[str, float]:
+    """One epoch. Every micro-batch takes part in a step: the last step of an epoch averages over those that are left."""
+    _, accumulate = accumulation(view.batch_size, session)
+    steps = math.ceil(loader.num_batches / accumulate)
+    peak = run.base_lr * view.batch_size / 256
+    sums: dict[str, Tensor] = {}
+    images, started = 0, time.monotonic()
+    stepped.train()
+    for step, group in enumerate(_groups(loader.epoch(epoch), accumulate)):
+        position = epoch + step / steps
+        lr = warmup_cosine(position, peak=peak, epochs=run.epochs, warmup_epochs=run.warmup_epochs, min_lr=run.min_lr)
+        set_learning_rate(optimizer, lr)
+        seed_everything(seed, epoch, step)
+        logs = _step(stepped, optimizer, scaler, group, run, session, epoch, position / run.epochs)
+        if after_step:
+            after_step()
+        for key, value in logs.items():
+            sums[key] = sums.get(key, 0.0) + value
+        images += sum(len(batch.labels) for batch in group) * session.world_size
+        if session.device.type == "cpu" or step % CHECK_EVERY == 0:
+            _refuse_nan(logs["loss"], name, epoch, step)
+            bar.set_postfix(loss=f"{float(logs['loss']):.4f}", lr=f"{lr:.2e}", img_s=f"{images / (time.monotonic() - started):.0f}", refresh=False)
+        bar.update()
+    if not sums:
+        raise UserError(f"run {name}: an epoch has no batch; {loader.num_images} images do not fill a batch of {view.batch_size}")
+    means = {key: value / steps for key, value in zip(sums, session.sum_over_ranks(*map(float, sums.values())), strict=True)}
+    means = {key: value / session.world_size for key, value in means.items()}
+    _refuse_nan(means["loss"], name, epoch, steps - 1)
+    seconds = time.monotonic() - started
+    return {"epoch": epoch, **means, "lr": lr, "seconds": seconds, "images": images}
+
+
+def _step(stepped, optimizer, scaler, group, run, session, epoch: int, progress: float) -> dict[str, Tensor]:
+    """Forward and backward over the micro-batches of one step, each weighted by its images, then one optimiser step."""
+    total = sum(len(batch.labels) for batch in group)
+    logs: dict[str, Tensor] = {}
+    for batch in group:
+        share = len(batch.labels) / total
+        images, labels = (item.to(session.device, non_blocking=True) for item in (batch.images, batch.labels))
+        with session.autocast():
+            loss, extras = stepped(images, labels, batch.index, epoch, progress)
+        scaler.scale(loss * share).backward()
+        for key, value in {"loss": loss, **extras}.items():
+            logs[key] = logs.get(key, 0.0) + value.detach() * share
+    if run.clip_grad is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], run.clip_grad)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return logs
+
+
+def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    iterator = iter(batches)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
+
+
+def _refuse_nan(loss: Tensor | float, name: str, epoch: int, step: int) -> None:
+    if not math.isfinite(float(loss)):
+        raise UserError(
+            f"run {name}: the loss became {float(loss)} in epoch {epoch}, step {step}; the last checkpoint is kept. "
+            "Lower base_lr, set clip_grad, or use precision float32"
+        )
+
+
+def _parallel(task: nn.Module, session: Session) -> nn.Module:
+    if session.compile:
+        task.model.compile()
+    if session.world_size == 1:
+        return task
+    return DistributedDataParallel(task, device_ids=[session.device] if session.device.type == "cuda" else None)
+
+
+def _resume(store: RunStore, parts: dict[str, Any], task: nn.Module, run: Optimisation, session: Session) -> list[dict[str, float]]:
+    state = store.load_checkpoint(session.device)
+    if state is None:
+        return []
+    task.set_view(view_at(run, len(state["history"]) - 1))
+    for key, part in parts.items():
+        part.load_state_dict(state[key])
+    return state["history"]
+
+
+def _save(store: RunStore, parts: dict[str, Any], history: list[dict[str, float]], session: Session) -> None:
+    if session.is_main:
+        store.save_checkpoint({key: part.state_dict() for key, part in parts.items()} | {"history": history})
+    session.wait_for_all()
+
+
+def _bar(run, loader, name: str, done_epochs: int, session: Session) -> tqdm:
+    """A progress bar over the whole run's steps; without a terminal, a line every half minute."""
+    steps = math.ceil(loader.num_batches / accumulation(run.batch_size, session)[1])
+    quiet = not sys.stderr.isatty()
+    return tqdm(
+        total=run.epochs * steps,
+        initial=done_epochs * steps,
+        desc=name,
+        unit="step",
+        disable=not session.is_main,
+        mininterval=30 if quiet else 0.5,
+        maxinterval=60 if quiet else 10,
+        dynamic_ncols=not quiet,
+    )

@@ -1,0 +1,88 @@
+"""From a run's name to a trained run: resolves it through the budget, opens the session, hands both to its trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from replicate.params import PretrainRun
+from replicate.sources import evaluate_entries, pretrain_entries
+from replicate.trainers.seeds import RunContext
+from replicate.trainers.session import Session, open_session
+
+if TYPE_CHECKING:
+    from replicate.params import Params
+
+
+def launch(params: Params, name: str) -> None:
+    """Train one run at the active budget."""
+    budget = params.budget_named()
+    with open_session(params.machine, budget.precision, budget.loader) as session:
+        _train(params, name, session)
+
+
+def write_dataset(params: Params, name: str) -> None:
+    """Write a data set's .beton files and manifest as the active budget sees it."""
+    from replicate.loaders.data import write
+
+    data = params.dataset(name)
+    write(
+        data.source,
+        params.data_folder(name),
+        classes=data.classes,
+        fraction=data.fraction,
+        train_images=data.train_images,
+        val_images=data.val_images,
+        image_size=data.image_size,
+        seed=data.seed,
+        resolution=data.train.resolution,
+        quality=data.train.quality,
+        val_resolution=data.val.resolution,
+        val_quality=data.val.quality,
+        workers=params.machine.workers,
+    )
+
+
+def launch_all(params: Params, papers: list[str]) -> None:
+    """Train every run, headline and grids, in one process: data first, pre-training before what is evaluated from it."""
+    runs = {name: run for name, run in (params.pretrain_runs | params.evaluate_runs).items() if not papers or run.paper in papers}
+    for dataset in dict.fromkeys(run.dataset for run in runs.values()):
+        write_dataset(params, dataset)
+    budget = params.budget_named()
+    with open_session(params.machine, budget.precision, budget.loader) as session:
+        for name in _with_upstream(params, runs):
+            _train(params, name, session)
+
+
+def _with_upstream(params: Params, runs: dict) -> list[str]:
+    needed = [run.pretrain_name for run in runs.values() if not isinstance(run, PretrainRun)]
+    return list(dict.fromkeys([*(n for n, run in runs.items() if isinstance(run, PretrainRun)), *needed, *runs]))
+
+
+def _train(params: Params, name: str, session: Session) -> None:
+    context = context_of(params, name, session)
+    if isinstance(context.run, PretrainRun):
+        from replicate.trainers.pretrain import pretrain
+
+        pretrain(context)
+    else:
+        from replicate.trainers.evaluate import evaluate
+
+        evaluate(context)
+
+
+def context_of(params: Params, name: str, session: Session) -> RunContext:
+    """Everything a trainer needs to know of the run called `name` at the active budget."""
+    stated, run = params.run(name), params.resolve(name)
+    upstream = None if isinstance(run, PretrainRun) else run.pretrain_name
+    return RunContext(
+        name=name,
+        stated=stated,
+        run=run,
+        seeds=params.budget_named().seeds,
+        session=session,
+        data_folder=params.data_folder(run.dataset),
+        results_folder=params.results_folder(name),
+        entries=pretrain_entries(run) if upstream is None else evaluate_entries(run),
+        upstream=upstream and params.results_folder(upstream),
+        upstream_run=upstream and params.resolve(upstream),
+    )

@@ -1,0 +1,147 @@
+"""Masked pre-training of any of the five papers: `python -m replicate pretrain RUN`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from replicate import losses, targets
+from replicate.loaders import EVALUATION, Augmentation, Loader, open_loader
+from replicate.loaders.crops import uniforms
+from replicate.loaders.pixels import normalise
+from replicate.losses.reconstruction import reconstruction_loss
+from replicate.models.weights import save_weights
+from replicate.schedules.layer_decay import plain_groups
+from replicate.schedules.stages import View
+from replicate.trainers.engine import accumulation, fit
+from replicate.trainers.seeds import RunContext, train_seeds, weights_path
+from replicate.trainers.session import seed_everything
+from replicate.trainers.store import RunStore
+
+if TYPE_CHECKING:
+    from replicate.params import PretrainRun
+
+MASK_STREAM = 16  # keeps the masks' random numbers apart from those of crops, flips and order
+VALIDATION_SEED = 0  # validation losses of all runs and seeds are taken over the same masks
+
+
+class PretrainTask(nn.Module):
+    """Model, target and weighting of one run; forward gives the loss of a batch.
+
+    The mask of an image depends on (seed, epoch, sample number) alone, so it is the same for any batch size, worker count and number of processes.
+    """
+
+    def __init__(self, run: PretrainRun, seed: int, num_classes: int) -> None:
+        super().__init__()
+        self.seed = seed
+        self.weighting = losses.build_weighting(run.weighting, **run.weighting_options)
+        self.target = targets.build(run.target, run.patch_size, **run.target_options)
+        self.model = importlib.import_module(f"replicate.models.{run.method}").build(run, self.target.dim, self.weighting.needs_p2dist)
+        self.mask_ratio = run.mask_ratio
+
+    def set_view(self, view: View) -> None:
+        if self.model.image_size != (view.image_size, view.image_size):
+            self.model.set_image_size(view.image_size)
+        self.mask_ratio = view.mask_ratio
+
+    def forward(self, images: Tensor, labels: Tensor, index: Tensor, epoch: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        noise = mask_noise(self.seed, epoch, index, self.model.num_patches).to(images.device)
+        prediction = self.model(normalise(images), noise, self.mask_ratio)
+        weights = self.weighting(prediction.p2dist, prediction.scored, progress)
+        loss = reconstruction_loss(prediction.pred, self.target(images), prediction.scored, weights)
+        return loss, {}
+
+
+def mask_noise(seed: int, epoch: int, index: Tensor, num_patches: int) -> Tensor:
+    """Uniform noise (n, L) float32 keyed by (seed, epoch, sample number, patch)."""
+    noise = uniforms(seed, epoch, MASK_STREAM, np.asarray(index.cpu())[:, None], np.arange(num_patches))
+    return torch.from_numpy(noise.astype(np.float32))
+
+
+def pretrain(context: RunContext) -> dict[str, Any]:
+    """Pre-train every seed of a run and write its folder: weights/seed*.safetensors, history.csv, metrics.json."""
+    return train_seeds(context, pretrain_seed)
+
+
+def pretrain_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+    run, session = context.run, context.session
+    seed_everything(seed)
+    task = PretrainTask(run, seed, context.num_classes).to(session.device)
+    history = _train(task, context, seed, store) if run.epochs else []
+    results = {"val_loss": validation_loss(task, context), "parameters": sum(p.numel() for p in task.model.parameters())}
+    if history:
+        results |= {"loss": history[-1]["loss"], "seconds_per_epoch": float(np.median([row["seconds"] for row in history]))}
+    if session.is_main:
+        metadata = {"run": context.name, "seed": str(seed)}
+        save_weights(task.model.state_dict(), weights_path(context.results_folder, seed), metadata)
+    return {"results": results, "history": history}
+
+
+def _train(task: PretrainTask, context: RunContext, seed: int, store: RunStore) -> list[dict[str, float]]:
+    run, session = context.run, context.session
+    optimizer = torch.optim.AdamW(plain_groups(task, run.weight_decay), lr=run.peak_lr, betas=run.betas)
+    with training_loader(context, seed) as loader:
+        return fit(task, optimizer, loader, run, session, store, seed=seed, name=f"{context.name} seed {seed}")
+
+
+def training_loader(context: RunContext, seed: int) -> Loader:
+    """The shuffled, augmented loader of a run's training images."""
+    run, session = context.run, context.session
+    augmentation = Augmentation(
+        crop=run.crop,
+        scale=run.crop_scale,
+        flip=run.flip,
+        color_jitter=run.color_jitter,
+        auto=getattr(run, "auto_augment", None),
+        interpolation=run.interpolation,
+    )
+    return open_loader(
+        session.loader,
+        context.data_folder / "train.beton",
+        batch_size=accumulation(run.batch_size, session)[0],
+        image_size=run.image_size,
+        augmentation=augmentation,
+        seed=seed,
+        train=True,
+        workers=session.workers,
+        rank=session.rank,
+        world_size=session.world_size,
+    )
+
+
+def validation_loader(context: RunContext, image_size: int, batch_size: int = 256) -> Loader:
+    """Centre crops of every validation image, each exactly once over all processes."""
+    session = context.session
+    return open_loader(
+        session.loader,
+        context.data_folder / "val.beton",
+        batch_size=batch_size,
+        image_size=image_size,
+        augmentation=EVALUATION,
+        seed=0,
+        train=False,
+        workers=session.workers,
+        rank=session.rank,
+        world_size=session.world_size,
+    )
+
+
+@torch.no_grad()
+def validation_loss(task: PretrainTask, context: RunContext) -> float:
+    """Mean reconstruction loss over the validation images, each under one fixed mask at the run's ratio."""
+    task.eval()
+    task.seed = VALIDATION_SEED
+    total = count = 0.0
+    with validation_loader(context, task.model.image_size[0]) as loader:
+        for images, labels, index in loader.epoch(0):
+            with context.session.autocast():
+                loss, _ = task(images.to(context.session.device), labels.to(context.session.device), index, 0, 1.0)
+            total, count = total + float(loss) * len(images), count + len(images)
+    total, count = context.session.sum_over_ranks(total, count)
+    return total / count
+
+

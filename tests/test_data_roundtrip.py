@@ -10,8 +10,9 @@ from PIL import Image
 
 from replicate.loaders import Augmentation, data, open_loader
 from replicate.loaders import beton_format as fmt
+from replicate.loaders.manifest import read_samples
 from replicate.loaders.reader import BetonReader
-from replicate.loaders.writer import jpeg_quality
+from replicate.loaders.writer import WriteSettings, jpeg_quality
 
 
 def _picture(seed: int, height: int, width: int) -> np.ndarray:
@@ -22,7 +23,7 @@ def _picture(seed: int, height: int, width: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """3 classes, 7 training and 3 validation images each: JPEG at several qualities, one grey, one PNG, one CMYK, sizes that differ."""
+    """3 classes, 7 training and 3 validation images each: JPEG, one grey, one PNG, one CMYK."""
     root = tmp_path_factory.mktemp("images")
     for split, count in (("train", 7), ("val", 3)):
         for label, name in enumerate(("cat", "dog", "eel")):
@@ -41,8 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _write(folder: Path, out: Path, **options: object) -> Path:
-    data.write(str(folder), out, progress=False, **options)
+def _write(folder: Path, out: Path, split: dict[str, object] | None = None, **options: object) -> Path:
+    encoding = WriteSettings(**(split or {}))
+    data.write(data.DataSettings(str(folder), train=encoding, val=encoding, **options), out, progress=False)
     return out
 
 
@@ -51,7 +53,7 @@ def test_a_jpeg_keeps_its_bytes_where_the_settings_allow(folder: Path, tmp_path:
     with BetonReader(out / "train.beton") as reader:
         kept = 0
         for index in range(len(reader)):
-            file = folder / reader.manifest.source["source"] / data.read_samples(reader.path)[index]["name"]
+            file = folder / reader.manifest.source["source"] / read_samples(reader.path)[index]["name"]
             if file.suffix == ".jpg":
                 assert reader.read(index) == file.read_bytes()
                 kept += 1
@@ -60,7 +62,7 @@ def test_a_jpeg_keeps_its_bytes_where_the_settings_allow(folder: Path, tmp_path:
 
 
 def test_quality_and_resolution_decide_what_is_encoded_again(folder: Path, tmp_path: Path) -> None:
-    _write(folder, tmp_path, quality=85, resolution=60, val_quality=90, keep=True)
+    _write(folder, tmp_path, {"quality": 85, "resolution": 60})
     with BetonReader(tmp_path / "train.beton") as reader:
         assert reader.tables.sizes.max() == 60
         for index in range(len(reader)):
@@ -72,16 +74,16 @@ def test_quality_and_resolution_decide_what_is_encoded_again(folder: Path, tmp_p
 
 
 def test_keep_false_encodes_every_image_as_ffcv_does(folder: Path, tmp_path: Path) -> None:
-    _write(folder, tmp_path, quality=100, keep=False)
+    _write(folder, tmp_path, {"quality": 100, "keep": False})
     with BetonReader(tmp_path / "train.beton") as reader:
         assert reader.manifest.splits["train"]["counts"]["encoded"] == len(reader)
 
 
 def test_raw_is_lossless_and_proportion_mixes(folder: Path, tmp_path: Path) -> None:
-    _write(folder, tmp_path / "raw", mode="raw")
-    _write(folder, tmp_path / "mixed", mode="proportion", proportion=0.5)
+    _write(folder, tmp_path / "raw", {"mode": "raw"})
+    _write(folder, tmp_path / "mixed", {"mode": "proportion", "proportion": 0.5})
     with BetonReader(tmp_path / "raw" / "train.beton") as reader:
-        png = next(i for i, row in enumerate(data.read_samples(reader.path)) if row["name"].endswith("cat/1.png"))
+        png = next(i for i, row in enumerate(read_samples(reader.path)) if row["name"].endswith("cat/1.png"))
         height, width = reader.tables.sizes[png]
         stored = np.frombuffer(reader.read(png), np.uint8).reshape(height, width, 3)
         assert np.array_equal(stored, _picture(1, height, width))
@@ -98,7 +100,8 @@ def test_the_quality_of_a_jpeg_is_read_off_its_tables(quality: int) -> None:
 
 
 def test_writing_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    manifests = [data.write(str(folder), tmp_path / str(n), workers=n, progress=False, resolution=50) for n in (1, 3)]
+    settings = data.DataSettings(str(folder), train=WriteSettings(resolution=50))
+    manifests = [data.write(settings, tmp_path / str(n), workers=n, progress=False) for n in (1, 3)]
     assert manifests[0] == manifests[1]
 
 
@@ -113,7 +116,7 @@ AUGMENTATIONS = {
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_folder_and_beton_serve_the_same_pixels(folder: Path, tmp_path: Path, name: str) -> None:
     """Raw storage, so that nothing but the loaders is compared."""
-    out = _write(folder, tmp_path, mode="raw")
+    out = _write(folder, tmp_path, {"mode": "raw"})
     options = dict(batch_size=4, image_size=24, augmentation=AUGMENTATIONS[name], seed=5, train=name != "evaluation")
     with (
         open_loader("beton", out / "train.beton", workers=2, **options) as ours,
@@ -129,7 +132,7 @@ def test_folder_and_beton_serve_the_same_pixels(folder: Path, tmp_path: Path, na
 
 
 def test_folder_opened_on_a_beton_serves_its_source(folder: Path, tmp_path: Path) -> None:
-    out = _write(folder, tmp_path, mode="raw", classes=2, fraction=0.5, seed=1)
+    out = _write(folder, tmp_path, {"mode": "raw"}, classes=2, fraction=0.5, seed=1)
     options = dict(batch_size=3, image_size=16, augmentation=Augmentation(), seed=0, train=False)
     for split in ("train", "val"):
         with (
@@ -174,11 +177,11 @@ def test_a_stage_changes_size_and_scale_between_epochs(folder: Path, tmp_path: P
 
 
 def test_info_tells_what_was_written(folder: Path, tmp_path: Path) -> None:
-    lines: list[str] = []
-    described = data.info(_write(folder, tmp_path, resolution=50), lines.append)
+    out = _write(folder, tmp_path, {"resolution": 50})
+    described = data.describe(out)
     assert [content["images"] for content in described] == [21, 9]
     assert described[0]["counts"]["resized"] > 0 and described[0]["settings"]["resolution"] == 50
-    assert any("train.beton" in line for line in lines)
+    assert "train.beton" in data.info(out) and "resolution 50" in data.info(out)
 
 
 def test_check_passes_on_what_was_written(folder: Path, tmp_path: Path) -> None:

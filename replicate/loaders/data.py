@@ -3,9 +3,9 @@ reads it.
 """
 
 import zlib
-from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,13 +13,14 @@ from replicate.errors import UserError
 from replicate.loaders import beton_format as fmt
 from replicate.loaders.decode import END_OF_IMAGE
 from replicate.loaders.manifest import FILE_NAME, Manifest, read_samples, sha256, write_samples
-from replicate.loaders.photos import PhotosSource
+from replicate.loaders.photos import LAYOUTS, PhotosSource
 from replicate.loaders.reader import BetonReader
 from replicate.loaders.sources import Source, open_folder
 from replicate.loaders.writer import WriteSettings, Written, write_beton
 
 SPLITS = ("train", "val")
 PHOTOS = "photos"
+SOURCE_SETTINGS = ("source", "classes", "class_fraction", "fraction", "train_images", "val_images", "image_size", "seed")
 PHOTOS_TRAIN, PHOTOS_VAL = 2400, 1200
 
 
@@ -27,6 +28,7 @@ def open_sources(
     source: str,
     *,
     classes: int | None = None,
+    class_fraction: float = 1.0,
     fraction: float = 1.0,
     train_images: int | None = None,
     val_images: int | None = None,
@@ -35,14 +37,16 @@ def open_sources(
 ) -> tuple[Source, Source]:
     """Training and validation images of `source`: "photos", or a folder with train/ and val/.
 
-    `classes`, `fraction` (of each class's training images) and the image counts take a part; `image_size` is for photos alone.
-    Raises UserError as the sources do.
+    `classes` (a number) or `class_fraction`, `fraction` (of each class's training images) and the image counts take a part;
+    `image_size` is for photos alone. Raises UserError as the sources do.
     """
+    for name, share in (("class_fraction", class_fraction), ("fraction", fraction)):
+        if not 0 < share <= 1:
+            raise UserError(f"data {name}: {share} must be above 0 and at most 1")
     if source != PHOTOS:
-        part = {"classes": classes, "fraction": fraction, "train_images": train_images, "val_images": val_images}
-        return open_folder(Path(source), **part, seed=seed)
-    if not 0 < fraction <= 1:
-        raise UserError(f"data fraction: {fraction} must be above 0 and at most 1")
+        part = {"fraction": fraction, "train_images": train_images, "val_images": val_images, "seed": seed}
+        return open_folder(Path(source), classes=classes, class_fraction=class_fraction, **part)
+    classes = classes or max(round(len(LAYOUTS) * class_fraction), 2)
     common = {"image_size": image_size, "seed": seed, "num_classes": classes}
     train = PhotosSource("train", num_images=round((train_images or PHOTOS_TRAIN) * fraction), **common)
     return train, PhotosSource("val", num_images=val_images or PHOTOS_VAL, **common)
@@ -92,46 +96,74 @@ def write_dataset(
     return manifest
 
 
-def write(
-    source: str,
-    out: Path,
-    *,
-    classes: int | None = None,
-    fraction: float = 1.0,
-    train_images: int | None = None,
-    val_images: int | None = None,
-    image_size: int = 64,
-    seed: int = 0,
-    resolution: int | None = None,
-    quality: int | None = None,
-    val_resolution: int | None = None,
-    val_quality: int | None = None,
-    mode: str = "jpg",
-    proportion: float = 0.5,
-    keep: bool = True,
-    workers: int = 2,
-    progress: bool = True,
-) -> Manifest:
-    """`python -m replicate data write`: `out`/train.beton, val.beton and manifest.json from `source` ("photos" or a folder).
+class EncodingLike(Protocol):
+    """How a split is stored; `mode`, `proportion` and `keep` of WriteSettings are read too where the object has them."""
 
-    resolution, quality, mode, proportion, keep: see WriteSettings. Raises UserError before anything is written where an
-    argument is impossible.
+    resolution: int | None
+    quality: int | None
+
+
+class DatasetLike(Protocol):
+    """What `write` reads of a data set's settings, whoever parsed them; see `open_sources` and WriteSettings for the meaning."""
+
+    source: str
+    classes: int | None
+    class_fraction: float
+    fraction: float
+    train_images: int | None
+    val_images: int | None
+    image_size: int
+    seed: int
+    train: EncodingLike
+    val: EncodingLike
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The plain form of DatasetLike, for scripts and notebooks."""
+
+    source: str = PHOTOS
+    classes: int | None = None
+    class_fraction: float = 1.0
+    fraction: float = 1.0
+    train_images: int | None = None
+    val_images: int | None = None
+    image_size: int = 64
+    seed: int = 0
+    train: EncodingLike = WriteSettings()
+    val: EncodingLike = WriteSettings()
+
+
+def _write_settings(encoding: EncodingLike, seed: int) -> WriteSettings:
+    names = {field.name for field in fields(WriteSettings)} - {"seed"}
+    return WriteSettings(**{name: getattr(encoding, name) for name in names if hasattr(encoding, name)}, seed=seed)
+
+
+def write(dataset: DatasetLike, out: Path, *, workers: int = 2, progress: bool = True) -> Manifest:
+    """`python -m replicate data write`: `out`/train.beton, val.beton and manifest.json.
+
+    Raises UserError for an impossible setting before anything is written, and for a missing folder or a damaged image by name.
     """
-    common = {"mode": mode, "proportion": proportion, "keep": keep, "seed": seed}
-    train = WriteSettings(resolution=resolution, quality=quality, **common)
-    val = WriteSettings(resolution=val_resolution, quality=val_quality, **common)
-    description = {
-        "source": str(source),
-        "classes": classes,
-        "fraction": fraction,
-        "train_images": train_images,
-        "val_images": val_images,
-        "image_size": image_size,
-        "seed": seed,
-    }
+    encodings = [_write_settings(encoding, dataset.seed) for encoding in (dataset.train, dataset.val)]
+    description = {name: getattr(dataset, name) for name in SOURCE_SETTINGS}
     return write_dataset(
-        open_sources(**description), out, train, val, description=description, workers=workers, progress=progress
+        open_sources(**description), out, *encodings, description=description, workers=workers, progress=progress
     )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a data folder as a run's provenance needs it: its own sha256, num_classes, class_names, source and
+    splits.
+    """
+    path = folder / FILE_NAME
+    manifest = Manifest.read(path)
+    return {
+        "sha256": sha256(path),
+        "num_classes": len(manifest.class_names),
+        "class_names": manifest.class_names,
+        "source": manifest.source,
+        "splits": manifest.splits,
+    }
 
 
 def betons_in(path: Path) -> list[Path]:
@@ -198,13 +230,17 @@ def _describe(file: Path) -> dict[str, Any]:
         }
 
 
-def info(path: Path, show: Callable[[str], None] | None = print) -> list[dict[str, Any]]:
-    """`python -m replicate data info`: what each .beton holds and how it was written, returned and, through `show`, printed."""
-    described = [_describe(file) for file in betons_in(path)]
-    for content in described if show else ():
-        show(f"{content['file']}")
+def describe(path: Path) -> list[dict[str, Any]]:
+    """What each .beton of a file or data folder holds and how it was written."""
+    return [_describe(file) for file in betons_in(path)]
+
+
+def info(path: Path) -> str:
+    """`python -m replicate data info`: `describe` as text."""
+    lines = []
+    for content in describe(path):
+        lines.append(content.pop("file"))
         for key, value in content.items():
-            if key != "file":
-                text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-                show(f"  {key:>15}: {text}")
-    return described
+            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            lines.append(f"  {key:>15}: {text}")
+    return "\n".join(lines)

@@ -50,6 +50,7 @@ TEXTURE_CONTRAST = (12.0, 45.0)
 TINT = (-0.3, 1.0)
 # Periods of the layout across the image: at fewer than 1.5 bands and blobs look alike, above 4 an 8-pixel patch blurs them.
 PERIODS = (1.5, 3.5)
+PHASE = 0.25
 # Tilt of the layout in radians, and its bend as a share of the image: no pixel column is always an edge.
 TILT = 0.2
 BEND = 0.06
@@ -88,7 +89,7 @@ Layout = Callable[[np.ndarray, np.ndarray, Draws], np.ndarray]
 
 def _wave(phase: np.ndarray, draws: Draws) -> np.ndarray:
     """Cosine of `phase`, counted in periods over the unit interval, at a random shift."""
-    return np.cos(2 * np.pi * (phase * draws.between(*PERIODS) + draws.between(0, 1)))
+    return np.cos(2 * np.pi * (phase * draws.between(*PERIODS) + draws.between(-PHASE, PHASE)))
 
 
 def _off_centre(x: np.ndarray, y: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
@@ -124,13 +125,13 @@ def _frames(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
 
 def _sectors(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
     x, y = _off_centre(x, y, draws)
-    return np.cos((3 + draws.integer(4)) * np.arctan2(y, x) + draws.between(0, 2 * np.pi))
+    return np.cos((3 + draws.integer(4)) * np.arctan2(y, x) + draws.between(-PHASE, PHASE) * 2 * np.pi)
 
 
 def _spiral(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
     x, y = _off_centre(x, y, draws)
     turn = draws.sign() * (1 + draws.integer(2)) * np.arctan2(y, x)
-    return np.cos(2 * np.pi * np.hypot(x, y) * draws.between(*PERIODS) + turn + draws.between(0, 2 * np.pi))
+    return np.cos(2 * np.pi * np.hypot(x, y) * draws.between(*PERIODS) + turn + draws.between(-PHASE, PHASE) * 2 * np.pi)
 
 
 def _dots(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:

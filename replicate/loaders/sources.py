@@ -108,6 +108,7 @@ def open_folder(
     root: Path,
     *,
     classes: int | None = None,
+    class_fraction: float = 1.0,
     fraction: float = 1.0,
     train_images: int | None = None,
     val_images: int | None = None,
@@ -115,8 +116,9 @@ def open_folder(
 ) -> tuple[FolderSource, FolderSource]:
     """Training and validation images of `root`/train and `root`/val.
 
-    `classes` takes that many classes, `fraction` that share of each class's training images, `train_images` and `val_images`
-    cap the totals evenly. Raises UserError for a missing or empty folder and for classes that train and val do not share.
+    `classes` or `class_fraction` takes that many classes, `fraction` that share of each class's training images, `train_images`
+    and `val_images` cap the totals evenly. Raises UserError for a missing or empty folder and for classes that train and val do
+    not share.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; data source must be 'photos' or a folder with train/ and val/ in it")
@@ -126,7 +128,8 @@ def open_folder(
     if odd:
         where, other = ("train", "val") if odd[0] in names else ("val", "train")
         raise UserError(f"{root}: class {odd[0]!r} is in {where}/ and not in {other}/; both need the same class folders")
-    chosen = spread_classes(names, classes, train_root)
+    count = classes if classes is not None or class_fraction == 1 else max(round(len(names) * class_fraction), 2)
+    chosen = spread_classes(names, count, train_root)
     train = [take_share(images_in(train_root / name), label, fraction, seed) for label, name in enumerate(chosen)]
     val = [images_in(val_root / name) for name in chosen]
     return (

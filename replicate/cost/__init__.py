@@ -1,0 +1,1 @@
+"""What training costs: multiply-adds, parameters, activation memory, and how timings are taken."""

@@ -1,0 +1,103 @@
+"""How timings are taken: cases interleaved in one process, medians, and ratios with their spread.
+
+On a machine that others use too, seconds wander; the ratio of two cases that take turns wanders far less.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from replicate.report.provenance import git_state, machine, versions
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+
+
+class Timing(NamedTuple):
+    """Seconds of one case, one value a round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def interleave(cases: Mapping[str, Callable[[], object]], rounds: int = 7, warmup: int = 1) -> dict[str, Timing]:
+    """Time the cases in turn, round after round, each round in another order; a GPU is waited for."""
+    names = list(cases)
+    for name in names * warmup:
+        _timed(cases[name])
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(rounds):
+        start = index % len(names)
+        for name in names[start:] + names[:start]:
+            seconds[name].append(_timed(cases[name]))
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def _timed(case: Callable[[], object]) -> float:
+    _wait()
+    begin = time.perf_counter()
+    case()
+    _wait()
+    return time.perf_counter() - begin
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def compare(name: str, case: str, ours: Timing, theirs: Timing, **extra: Any) -> dict[str, Any]:
+    """One line of a benchmark's file. ratio = median of theirs / ours round by round (> 1: ours is faster); spread =
+    its quartiles.
+    """
+    ratios = [their / our for our, their in zip(ours.seconds, theirs.seconds, strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    return {
+        "name": name,
+        "case": case,
+        "ours": ours.median,
+        "theirs": theirs.median,
+        "ratio": statistics.median(ratios),
+        "unit": "s",
+        "spread": [quartiles[0], quartiles[2]],
+        "machine": describe_machine(),
+        "revision": git_state()["revision"],
+        **extra,
+    }
+
+
+def describe_machine() -> str:
+    """Processor or GPU, cores and threads in use, torch's version."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return f"{device}, {machine()['cores']} cores, {torch.get_num_threads()} threads, torch {versions()['torch']}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def write_results(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -> Path:
+    """Write benchmarks/results/<name>.json, and print a line for every row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(rows, indent=2) + "\n")
+    for row in rows:
+        low, high = row["spread"]
+        values = f"ours {row['ours']:.4g} {row['unit']}, theirs {row['theirs']:.4g} {row['unit']}"
+        print(f"{row['name']} | {row['case']}: {values}, ratio {row['ratio']:.2f} ({low:.2f} - {high:.2f})")
+    return path

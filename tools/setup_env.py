@@ -280,6 +280,12 @@ def install_package(environment: Environment) -> None:
     call(environment.python, "-m", "ipykernel", "install", *kernel)
 
 
+def build_means() -> str:
+    """What decides whether native code can be built here; a compiler, or the right to install one, that came later changes it."""
+    missing = missing_packages()
+    return f"{missing} {missing and apt_prefix()}"
+
+
 def set_up(environment: Environment, torch_index: str) -> bool:
     """All steps in order; True when there was anything to do."""
     base = digest(ROOT, sys.version, sys.base_prefix)
@@ -288,12 +294,11 @@ def set_up(environment: Environment, torch_index: str) -> bool:
     steps: list[tuple[str, Callable[[], str], Callable[[], None]]] = [
         ("virtual environment", lambda: base, lambda: create(environment)),
         ("pinned packages", lambda: pins, lambda: install_pins(environment, torch_index)),
-        # What is missing is part of the key: a compiler that came later makes the next run try again.
-        ("FFCV", lambda: digest(pins, FFCV, *missing_packages()), lambda: try_ffcv(environment)),
+        ("FFCV", lambda: digest(pins, FFCV, build_means()), lambda: try_ffcv(environment)),
         ("package and kernel", lambda: digest(base, PROJECT), lambda: install_package(environment)),
     ]
     if NATIVE.is_file():
-        steps.append(("C decoder", lambda: digest(base, *native, *missing_packages()), lambda: try_native(environment)))
+        steps.append(("C decoder", lambda: digest(base, *native, build_means()), lambda: try_native(environment)))
     return any([environment.step(*step) for step in steps])
 
 

@@ -23,7 +23,7 @@ BUILD = ROOT / "build"
 LOG = BUILD / "setup.log"
 LOCK = ROOT / "requirements.lock"
 PROJECT = ROOT / "pyproject.toml"
-NATIVE = ROOT / "replicate" / "loaders" / "native.py"
+CROP_DECODE = ROOT / "replicate" / "loaders" / "_crop_decode"
 OLDEST_LOCKED = (3, 11)
 FFCV = "ffcv==1.0.2"
 OPENCV_INCLUDE = Path("/usr/include/opencv4")
@@ -266,12 +266,18 @@ def try_ffcv(environment: Environment) -> None:
         say("going on without it: the plain loaders read the same files")
 
 
-def try_native(environment: Environment) -> None:
+def try_crop_decode(environment: Environment) -> None:
     try:
-        call(environment.python, "-m", "replicate.loaders.native")
+        call(environment.python, "-m", "replicate.loaders._crop_decode.build")
     except SetupError as error:
-        say(f"the C decoder was not built: {error}")
-        say("going on without it: images are decoded whole")
+        say(f"the C crop decoder was not built: {error}")
+        say("going on without it: PIL and OpenCV decode, more slowly, the same pixels")
+
+
+def crop_decode_state() -> str:
+    """The crop decoder's sources, and whether a library stands beside them."""
+    sources = sorted(path for path in CROP_DECODE.glob("*") if path.suffix in {".c", ".h", ".py"})
+    return digest(*sources, any(CROP_DECODE.glob("*.so")), build_means())
 
 
 def install_package(environment: Environment) -> None:
@@ -290,15 +296,13 @@ def set_up(environment: Environment, torch_index: str) -> bool:
     """All steps in order; True when there was anything to do."""
     base = digest(ROOT, sys.version, sys.base_prefix)
     pins = digest(base, LOCK, torch_index)
-    native = sorted([*NATIVE.parent.glob("*.c"), *NATIVE.parent.glob("*.h"), NATIVE])
     steps: list[tuple[str, Callable[[], str], Callable[[], None]]] = [
         ("virtual environment", lambda: base, lambda: create(environment)),
         ("pinned packages", lambda: pins, lambda: install_pins(environment, torch_index)),
         ("FFCV", lambda: digest(pins, FFCV, build_means()), lambda: try_ffcv(environment)),
         ("package and kernel", lambda: digest(base, PROJECT), lambda: install_package(environment)),
+        ("crop decoder", lambda: digest(base, crop_decode_state()), lambda: try_crop_decode(environment)),
     ]
-    if NATIVE.is_file():
-        steps.append(("C decoder", lambda: digest(base, *native, build_means()), lambda: try_native(environment)))
     return any([environment.step(*step) for step in steps])
 
 

@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("run", help="the run's name in params.yaml")
+        command.add_argument("--seed", type=int, help="train this seed only, into the store of resumable runs")
         command.set_defaults(handler=handler)
 
     command = commands.add_parser("data", help="write, check or describe a data set's .beton files")
@@ -96,9 +97,12 @@ def _run(options: argparse.Namespace, name: str, command: str) -> None:
     kind = "pretrain" if isinstance(params.run(name), params_module.PretrainRun) else "evaluate"
     if kind != command:
         raise UserError(f"{name} is a run to {kind}: use `python -m replicate {kind} {name}`")
-    from replicate.trainers.launch import launch
+    from replicate.trainers import launch
 
-    launch(params, name)
+    if options.seed is not None:
+        launch.launch_seed(params, name, options.seed)
+    else:
+        launch.launch(params, name, ("--params", options.params, command, name))
 
 
 def _data_write(options: argparse.Namespace) -> None:

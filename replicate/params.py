@@ -178,7 +178,7 @@ class Machine(Strict):
     workers: Annotated[int, Field(ge=0)] = 2
     micro_batch: Count | None = None
     compile: bool = False
-    checkpoint_minutes: Positive = 5.0
+    seed_processes: Count | None = None
 
 
 class Paper(Strict):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 ROOT = PACKAGE.parent
+LOADERS = ("loaders.ffcv", "loaders.beton", "loaders.folder")
+"""Which of them reads the images is the budget's choice, and `auto` the machine's: every run counts all three as its own."""
 
 
 @cache
@@ -40,13 +42,13 @@ def fingerprint(*entries: str) -> str:
 
 def pretrain_entries(run) -> tuple[str, ...]:
     """Entry modules of `python -m replicate pretrain` for a run: the trainer and the files that its options name."""
-    options = (f"models.{run.method}", f"targets.{run.target}", f"losses.{run.weighting}", f"losses.{run.objective}")
+    options = (*LOADERS, f"models.{run.method}", f"targets.{run.target}", f"losses.{run.weighting}", f"losses.{run.objective}")
     return ("replicate.trainers.pretrain", *(f"replicate.{option}" for option in options))
 
 
 def evaluate_entries(run) -> tuple[str, ...]:
     """Entry modules of `python -m replicate evaluate` for a run."""
-    return ("replicate.trainers.evaluate", f"replicate.trainers.{run.protocol}")
+    return (f"replicate.trainers.{run.protocol}", *(f"replicate.{loader}" for loader in LOADERS))
 
 
 def _file_of(module: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""End-to-end and partial fine-tuning (MAE Table 9; MAE Are Secretly Efficient Learners Table 3b): layer-wise lr decay, mixup, cutmix, erasing, EMA."""
+"""End-to-end and partial fine-tuning (MAE Table 9; MAE Are Secretly Efficient Learners Table 3b), with layer-wise lr decay, mixup and EMA."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import replicate.compat  # noqa: F401  (timm imports torchvision)
+import replicate.compat  # noqa: F401
 from replicate.loaders.pixels import normalise
 from replicate.models.classifier import build_classifier, freeze_for_partial, load_encoder
 from replicate.models.vit import vit_backbone
 from replicate.models.weights import load_weights
 from replicate.schedules.layer_decay import decayed_groups
 from replicate.schedules.stages import View
+from replicate.trainers.accuracy import accuracy
 from replicate.trainers.engine import fit
-from replicate.trainers.evaluate import accuracy
 from replicate.trainers.pretrain import training_loader
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
@@ -57,7 +57,7 @@ class FinetuneTask(nn.Module):
         return self.mixup(pixels[:even], labels[:even])
 
 
-def evaluate_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
     """Fine-tune one seed and score it; results are the last epoch's accuracy and the best one seen."""
     run, session = context.run, context.session
     seed_everything(seed)

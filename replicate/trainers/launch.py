@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from replicate.loaders.manifest import Manifest
 from replicate.params import PretrainRun
 from replicate.sources import evaluate_entries, pretrain_entries
-from replicate.trainers.seeds import RunContext
+from replicate.trainers.parallel import end_with_parent, seed_processes, train_seeds_in_processes
+from replicate.trainers.seeds import RunContext, TrainSeed, train_one_seed, train_seeds
 from replicate.trainers.session import Session, open_session
 
 if TYPE_CHECKING:
     from replicate.params import Params
 
 
-def launch(params: Params, name: str) -> None:
-    """Train one run at the active budget."""
+STEPS_WORTH_A_PROCESS = 60
+"""A run of fewer steps is over before another process has imported torch."""
+
+
+def launch(params: Params, name: str, command: Sequence[str]) -> None:
+    """Train every seed of one run at the active budget; `command` are the arguments that brought us here, for one process a seed."""
     budget = params.budget_named()
     with open_session(params.machine, budget.precision, budget.loader) as session:
-        _train(params, name, session)
+        context = context_of(params, name, session)
+        processes = seed_processes(params.machine.seed_processes, budget.seeds, session)
+        if processes > 1 and _steps(context) >= STEPS_WORTH_A_PROCESS and not all(context.store(s).finished() for s in range(budget.seeds)):
+            train_seeds_in_processes(command, budget.seeds, processes)
+        train_seeds(context, _trainer(params, name))
+
+
+def launch_seed(params: Params, name: str, seed: int) -> None:
+    """Train one seed into the store of resumable runs; the run's folder is written when its other seeds are there too."""
+    end_with_parent()
+    budget = params.budget_named()
+    with open_session(params.machine, budget.precision, budget.loader) as session:
+        train_one_seed(context_of(params, name, session), seed, _trainer(params, name))
 
 
 def write_dataset(params: Params, name: str) -> None:
@@ -50,7 +70,7 @@ def launch_all(params: Params, papers: list[str]) -> None:
     budget = params.budget_named()
     with open_session(params.machine, budget.precision, budget.loader) as session:
         for name in _with_upstream(params, runs):
-            _train(params, name, session)
+            train_seeds(context_of(params, name, session), _trainer(params, name))
 
 
 def _with_upstream(params: Params, runs: dict) -> list[str]:
@@ -58,16 +78,15 @@ def _with_upstream(params: Params, runs: dict) -> list[str]:
     return list(dict.fromkeys([*(n for n, run in runs.items() if isinstance(run, PretrainRun)), *needed, *runs]))
 
 
-def _train(params: Params, name: str, session: Session) -> None:
-    context = context_of(params, name, session)
-    if isinstance(context.run, PretrainRun):
-        from replicate.trainers.pretrain import pretrain
+def _steps(context: RunContext) -> int:
+    images = Manifest.read(context.manifest_path).splits["train"]["images"]
+    return context.run.epochs * (images // context.run.batch_size)
 
-        pretrain(context)
-    else:
-        from replicate.trainers.evaluate import evaluate
 
-        evaluate(context)
+def _trainer(params: Params, name: str) -> TrainSeed:
+    run = params.run(name)
+    module = "pretrain" if isinstance(run, PretrainRun) else run.protocol
+    return importlib.import_module(f"replicate.trainers.{module}").train_seed
 
 
 def context_of(params: Params, name: str, session: Session) -> RunContext:

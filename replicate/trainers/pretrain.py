@@ -18,7 +18,7 @@ from replicate.models.weights import save_weights
 from replicate.schedules.layer_decay import plain_groups
 from replicate.schedules.stages import View
 from replicate.trainers.engine import accumulation, fit
-from replicate.trainers.seeds import RunContext, train_seeds, weights_path
+from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
 from replicate.trainers.store import RunStore
 
@@ -62,12 +62,8 @@ def mask_noise(seed: int, epoch: int, index: Tensor, num_patches: int) -> Tensor
     return torch.from_numpy(noise.astype(np.float32))
 
 
-def pretrain(context: RunContext) -> dict[str, Any]:
-    """Pre-train every seed of a run and write its folder: weights/seed*.safetensors, history.csv, metrics.json."""
-    return train_seeds(context, pretrain_seed)
-
-
-def pretrain_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+    """Pre-train one seed and write its weights; results are the last epoch's training loss and the validation loss."""
     run, session = context.run, context.session
     seed_everything(seed)
     task = PretrainTask(run, seed, context.num_classes).to(session.device)
@@ -77,7 +73,7 @@ def pretrain_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, 
         results |= {"loss": history[-1]["loss"], "seconds_per_epoch": float(np.median([row["seconds"] for row in history]))}
     if session.is_main:
         metadata = {"run": context.name, "seed": str(seed)}
-        save_weights(task.model.state_dict(), weights_path(context.results_folder, seed), metadata)
+        save_weights(task.model.state_dict(), store.weights_path, metadata)
     return {"results": results, "history": history}
 
 

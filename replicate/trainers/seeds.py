@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from scipy.special import stdtrit
 
+from replicate.errors import UserError
 from replicate.loaders.manifest import FILE_NAME, Manifest, sha256
 from replicate.report.provenance import git_state, provenance
 from replicate.sources import fingerprint
@@ -49,41 +52,53 @@ class RunContext:
         return len(Manifest.read(self.manifest_path).class_names)
 
     def upstream_weights(self, seed: int) -> Path:
-        return weights_path(self.upstream, seed)
+        """The pre-trained weights that this seed starts from. Raises UserError when they are not there."""
+        path = weights_path(self.upstream, seed)
+        if not path.exists():
+            raise UserError(f"run {self.name} starts from {path}, which is not there; run `python -m replicate pretrain {self.upstream.name}`")
+        return path
 
     def store(self, seed: int) -> RunStore:
         """The seed's place in the store of resumable runs. Device, workers and micro-batch are not part of its key."""
-        upstream = None if self.upstream is None else (self.upstream / "metrics.json").read_text()
+        upstream = None if self.upstream is None else sha256(self.upstream_weights(seed))
         manifest = sha256(self.manifest_path)
         resolved = self.run.model_dump(exclude={"paper"})
         code = fingerprint(*self.entries)
         return RunStore(run_key(run=resolved, seed=seed, precision=str(self.session.precision), manifest=manifest, upstream=upstream, code=code))
 
 
+TrainSeed = Callable[[RunContext, int, RunStore], dict[str, Any]]
+"""(context, seed, store) -> {"results": {name: number}, "history": [row, ...]}."""
+
+
 def weights_path(folder: Path, seed: int) -> Path:
     return folder / "weights" / f"seed{seed}.safetensors"
 
 
-def train_seeds(context: RunContext, train_seed: Callable[[RunContext, int, RunStore], dict[str, Any]]) -> dict[str, Any]:
-    """Train every seed that has not finished, then write metrics.json and history.csv into the run's folder; returns the metrics.
+def train_one_seed(context: RunContext, seed: int, train_seed: TrainSeed) -> dict[str, Any]:
+    """The outcome of one seed: from the store when it has finished before, else trained now.
 
-    `train_seed(context, seed, store)` returns {"results": {name: number}, "history": [row, ...]}.
+    Raises UserError when the weights that the run starts from are not there, or another process is training the same seed.
     """
+    store = context.store(seed)
+    if (outcome := store.finished()) is not None:
+        return outcome
+    with store.locked(f"{context.name}, seed {seed}") if context.session.is_main else nullcontext():
+        outcome = train_seed(context, seed, store)
+        if context.session.is_main:
+            store.finish(outcome)
+    context.session.wait_for_all()
+    return outcome
+
+
+def train_seeds(context: RunContext, train_seed: TrainSeed) -> dict[str, Any]:
+    """Train every seed that has not finished, then write weights, history.csv and metrics.json into the run's folder; returns the metrics."""
     git_state()
     started = time.monotonic()
-    finished = []
-    for seed in range(context.seeds):
-        store = context.store(seed)
-        outcome = store.finished()
-        if outcome is None:
-            outcome = train_seed(context, seed, store)
-            if context.session.is_main:
-                store.finish(outcome)
-        finished.append(outcome)
-        context.session.wait_for_all()
+    finished = [train_one_seed(context, seed, train_seed) for seed in range(context.seeds)]
     metrics = _metrics(context, finished, time.monotonic() - started)
     if context.session.is_main:
-        _write(context.results_folder, metrics, finished)
+        _write(context, metrics, finished)
     return metrics
 
 
@@ -118,8 +133,13 @@ def _metrics(context: RunContext, finished: list[dict[str, Any]], wall_seconds: 
     }
 
 
-def _write(folder: Path, metrics: dict[str, Any], finished: list[dict[str, Any]]) -> None:
+def _write(context: RunContext, metrics: dict[str, Any], finished: list[dict[str, Any]]) -> None:
     """metrics.json last: its presence says that the folder is whole."""
+    folder = context.results_folder
+    for seed in range(context.seeds):
+        kept = context.store(seed).weights_path
+        if kept.exists():
+            atomic_write(weights_path(folder, seed), lambda path, kept=kept: shutil.copyfile(kept, path))
     rows = [{"seed": seed, **row} for seed, outcome in enumerate(finished) for row in outcome["history"]]
     history = pd.DataFrame(rows if rows else {"seed": [], "epoch": [], "loss": []})
     atomic_write(folder / "history.csv", lambda path: history.to_csv(path, index=False))

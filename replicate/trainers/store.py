@@ -6,9 +6,11 @@ the data's manifest and the source files: a changed number or a changed line of 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,21 @@ class RunStore:
     @property
     def checkpoint_path(self) -> Path:
         return self.folder / "checkpoint.pt"
+
+    @property
+    def weights_path(self) -> Path:
+        return self.folder / "weights.safetensors"
+
+    @contextmanager
+    def locked(self, what: str):
+        """Hold the seed for this process. Raises UserError when another one is training it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{what} is being trained by another process; wait for it, or stop it first") from None
+            yield
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the checkpoint; a reader sees the old one or the new one, never half of one."""

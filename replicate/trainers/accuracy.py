@@ -1,30 +1,13 @@
-"""Evaluation of pre-trained weights: `python -m replicate evaluate RUN`. A protocol's name is the name of its file."""
+"""Scoring a classifier on the validation images."""
 
 from __future__ import annotations
-
-import importlib
-from typing import Any
 
 import torch
 from torch import nn
 
-from replicate.errors import UserError
 from replicate.loaders.pixels import normalise
 from replicate.trainers.pretrain import validation_loader
-from replicate.trainers.seeds import RunContext, train_seeds
-
-
-def evaluate(context: RunContext) -> dict[str, Any]:
-    """Evaluate every seed of a run from the same seed's pre-trained weights and write its folder: history.csv, metrics.json.
-
-    Raises UserError when the weights are not there.
-    """
-    for seed in range(context.seeds):
-        path = context.upstream_weights(seed)
-        if not path.exists():
-            raise UserError(f"run {context.name} starts from {path}, which is not there; run `python -m replicate pretrain {context.upstream.name}`")
-    protocol = importlib.import_module(f"replicate.trainers.{context.run.protocol}")
-    return train_seeds(context, protocol.evaluate_seed)
+from replicate.trainers.seeds import RunContext
 
 
 @torch.no_grad()

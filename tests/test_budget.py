@@ -1,0 +1,102 @@
+"""The lens: the identity at `paper`, where runs equal the papers' printed recipes; uniform everywhere else."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from replicate.params import load
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE_KEYS = {
+    "lr": "base_lr",
+    "weight_decay": "weight_decay",
+    "batch_size": "batch_size",
+    "warmup_epochs": "warmup_epochs",
+    "epochs": "epochs",
+    "mask_ratio": "mask_ratio",
+    "decoder_depth": "decoder_depth",
+    "decoder_width": "decoder_width",
+    "layer_decay": "layer_decay",
+    "label_smoothing": "label_smoothing",
+    "mixup": "mixup",
+    "cutmix": "cutmix",
+    "input_size": "image_size",
+}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return load(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def recipes():
+    return yaml.safe_load((ROOT / "published" / "recipes.yaml").read_text())
+
+
+def numbers(recipe: dict, **chosen) -> dict:
+    """The scalars of a printed recipe under this project's names; `chosen` picks one of a grid that the paper prints."""
+    found = {ours: float(recipe[theirs]) for theirs, ours in RECIPE_KEYS.items() if isinstance(recipe.get(theirs), (int, float, str))}
+    return found | chosen
+
+
+def test_paper_budget_is_the_identity(params):
+    for name, stated in (params.pretrain_runs | params.evaluate_runs).items():
+        resolved = params.resolve(name, "paper").model_dump()
+        assert {k: v for k, v in resolved.items() if k != "backbone_kwargs"} == {
+            k: v for k, v in stated.model_dump().items() if k != "backbone_kwargs"
+        }, name
+
+
+@pytest.mark.parametrize(
+    ("run", "paper", "recipe", "chosen"),
+    [
+        ("full_75", "efficient_learners", "pretrain_mae", {}),
+        ("light_75", "efficient_learners", "pretrain_ours", {"epochs": 100, "mask_ratio": 0.75}),
+        ("light_90", "efficient_learners", "pretrain_ours", {"epochs": 100, "mask_ratio": 0.9}),
+        ("default_100", "efficient_learners", "finetune_mae", {}),
+        ("light_90_llrd_80", "efficient_learners", "finetune_ours", {"layer_decay": 0.8}),
+    ],
+)
+def test_runs_equal_the_printed_recipes(params, recipes, run, paper, recipe, chosen):
+    printed = recipes[paper][recipe]
+    resolved = params.resolve(run, "paper")
+    for key, value in numbers(printed, **chosen).items():
+        assert getattr(resolved, key) == pytest.approx(value), f"{run}.{key}"
+    assert list(resolved.betas) == printed["betas"]
+
+
+def test_peak_learning_rates_are_the_printed_ones(params):
+    assert params.resolve("full_75", "paper").peak_lr == pytest.approx(2.4e-3)
+    assert params.resolve("light_90_llrd_65", "paper").peak_lr == pytest.approx(4e-3)
+
+
+@pytest.mark.parametrize("budget", ["smoke", "laptop", "tiny", "gpu"])
+def test_ratios_that_carry_the_science_are_never_mapped(params, budget):
+    for name, stated in params.pretrain_runs.items():
+        run = params.resolve(name, budget)
+        assert run.mask_ratio == stated.mask_ratio
+        if stated.epochs:
+            assert run.warmup_epochs / run.epochs == pytest.approx(stated.warmup_epochs / stated.epochs)
+        if budget != "smoke":
+            assert run.backbone_kwargs["depth"] == params.resolve(name, "paper").backbone_kwargs["depth"]
+            assert run.decoder_depth == stated.decoder_depth
+        assert run.image_size % run.backbone_kwargs["patch_size"] == 0
+    for name, stated in params.evaluate_runs.items():
+        assert params.resolve(name, budget).layer_decay == stated.layer_decay
+
+
+@pytest.mark.parametrize("budget", ["smoke", "laptop", "tiny", "gpu"])
+def test_epochs_and_resolutions_keep_their_order(params, budget):
+    stated = sorted(params.pretrain_runs.items(), key=lambda item: item[1].epochs)
+    resolved = [params.resolve(name, budget).epochs for name, _ in stated]
+    assert resolved == sorted(resolved)
+
+
+def test_p2dist_thresholds_follow_the_patch(params):
+    from replicate.budget import resolve_pretrain
+
+    run = params.run("light_90").model_copy(update={"decoder_beta": 26.0})
+    laptop = resolve_pretrain(run, params.budgets["laptop"])
+    assert laptop.decoder_beta == 13.0 and laptop.patch_size == 8

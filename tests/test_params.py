@@ -1,0 +1,111 @@
+"""params.yaml is read strictly: every mistake is one line that names the key, the value and what would be right."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from replicate.errors import UserError
+from replicate.params import load, switch_budget
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def content():
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def refused(tmp_path, content) -> str:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_unknown_key_is_named_with_the_one_that_was_meant(tmp_path, content):
+    content["pretrain"]["light_90"]["mask_ration"] = 0.9
+    message = refused(tmp_path, content)
+    assert "pretrain.light_90.mask_ration" in message and "did you mean 'mask_ratio'" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "run", "key", "value", "told"),
+    [
+        ("pretrain", "light_90", "mask_ratio", 1.2, "less than 1"),
+        ("pretrain", "light_90", "mask_ratio", "most", "number"),
+        ("pretrain", "light_90", "epochs", -1, "greater than or equal to 0"),
+        ("pretrain", "light_90", "epochs", 2.5, "integer"),
+        ("pretrain", "light_90", "method", "beit", "'mae' or 'mim'"),
+        ("pretrain", "light_90", "batch_size", 0, "greater than or equal to 1"),
+        ("evaluate", "light_90_llrd_65", "layer_decay", 1.5, "less than or equal to 1"),
+        ("evaluate", "light_90_llrd_65", "betas", [0.9], "missing"),
+        ("evaluate", "light_90_llrd_65", "protocol", "detect", "'finetune'"),
+    ],
+)
+def test_impossible_values_name_key_value_and_range(tmp_path, content, section, run, key, value, told):
+    content[section][run][key] = value
+    message = refused(tmp_path, content)
+    assert f"{section}.{run}.{key}" in message and told in message.lower()
+
+
+def test_image_size_that_the_patch_does_not_divide(tmp_path, content):
+    content["pretrain"]["light_90"]["image_size"] = 230
+    message = refused(tmp_path, content)
+    assert "pretrain.light_90.image_size = 230" in message and "224 and 240" in message
+
+
+def test_run_that_starts_from_nothing(tmp_path, content):
+    content["evaluate"]["light_90_llrd_65"]["pretrain"] = "efficient_learners/light_95"
+    assert "light_95" in refused(tmp_path, content)
+
+
+def test_budget_and_dataset_must_exist(tmp_path, content):
+    assert "defined are gpu, laptop, paper, smoke, tiny" in refused(tmp_path, content | {"budget": "huge"})
+    content["pretrain"]["light_90"]["dataset"] = "half"
+    assert "dataset 'half'" in refused(tmp_path, content)
+
+
+def test_stages_must_cover_the_run(tmp_path, content):
+    content["pretrain"]["light_90"]["stages"] = [{"until": 0.5, "image_size": 160}]
+    assert "the last at 1.0" in refused(tmp_path, content)
+
+
+def test_warmup_longer_than_the_run(tmp_path, content):
+    content["pretrain"]["light_90"]["warmup_epochs"] = 101
+    assert "warmup_epochs 101" in refused(tmp_path, content)
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        load(tmp_path / "params.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("budget: [")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load(broken)
+
+
+def test_unknown_run_is_answered_with_close_names():
+    with pytest.raises(UserError, match="did you mean .*light_90"):
+        load(ROOT / "params.yaml").run("light_9")
+
+
+def test_learning_rates_in_any_yaml_notation_are_numbers(tmp_path, content):
+    text = (ROOT / "params.yaml").read_text()
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("base_lr: 1.0e-3", "base_lr: 1e-3"))
+    assert load(path).run("light_90_llrd_65").base_lr == 1e-3
+
+
+def test_switching_the_budget_changes_one_line(tmp_path):
+    text = (ROOT / "params.yaml").read_text()
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    switch_budget(path, "gpu")
+    changed = [(a, b) for a, b in zip(text.splitlines(), path.read_text().splitlines(), strict=True) if a != b]
+    assert len(changed) == 1 and changed[0][1].startswith("budget: gpu")
+    with pytest.raises(UserError, match="no budget 'tomorrow'"):
+        switch_budget(path, "tomorrow")

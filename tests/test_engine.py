@@ -154,7 +154,7 @@ def test_an_unreadable_checkpoint_is_named(tmp_path):
 
 
 def test_a_seed_is_trained_by_one_process_at_a_time(tmp_path):
-    store = RunStore("locked", tmp_path)
-    with store.locked("light_90, seed 0"), pytest.raises(UserError, match="light_90, seed 0 is being trained by another process"):
-        with RunStore("locked", tmp_path).locked("light_90, seed 0"):
-            pass
+    first, second = RunStore("locked", tmp_path), RunStore("locked", tmp_path)
+    refused = pytest.raises(UserError, match="light_90, seed 0 is being trained by another process")
+    with first.locked("light_90, seed 0"), refused, second.locked("light_90, seed 0"):
+        pass

@@ -39,7 +39,7 @@ def test_layer_decay_has_fourteen_levels_for_twelve_blocks():
     for block in range(12):
         assert scale[f"blocks.{block}.attn.qkv.weight"] == pytest.approx(0.65 ** (12 - block))
     assert scale["head.weight"] == scale["fc_norm.weight"] == 1.0
-    assert 0.65**11 == pytest.approx(0.00875, abs=1e-5)  # "less than 1 %" (section 1)
+    assert pytest.approx(0.00875, abs=1e-5) == 0.65**11  # "less than 1 %" (section 1)
 
 
 def test_weight_decay_exemptions():

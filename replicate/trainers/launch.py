@@ -44,22 +44,7 @@ def write_dataset(params: Params, name: str) -> None:
     """Write a data set's .beton files and manifest as the active budget sees it."""
     from replicate.loaders.data import write
 
-    data = params.dataset(name)
-    write(
-        data.source,
-        params.data_folder(name),
-        classes=data.classes,
-        fraction=data.fraction,
-        train_images=data.train_images,
-        val_images=data.val_images,
-        image_size=data.image_size,
-        seed=data.seed,
-        resolution=data.train.resolution,
-        quality=data.train.quality,
-        val_resolution=data.val.resolution,
-        val_quality=data.val.quality,
-        workers=params.machine.workers,
-    )
+    write(params.dataset(name), params.data_folder(name), workers=params.machine.workers)
 
 
 def launch_all(params: Params, papers: list[str]) -> None:

@@ -2,11 +2,16 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
+from replicate.difficulty import p2dist
 from replicate.errors import UserError
-from replicate.losses import build_weighting
+from replicate.losses import WEIGHTINGS, build_weighting
+from replicate.losses.distillation import Distillation
 from replicate.losses.reconstruction import per_unit_error, reconstruction_loss
+from replicate.losses.supmae import SupMAE
 
 
 def reference_mae_loss(pred, target, mask):
@@ -43,9 +48,7 @@ def test_image_without_scored_units_is_left_out(batch):
     pred, target, mask = batch
     mask[2] = 0
     others = [0, 1, 3, 4]
-    torch.testing.assert_close(
-        reconstruction_loss(pred, target, mask), reconstruction_loss(pred[others], target[others], mask[others])
-    )
+    torch.testing.assert_close(reconstruction_loss(pred, target, mask), reconstruction_loss(pred[others], target[others], mask[others]))
     nothing = reconstruction_loss(pred.requires_grad_(), target, torch.zeros_like(mask))
     nothing.backward()
     assert nothing.item() == 0 and pred.grad.abs().max() == 0
@@ -85,6 +88,140 @@ def test_gradients_of_the_loss(batch, norm):
     weights = weights / weights.sum(1, keepdim=True)
     pred.requires_grad_()
     assert gradcheck(lambda p: reconstruction_loss(p, target, mask, weights, norm), pred)
+
+
+def masks_and_distances(count: int, visible: int, seed: int = 0, grid=(14, 14), patch_size=16):
+    noise = torch.rand(count, grid[0] * grid[1], generator=torch.Generator().manual_seed(seed))
+    mask = (noise.argsort(dim=1) >= visible).float()
+    return mask, p2dist(mask, grid, patch_size)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(WEIGHTINGS),
+    st.integers(0, 2**32 - 1),
+    st.floats(0, 1),
+    st.integers(1, 8),
+    st.floats(0, 1),
+    st.booleans(),
+)
+def test_weights_are_shares_of_the_scored_units(name, seed, progress, side, ratio, score_all):
+    generator = torch.Generator().manual_seed(seed)
+    visible = round(side * side * (1 - ratio))
+    mask, distance = masks_and_distances(3, visible, seed, (side, side), 4)
+    scored = torch.ones_like(mask) if score_all else mask * (torch.rand(mask.shape, generator=generator) < 0.8)
+    weights = build_weighting(name, patch_size=4)(distance, scored, progress)
+    assert weights.shape == mask.shape and weights.isfinite().all() and (weights >= 0).all()
+    assert (weights[scored == 0] == 0).all()
+    for total, row, reach in zip(weights.sum(dim=1), scored, distance, strict=True):
+        somebody = bool(row.any()) and (name == "uniform" or bool(reach[row > 0].isfinite().any()))
+        allowed = (1.0,) if somebody and name in ("uniform", "flatten") else (0.0, 1.0)
+        assert any(abs(total - value) < 1e-5 for value in allowed)
+
+
+def test_gamma_0_is_uniform_bit_for_bit(batch):
+    pred, target, mask = batch
+    distance = p2dist(mask, (4, 4), 8)
+    flat = build_weighting("flatten", gamma=0)
+    assert not flat.needs_p2dist and build_weighting("flatten").needs_p2dist
+    for weights in (flat(distance, mask), flat(None, mask)):
+        assert torch.equal(weights, build_weighting("uniform")(None, mask))
+        assert torch.equal(reconstruction_loss(pred, target, mask, weights), reconstruction_loss(pred, target, mask))
+
+
+@pytest.mark.parametrize("gamma", [0.4, 0.6, 2.0])
+def test_flatten_is_equation_2(batch, gamma):
+    pred, target, mask = batch
+    distance = p2dist(mask, (4, 4), 8)
+    loss = reconstruction_loss(pred, target, mask, build_weighting("flatten", gamma=gamma)(distance, mask))
+    images = []
+    for p, t, m, d in zip(pred, target, mask, distance, strict=True):
+        chosen = m.bool()
+        factor = d[chosen] ** -gamma
+        images.append((factor * ((p - t) ** 2).mean(-1)[chosen]).sum() / factor.sum())
+    torch.testing.assert_close(loss, torch.stack(images).mean())
+
+
+def test_flatten_gradients(batch):
+    pred, target, mask = (tensor[:2, :, :3].double() if tensor.dim() == 3 else tensor[:2].double() for tensor in batch)
+    weights = build_weighting("flatten")(p2dist(mask, (4, 4), 8).double(), mask)
+    assert weights.dtype == torch.float64
+    assert gradcheck(lambda p: reconstruction_loss(p, target, mask, weights), pred.requires_grad_())
+
+
+def test_infinitely_hard_units_get_no_weight():
+    distance, scored = torch.tensor([[0.0, 3.0, torch.inf], [torch.inf] * 3]), torch.tensor([[0.0, 1, 1], [1, 1, 1]])
+    weights = build_weighting("flatten")(distance, scored)
+    assert weights.tolist() == [[0, 1, 0], [0, 0, 0]]
+
+
+def test_thresholding_and_curriculum():
+    mask, distance = masks_and_distances(64, 29)
+    near = (distance <= 13) & (mask > 0)
+    weights = build_weighting("thresholding", beta=13)(distance, mask, 0.3)
+    torch.testing.assert_close(weights, near.float() / near.sum(1, keepdim=True))
+    rising = build_weighting("curriculum", start=9, end=70)
+    assert rising.threshold(0) == 9 and rising.threshold(0.5) == 39.5 and rising.threshold(1) == 70
+    admitted = [(rising(distance, mask, step) > 0).sum().item() for step in (0, 0.25, 0.5, 1)]
+    assert admitted == sorted(admitted) and admitted[0] / 64 == pytest.approx(76, abs=3)
+    assert admitted[-1] / mask.sum() > 0.998
+    with pytest.raises(UserError, match="must expand"):
+        build_weighting("curriculum", start=9, end=8)
+
+
+def test_normalisation_brings_the_distribution_back_to_ratio_75():
+    mask, distance = masks_and_distances(4096, 29, seed=1)
+    weights = build_weighting("normalisation")(distance, mask)
+    reference_mask, reference = masks_and_distances(4096, 49, seed=2)
+    edges = torch.arange(0, 44, 4.0)
+    ours = torch.histogram(distance[mask > 0], edges, weight=weights[mask > 0], density=False).hist
+    theirs = torch.histogram(reference[reference_mask > 0], edges).hist
+    torch.testing.assert_close(ours / ours.sum(), theirs / theirs.sum(), atol=0.006, rtol=0.0)
+
+
+def test_normalisation_at_its_reference_ratio_is_uniform():
+    mask, distance = masks_and_distances(8, 49)
+    weights = build_weighting("normalisation")(distance, mask)
+    assert torch.equal(weights, build_weighting("uniform")(None, mask))
+
+
+def test_normalisation_follows_patch_size_and_grid():
+    mask, distance = masks_and_distances(64, 29)
+    small = p2dist(mask, (14, 14), 8)
+    coarse = build_weighting("normalisation")(distance, mask)
+    fine = build_weighting("normalisation", patch_size=8)(small, mask)
+    assert (coarse - fine).abs().sum(dim=1).mean() < 0.1  # of a sum of 1; what differs is on which side of an edge a value falls
+    oblong, far = masks_and_distances(8, 10, grid=(6, 8))
+    with pytest.raises(UserError, match="48 patches make no square grid"):
+        build_weighting("normalisation")(far, oblong)
+    assert build_weighting("normalisation", grid=(6, 8))(far, oblong).sum(1) == pytest.approx(torch.ones(8))
+
+
+def test_supmae_head_and_term():
+    torch.manual_seed(0)
+    head = SupMAE(width=768, num_classes=1000)
+    shapes = [tuple(parameter.shape) for parameter in head.parameters()]
+    assert shapes == [(3072, 768), (3072,), (3072,), (3072,), (1000, 3072), (1000,)]
+    latent, mask, labels = torch.randn(4, 50, 768), torch.ones(4, 196), torch.arange(4)
+    mask[:, :49] = 0
+    term, logits = head(latent, mask, labels)
+    probabilities = (head.head(latent[:, 1:].mean(1)) / 10).softmax(-1)
+    torch.testing.assert_close(term, -0.01 * probabilities[range(4), labels].log().mean())
+    assert logits.shape == (4, 1000)
+    everything = torch.cat([latent, torch.full((4, 147, 768), 99.0)], dim=1)
+    torch.testing.assert_close(head(everything, mask, labels)[1], logits)
+
+
+def test_distillation_term():
+    torch.manual_seed(0)
+    distillation = Distillation(8, 12)
+    student, teacher = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 5, 12, requires_grad=True)
+    term = distillation(student, teacher)
+    term.backward()
+    torch.testing.assert_close(term.detach(), (distillation.projection(student) - teacher).abs().mean().detach())
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+    with pytest.raises(UserError, match="same patches"):
+        distillation(student[:, :4], teacher)
 
 
 def test_unknown_weighting_or_option():

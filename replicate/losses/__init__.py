@@ -17,18 +17,22 @@ if TYPE_CHECKING:
 WEIGHTINGS = ("uniform", "flatten", "thresholding", "curriculum", "normalisation")
 
 
-def build_weighting(name: str, **options: Any) -> Weighting:
+def build_weighting(name: str, patch_size: int = 16, **options: Any) -> Weighting:
     """The weighting called `name`: Efficient MAE's loss (`flatten`), its rivals of Table 6, or the plain mean (`uniform`).
 
     Every weighting has `needs_p2dist` (whether P2Dist must be computed) and is called as
-    `weighting(p2dist (N, L), scored (N, L), progress in 0..1) -> weights (N, L)`.
+    `weighting(p2dist (N, L), scored (N, L), progress in 0..1) -> weights (N, L)`. `patch_size` goes to those that need it.
+    Options in pixels (`beta`, `start`, `end`, `interval`) are meant for that patch size.
     Raises UserError when the name or an option does not exist.
     """
     if name not in WEIGHTINGS:
         raise UserError(f"weighting: {name!r} does not exist; choose one of {', '.join(WEIGHTINGS)}")
     weighting = importlib.import_module(f"replicate.losses.{name}").Weighting
+    signature = inspect.signature(weighting)
+    if "patch_size" in signature.parameters:
+        options = {"patch_size": patch_size} | options
     try:
-        inspect.signature(weighting).bind(**options)
+        signature.bind(**options)
     except TypeError as error:
-        raise UserError(f"weighting {name}: {error}; it takes {inspect.signature(weighting)}") from None
+        raise UserError(f"weighting {name}: {error}; it takes {signature}") from None
     return weighting(**options)

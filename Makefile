@@ -42,7 +42,7 @@ repro: setup ## the main job: data, training, tables, figures, executed notebook
 	$(RUN) dvc repro
 
 lab: setup ## JupyterLab with the project's kernel
-	$(RUN) jupyter lab --MultiKernelManager.default_kernel_name=replicate
+	$(RUN) jupyter lab --MultiKernelManager.default_kernel_name=replicate $$([ "$$(id -u)" = 0 ] && echo --allow-root)
 
 lock: ## requirements.lock and environment.yml from what the environment holds now
 	$(RUN) python tools/write_lock.py

@@ -286,6 +286,31 @@ def test_the_projects_environment_is_replaced_when_moved(tmp_path, monkeypatch, 
     assert any("venv" in command for command in ran) == replaced
 
 
+def test_an_index_for_torch_is_asked_first_and_kept(tmp_path, monkeypatch):
+    made, ran = environment(tmp_path), []
+    monkeypatch.setattr(setup_env, "call", lambda *command, env=None: ran.append([str(each) for each in command]))
+    setup_env.install_pins(made, "https://example.org/simple")
+    assert setup_env.pinned("torch") in ran[0] and "https://example.org/simple" in ran[0]
+    assert "--no-deps" in ran[1] and setup_env.pinned("torchvision") in ran[1]
+    assert made.done()[setup_env.TORCH_INDEX] == "https://example.org/simple"
+
+
+def test_an_ffcv_that_cannot_be_imported_is_taken_out(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def call(*command, env=None):
+        ran.append(command)
+        if "import ffcv" in command:
+            raise setup_env.SetupError("ImportError: undefined symbol")
+
+    monkeypatch.setattr(setup_env, "call", call)
+    monkeypatch.setattr(setup_env, "missing_packages", lambda: [])
+    monkeypatch.setattr(setup_env, "BUILD", tmp_path)
+    setup_env.try_ffcv(environment(tmp_path))
+    assert "uninstall" in ran[-1]
+    assert "undefined symbol" in capsys.readouterr().out
+
+
 def test_writing_the_lock_repins_the_conda_file():
     text = "  - pip:\n      - -c requirements.lock\n      - torch==2.4.0\n      - unknown==1\n"
     assert write_lock.repin(text, {"torch": "2.13.0"}) == text.replace("2.4.0", "2.13.0")

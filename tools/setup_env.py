@@ -25,6 +25,7 @@ LOCK = ROOT / "requirements.lock"
 PROJECT = ROOT / "pyproject.toml"
 CROP_DECODE = ROOT / "replicate" / "loaders" / "_crop_decode"
 OLDEST_LOCKED = (3, 11)
+TORCH_INDEX = "torch index"
 FFCV = "ffcv==1.0.2"
 OPENCV_INCLUDE = Path("/usr/include/opencv4")
 # libjpeg-dev rather than libjpeg62-turbo-dev: Debian and Ubuntu both have it.
@@ -99,6 +100,9 @@ class Environment:
         except (OSError, ValueError):
             return {}
 
+    def remember(self, name: str, value: str) -> None:
+        self.record.write_text(json.dumps({**self.done(), name: value}, indent=1) + "\n", encoding="utf-8")
+
     def step(self, name: str, key: Callable[[], str], action: Callable[[], None]) -> bool:
         """Run `action` unless the step is recorded as done with this key; True when it ran.
 
@@ -109,7 +113,7 @@ class Environment:
         say(f"{name} ...")
         start = time.monotonic()
         action()
-        self.record.write_text(json.dumps({**self.done(), name: key()}, indent=1) + "\n", encoding="utf-8")
+        self.remember(name, key())
         say(f"{name}: {time.monotonic() - start:.0f} s")
         return True
 
@@ -174,15 +178,17 @@ def pinned(name: str) -> str:
 
 def install_pins(environment: Environment, torch_index: str) -> None:
     """torch first and alone: where pip finds a CPU build, it is in place before torchvision or timm could draw a CUDA build."""
-    index = ("--extra-index-url", torch_index) if torch_index else ()
-    if sys.version_info < OLDEST_LOCKED:
+    # Upgrade: another build of the same version replaces the one that is installed.
+    index = ("--extra-index-url", torch_index, "--upgrade") if torch_index else ()
+    if sys.version_info >= OLDEST_LOCKED:
+        environment.pip_install(*index, "--constraint", LOCK, pinned("setuptools"), pinned("wheel"), pinned("torch"))
+        environment.pip_install(*index, "--no-deps", pinned("torchvision"))
+        environment.pip_install("--no-build-isolation", "--requirement", LOCK)
+    else:
         say("the pins need Python 3.11 or newer; taking the newest packages that pyproject.toml allows instead")
         environment.pip_install(*index, "torch>=2.4", "torchvision", "setuptools")
         environment.pip_install(".[notebooks,test,ffcv]")
-        return
-    environment.pip_install(*index, "--constraint", LOCK, pinned("setuptools"), pinned("wheel"), pinned("torch"))
-    environment.pip_install(*index, "--no-deps", pinned("torchvision"))
-    environment.pip_install("--no-build-isolation", "--requirement", LOCK)
+    environment.remember(TORCH_INDEX, torch_index)
 
 
 def described(library: str) -> bool:
@@ -255,7 +261,11 @@ def install_ffcv(environment: Environment) -> None:
         env["PKG_CONFIG_PATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PKG_CONFIG_PATH", "")]))
     # No cache: a wheel built against another OpenCV would be taken as it is.
     environment.pip_install("--no-deps", "--no-build-isolation", "--no-cache-dir", "--force-reinstall", FFCV, env=env)
-    call(environment.python, "-c", "import ffcv")
+    try:
+        call(environment.python, "-c", "import ffcv")
+    except SetupError:
+        call(environment.python, "-m", "pip", "uninstall", "--yes", "ffcv")
+        raise
 
 
 def try_ffcv(environment: Environment) -> None:
@@ -293,8 +303,9 @@ def build_means() -> str:
 
 
 def set_up(environment: Environment, torch_index: str) -> bool:
-    """All steps in order; True when there was anything to do."""
+    """All steps in order; True when there was anything to do. An index for torch is named once and then kept."""
     base = digest(ROOT, sys.version, sys.base_prefix)
+    torch_index = torch_index or environment.done().get(TORCH_INDEX, "")
     pins = digest(base, LOCK, torch_index)
     steps: list[tuple[str, Callable[[], str], Callable[[], None]]] = [
         ("virtual environment", lambda: base, lambda: create(environment)),
@@ -319,6 +330,9 @@ def main() -> int:
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("setup: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 

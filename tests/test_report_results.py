@@ -29,9 +29,13 @@ def test_tidy_frame_of_every_finished_run(tmp_path):
     frame = found.frame
     assert list(frame.columns) == ["paper", "run", "metric", "seed", "value"]
     assert frame[(frame.run == "light_90_llrd_65") & (frame.metric == "top1")].value.tolist() == [40.0, 42.0]
-    assert set(frame.metric) == {"top1", "loss", "wall_hours"}
+    assert set(frame.metric) == {"top1", "loss"}
     assert found.values("light_90_llrd_65", "top1") == {0: 40.0, 1: 42.0}
-    assert found.values("light_90_llrd_65", "wall_hours") == {0: 1.0, 1: 1.0}
+
+
+def test_a_number_of_the_whole_run_stands_at_one_seed(tmp_path):
+    write(tmp_path)
+    assert results.load("laptop", tmp_path).values("light_90_llrd_65", "wall_seconds") == {0: 7200.0}
 
 
 def test_no_results_is_no_error(tmp_path):
@@ -78,5 +82,7 @@ def test_two_runs_of_one_name_are_refused(tmp_path):
 def test_history_is_read_where_it_exists(tmp_path):
     path = write(tmp_path)
     assert results.load("laptop", tmp_path).history("light_90_llrd_65").empty
-    path.with_name("history.csv").write_text("seed,epoch,loss\n0,1,0.9\n")
-    assert results.load("laptop", tmp_path).history("light_90_llrd_65").loss.tolist() == [0.9]
+    path.with_name("history.csv").write_text("seed,epoch,loss,seconds\n0,0,0.9,1800\n0,1,0.8,1800\n1,0,0.9,3600\n")
+    found = results.load("laptop", tmp_path)
+    assert found.history("light_90_llrd_65").loss.tolist() == [0.9, 0.8, 0.9]
+    assert found.values("light_90_llrd_65", "train_hours") == {0: 1.0, 1: 1.0}

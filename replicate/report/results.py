@@ -31,7 +31,13 @@ class Run:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def values(self, metric: str) -> dict[int, float]:
-        """Seed -> value. Raises UserError, naming what there is, for a metric that the run does not report."""
+        """Seed -> value; what the provenance gives for the whole run stands at its first seed alone, and so has no interval.
+
+        Raises UserError, naming what there is, for a metric that the run does not report.
+        """
+        whole = self.provenance.get(metric)
+        if metric not in self.per_seed[0] and isinstance(whole, int | float):
+            return {self.seeds[0]: float(whole)}
         if any(metric not in one for one in self.per_seed):
             known = sorted(set.intersection(*(set(one) for one in self.per_seed)))
             raise UserError(f"{self.path}: no metric '{metric}'; the run reports {', '.join(known)}")
@@ -94,10 +100,8 @@ def read(path: str | Path) -> Run:
     if len(set(seeds)) != len(seeds):
         raise UserError(f"{path}: results.seeds repeats a seed: {seeds}")
     numbers = [_numbers(one, f"{path}: results.per_seed[{k}]") for k, one in enumerate(per_seed)]
-    provenance = content["provenance"]
-    if isinstance(provenance.get("wall_seconds"), int | float):
-        for one in numbers:
-            one.setdefault("wall_hours", one.get("wall_seconds", provenance["wall_seconds"] / len(seeds)) / 3600)
+    for one, hours in zip(numbers, _train_hours(path.with_name("history.csv"), seeds), strict=True):
+        one.update(hours)
     return Run(
         paper=path.parent.parent.name,
         name=path.parent.name,
@@ -106,8 +110,17 @@ def read(path: str | Path) -> Run:
         per_seed=tuple(numbers),
         run=content["run"],
         resolved=content["resolved"],
-        provenance=provenance,
+        provenance=content["provenance"],
     )
+
+
+def _train_hours(path: Path, seeds: list[int]) -> list[dict[str, float]]:
+    """`train_hours` of each seed, from the seconds of its epochs; nothing where the run left no history."""
+    history = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    if not {"seed", "seconds"} <= set(history.columns):
+        return [{} for _ in seeds]
+    hours = history.groupby("seed").seconds.sum() / 3600
+    return [{"train_hours": float(hours[seed])} if seed in hours.index else {} for seed in seeds]
 
 
 def _content(path: Path) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,318 @@
+"""Each claim against our results: holds, fails, or undecided at this scale, with effect, interval, seeds and budget.
+
+A claim is one or more checks (`published/claims.yaml`), and a check's `kind` is a function below. A check is decided when its
+interval lies wholly on one side; a claim holds when all its checks hold and fails when one fails. Nothing is decided without an
+interval unless the check is computed. `smoke` runs are there to exercise the pipeline: they never decide anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from replicate.errors import UserError
+from replicate.report import computed, intervals, published
+from replicate.report.intervals import Curve, Estimate
+from replicate.report.quantities import Linear, NotRun, Reader
+from replicate.report.results import Results
+
+HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "fails", "undecided at this scale", "not run"
+NO_FINDING = frozenset({"smoke"})
+COLUMNS = ["claim", "paper", "statement", "size", "verdict", "effect", "low", "high", "seeds", "budget", "note"]
+FEWEST_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One check's answer; `effect` is what it measures: a difference in points, a factor, a place on the sweep, a correlation."""
+
+    verdict: str
+    effect: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    seeds: int = 0
+    note: str = ""
+
+
+def all_claims(results: Results, claims: dict[str, dict[str, Any]] | None = None) -> pd.DataFrame:
+    """One line a claim, in the papers' order."""
+    lines = []
+    for claim in (claims or published.claims()).values():
+        outcome = judge(claim, results)
+        lines.append(
+            {
+                "claim": claim["id"],
+                "paper": claim["id"].partition(".")[0],
+                "statement": claim["statement"],
+                "size": claim["size"],
+                "verdict": outcome.verdict,
+                "effect": outcome.effect,
+                "low": outcome.low,
+                "high": outcome.high,
+                "seeds": outcome.seeds,
+                "budget": "by computation" if _is_computed(claim) else results.budget,
+                "note": outcome.note,
+            }
+        )
+    return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def judge(claim: dict[str, Any], results: Results) -> Outcome:
+    """The claim's verdict with the effect of the check that settled it (the first one, while nothing is settled)."""
+    outcomes = [check(spec, results) for spec in claim["checks"]]
+    verdict = _together([outcome.verdict for outcome in outcomes])
+    if results.budget in NO_FINDING and not _is_computed(claim) and verdict != NOT_RUN:
+        shown = next(outcome for outcome in outcomes if outcome.verdict != NOT_RUN)
+        return replace(shown, verdict=UNDECIDED, note=f"the {results.budget} budget exercises the pipeline and decides nothing")
+    shown = min(outcomes, key=lambda outcome: _rank(outcome.verdict, verdict))
+    done = sum(outcome.verdict != NOT_RUN for outcome in outcomes)
+    part = [f"{done} of {len(outcomes)} checks run"] if 0 < done < len(outcomes) else []
+    return replace(shown, verdict=verdict, note="; ".join(part + [shown.note] * bool(shown.note)))
+
+
+def check(spec: dict[str, Any], results: Results) -> Outcome:
+    """Evaluate one check. Raises UserError for a kind that does not exist."""
+    arguments = {key: value for key, value in spec.items() if key not in ("kind", "metric")}
+    if spec["kind"] not in KINDS:
+        raise UserError(f"published/claims.yaml: no check of kind '{spec['kind']}'; there are {', '.join(KINDS)}")
+    reader = Reader(results, published.sweeps(), spec.get("metric", "top1"))
+    try:
+        return KINDS[spec["kind"]](reader, **arguments)
+    except NotRun as error:
+        return Outcome(NOT_RUN, note=f"not run: {error}")
+
+
+def above(reader: Reader, left: Any, right: Any, margin: float = 0.0) -> Outcome:
+    """left - right > margin; for two ratios, left / right > 1."""
+    return _against(reader, reader.linear(left).minus(reader.linear(right)), margin)
+
+
+def not_below(reader: Reader, left: Any, right: Any, tolerance: float) -> Outcome:
+    """left is no more than `tolerance` below right (non-inferiority)."""
+    return _against(reader, reader.linear(left).minus(reader.linear(right)), -tolerance)
+
+
+def equal(reader: Reader, left: Any, right: Any, tolerance: float) -> Outcome:
+    """The whole interval of left - right lies within the tolerance (equivalence); it fails when it lies wholly outside."""
+    found = reader.evaluate(reader.linear(left).minus(reader.linear(right)))
+    if not found.has_interval:
+        return _undecided(found, 0.0)
+    if -tolerance < found.low and found.high < tolerance:
+        return _outcome(HOLDS, found)
+    if found.low > tolerance or found.high < -tolerance:
+        return _outcome(FAILS, found)
+    return _outcome(UNDECIDED, found, _more_for_equality(found, tolerance))
+
+
+def ratio_above(reader: Reader, left: str, right: str, bound: float) -> Outcome:
+    """left / right > bound."""
+    return _against(reader, reader.linear({"over": [left, right]}), bound)
+
+
+def ratio_below(reader: Reader, left: str, right: str, bound: float) -> Outcome:
+    """left / right < bound."""
+    return _against(reader, reader.linear({"over": [left, right]}), bound, sign=-1)
+
+
+def peak_between(reader: Reader, sweep: Any, low: float, high: float) -> Outcome:
+    """The sweep's highest point lies between two places."""
+    curve = reader.curve(sweep)
+    found = intervals.argmax(curve)
+    verdict = UNDECIDED
+    if found.has_interval:
+        inside, outside = low <= found.low and found.high <= high, found.high < low or found.low > high
+        verdict = HOLDS if inside else FAILS if outside else UNDECIDED
+    return _outcome(verdict, found, _unfinished(reader, sweep, curve) or _few(found, verdict))
+
+
+def peak_not_above(reader: Reader, sweep: Any, than: Any) -> Outcome:
+    """The peak of one sweep is not to the right of another's."""
+    found = _peak_distance(reader, sweep, than)
+    verdict = UNDECIDED
+    if found.has_interval:
+        verdict = HOLDS if found.high <= 0 else FAILS if found.low > 0 else UNDECIDED
+    direction = "smaller" if found.value < 0 else "larger" if found.value > 0 else "the same"
+    return _outcome(verdict, found, f"the best place is {direction}" + _few(found, verdict, "; "))
+
+
+def peaks_agree(reader: Reader, sweep: Any, than: Any, step: float) -> Outcome:
+    """The peaks of two sweeps lie within one step of each other."""
+    found = _peak_distance(reader, sweep, than)
+    within = step * (1 + 1e-9)
+    verdict = UNDECIDED
+    if found.has_interval:
+        inside, outside = -within <= found.low and found.high <= within, found.low > within or found.high < -within
+        verdict = HOLDS if inside else FAILS if outside else UNDECIDED
+    return _outcome(verdict, found, _few(found, verdict))
+
+
+def rising(reader: Reader, sweep: Any, strict: bool = False) -> Outcome:
+    """No step down and a rise from first to last; `strict`: every step up."""
+    return _monotone(reader, sweep, 1, strict)
+
+
+def falling(reader: Reader, sweep: Any, strict: bool = False) -> Outcome:
+    """No step up and a fall from first to last; `strict`: every step down."""
+    return _monotone(reader, sweep, -1, strict)
+
+
+def ordered(reader: Reader, runs: list[str]) -> Outcome:
+    """Each run's metric is below the one before it."""
+    return _monotone(reader, runs, -1, strict=True)
+
+
+def range_below(reader: Reader, sweep: Any, bound: float, low: float = -math.inf, high: float = math.inf) -> Outcome:
+    """Highest minus lowest of the sweep (between two places) is at most `bound`."""
+    curve = reader.curve(sweep, low, high, least=2)
+    found = intervals.bootstrap(curve, np.ptp)
+    verdict = UNDECIDED
+    if found.has_interval:
+        verdict = HOLDS if found.high <= bound else FAILS if found.low > bound else UNDECIDED
+    return _outcome(verdict, found, _unfinished(reader, sweep, curve) or _few(found, verdict))
+
+
+def rank_correlation(reader: Reader, run: str, bins: str, bound: float) -> Outcome:
+    """Rank correlation of a bin's number and its metric above `bound`, one value a seed; `bins` is the metrics' common prefix."""
+    if run not in reader.results:
+        raise NotRun([run])
+    per_seed = reader.results.runs[run].per_seed
+    names = sorted((name for name in per_seed[0] if name.startswith(bins)), key=lambda name: float(name.removeprefix(bins)))
+    if len(names) < 3:
+        raise NotRun([f"{run}/{bins}*"])
+    places = [float(name.removeprefix(bins)) for name in names]
+    found = intervals.mean([intervals.spearman(places, [one[name] for name in names]) for one in per_seed])
+    return _decided(found, bound)
+
+
+def by_computation(reader: Reader, function: str, **arguments: Any) -> Outcome:
+    """A check that needs no training: `function` of replicate/report/computed.py says whether it holds."""
+    answer = computed.answer(function, **arguments)
+    verdict = {True: HOLDS, False: FAILS, None: NOT_RUN}[answer.holds]
+    return Outcome(verdict, answer.value, answer.value, answer.value, 0, answer.note)
+
+
+KINDS: dict[str, Callable[..., Outcome]] = {
+    "above": above,
+    "not_below": not_below,
+    "equal": equal,
+    "ratio_above": ratio_above,
+    "ratio_below": ratio_below,
+    "peak_between": peak_between,
+    "peak_not_above": peak_not_above,
+    "peaks_agree": peaks_agree,
+    "rising": rising,
+    "falling": falling,
+    "ordered": ordered,
+    "range_below": range_below,
+    "rank_correlation": rank_correlation,
+    "computed": by_computation,
+}
+
+
+def _against(reader: Reader, linear: Linear, bound: float, sign: int = 1) -> Outcome:
+    """Whether sign * quantity lies beyond sign * bound, decided in logarithms for a ratio, where intervals are symmetric."""
+    if linear.log:
+        raw = reader.evaluate(linear, raw=True)
+        outcome = _decided(raw, math.log(bound) if bound > 0 else 0.0, sign)
+        return replace(outcome, effect=math.exp(raw.value), low=math.exp(raw.low), high=math.exp(raw.high))
+    return _decided(reader.evaluate(linear), bound, sign)
+
+
+def _decided(found: Estimate, bound: float, sign: int = 1) -> Outcome:
+    if found.has_interval:
+        low, high = sorted((sign * found.low, sign * found.high))
+        if low > sign * bound:
+            return _outcome(HOLDS, found)
+        if high < sign * bound:
+            return _outcome(FAILS, found)
+    return _undecided(found, bound)
+
+
+def _undecided(found: Estimate, bound: float) -> Outcome:
+    if not found.has_interval:
+        return _outcome(UNDECIDED, found, _few(found, UNDECIDED))
+    needed = intervals.seeds_to_decide(found, bound)
+    if needed is None:
+        return _outcome(UNDECIDED, found, f"an effect this close to {bound:g} would take over {intervals.MOST_SEEDS} seeds")
+    more = max(needed - found.seeds, 1)
+    return _outcome(UNDECIDED, found, f"{more} more seed{'s' * (more > 1)} would decide it, were the effect as measured")
+
+
+def _more_for_equality(found: Estimate, tolerance: float) -> str:
+    edge = math.copysign(tolerance, found.value)
+    needed = intervals.seeds_to_decide(found, edge)
+    if needed is None:
+        return f"the difference is too close to the tolerance of {tolerance:g} for any number of seeds that one would run"
+    return f"{max(needed - found.seeds, 1)} more seeds would decide it (tolerance {tolerance:g}), were the difference as measured"
+
+
+def _few(found: Estimate, verdict: str, before: str = "") -> str:
+    if verdict != UNDECIDED:
+        return ""
+    if found.seeds < 2:
+        return f"{before}one seed gives no interval; {FEWEST_SEEDS - found.seeds} more would give one"
+    return f"{before}the interval reaches over the bound; more seeds would narrow it"
+
+
+def _monotone(reader: Reader, sweep: Any, sign: int, strict: bool) -> Outcome:
+    curve = reader.curve(sweep)
+    steps = [intervals.difference(right, left) for left, right in zip(curve.values, curve.values[1:], strict=False)]
+    whole = intervals.difference(curve.values[-1], curve.values[0])
+    spread = _outcome(UNDECIDED, whole, _unfinished(reader, sweep, curve))
+    if not whole.has_interval:
+        return replace(spread, note=_few(whole, UNDECIDED))
+    wrong = [k for k, step in enumerate(steps) if _beyond(step, -sign)]
+    if wrong or _beyond(whole, -sign):
+        where = wrong[0] if wrong else 0
+        return replace(spread, verdict=FAILS, note=f"goes the other way from {curve.x[where]:g} to {curve.x[where + 1]:g}")
+    needed = steps if strict else [whole]
+    if all(_beyond(step, sign) for step in needed):
+        return replace(spread, verdict=HOLDS)
+    return replace(spread, note=spread.note or _undecided(whole, 0.0).note)
+
+
+def _beyond(step: Estimate, sign: int) -> bool:
+    return step.has_interval and (step.low > 0 if sign > 0 else step.high < 0)
+
+
+def _peak_distance(reader: Reader, sweep: Any, than: Any) -> Estimate:
+    """Peak of `sweep` minus peak of `than`, with the bootstrap interval of the distance."""
+    curves = [reader.curve(sweep), reader.curve(than)]
+    peaks = [intervals.argmax(curve) for curve in curves]
+    value, seeds = peaks[0].value - peaks[1].value, min(peak.seeds for peak in peaks)
+    if seeds < 2:
+        return Estimate(value, math.nan, math.nan, seeds)
+    drawn = [np.asarray(curve.x)[intervals.draws(curve, seed=k).argmax(1)] for k, curve in enumerate(curves)]
+    low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975], method="inverted_cdf")
+    return Estimate(value, float(low), float(high), seeds)
+
+
+def _unfinished(reader: Reader, sweep: Any, curve: Curve) -> str:
+    missing = [run for x, run in reader.points(sweep).items() if x not in curve.x and run not in reader.results]
+    return f"without {', '.join(missing)}" if missing else ""
+
+
+def _outcome(verdict: str, found: Estimate, note: str = "") -> Outcome:
+    return Outcome(verdict, found.value, found.low, found.high, found.seeds, note)
+
+
+def _together(verdicts: list[str]) -> str:
+    if FAILS in verdicts:
+        return FAILS
+    if all(verdict == HOLDS for verdict in verdicts):
+        return HOLDS
+    return NOT_RUN if all(verdict == NOT_RUN for verdict in verdicts) else UNDECIDED
+
+
+def _rank(outcome: str, verdict: str) -> int:
+    """Which check speaks for the claim: the first with the claim's verdict, else the first that was run."""
+    return 0 if outcome == verdict else 1 if outcome != NOT_RUN else 2
+
+
+def _is_computed(claim: dict[str, Any]) -> bool:
+    return all(spec["kind"] == "computed" for spec in claim["checks"])

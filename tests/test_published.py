@@ -1,0 +1,149 @@
+"""What `published/` holds, counted and held against itself."""
+
+import collections
+
+import pytest
+import yaml
+
+from replicate.errors import UserError
+from replicate.report import computed, published, verdicts
+
+COUNTS = {"efficient_learners": 82, "efficient_mae": 182, "mae": 173, "fastmim": 599, "dailymae": 250}
+
+
+@pytest.fixture(scope="module")
+def values():
+    return published.values()
+
+
+def test_every_printed_number_is_there_once(values):
+    assert len(values) == 1286 and values["id"].is_unique
+    assert values.groupby("paper").size().to_dict() == COUNTS
+    assert not values.duplicated(["paper", "table", "panel", "row", "column"]).any()
+
+
+def test_every_number_says_where_it_stands(values):
+    for name in ("paper", "table", "row", "column", "unit", "printed"):
+        assert (values[name] != "").all(), name
+    assert set(values["paper"]) == set(published.PAPERS)
+    assert values["table"].str.fullmatch(r"(table|figure)_\d+|text").all()
+    assert values["row"].map(lambda row: bool(published.setting(row))).all()
+    assert set(values["flag"]) == {"", "inconsistent", "ocr_doubt"}
+    assert (values.loc[values["flag"] != "", "note"] != "").all()
+    assert set(values["relation"]) == {"=", "~", ">", "<"}
+
+
+def test_values_are_plausible(values):
+    percent = values[values["unit"] == "percent"]
+    assert percent["value"].between(0, 100).all()
+    accuracy = values[values["column"].str.contains("top1$") & (values["unit"] == "percent")]
+    assert accuracy["value"].between(50, 90).all()
+    signed = values["column"].str.contains("delta")
+    assert (values.loc[~signed, "value"] > 0).all()
+    assert values[values["column"] == "mask_ratio"]["value"].between(0, 1).all()
+    assert values[values["unit"].isin(["hours", "gpu_hours"])]["value"].between(0.1, 5000).all()
+
+
+def test_a_number_equals_what_is_printed(values):
+    for cell in values.to_dict("records"):
+        printed = cell["printed"]
+        if ":" in printed:
+            hours, minutes = printed.split(":")
+            assert cell["value"] == pytest.approx(int(hours) + int(minutes) / 60, abs=1e-4)
+        elif not printed.endswith("GB/s"):
+            assert float(printed) == cell["value"]
+
+
+@pytest.mark.parametrize(
+    ("printed", "worth"), [("83.6", 0.1), ("150", 1.0), ("1.20", 0.01), ("102:35", 1 / 60), ("2.2 GB/s", 100.0), ("-0.2", 0.1)]
+)
+def test_the_last_printed_digit(printed, worth):
+    assert published.last_digit(printed) == pytest.approx(worth)
+
+
+def test_recipes_are_55_and_say_where_they_come_from():
+    recipes = published.recipes()
+    assert sum(len(group) for group in recipes.values()) == 55 and set(recipes) == set(published.PAPERS)
+    assert all("source" in recipe for group in recipes.values() for recipe in group.values())
+    assert recipes["mae"]["pretrain"]["lr"] == 1.5e-4
+
+
+def test_claims_are_75_and_each_names_its_test():
+    claims = published.claims()
+    papers = collections.Counter(name.partition(".")[0] for name in claims)
+    assert papers == dict.fromkeys(published.PAPERS, 15)
+    for claim in claims.values():
+        assert claim["statement"] and claim["source"] and claim["test"] and claim["checks"]
+        assert claim["size"] in ("strong", "medium", "weak", "none")
+        for check in claim["checks"]:
+            assert check["kind"] in verdicts.KINDS
+            if check["kind"] == "computed":
+                assert check["function"] in computed.ANSWERS
+
+
+def test_sweeps_named_by_claims_exist():
+    def names(part):
+        if isinstance(part, dict):
+            for key, value in part.items():
+                if key in ("sweep", "than", "best", "worst", "peak") and isinstance(value, str):
+                    yield value
+                yield from names(value)
+        if isinstance(part, list):
+            for item in part:
+                yield from names(item)
+
+    wanted = {name for claim in published.claims().values() for name in names(claim["checks"])}
+    assert wanted <= set(published.sweeps())
+
+
+def test_contradictions_are_complete():
+    found = published.contradictions()
+    assert {entry["paper"] for entry in found} == {*published.PAPERS, "between"}
+    for entry in found:
+        assert set(entry) == {"paper", "kind", "place", "printed", "recomputed", "note"}
+        assert entry["kind"] in ("contradiction", "wording", "scan", "reconciled", "between")
+        assert entry["place"] and entry["printed"] and entry["recomputed"]
+
+
+def test_conditions_compare_numbers_as_numbers():
+    found = published.select({"paper": "efficient_mae", "table": "table_4", "mask_ratio": 0.9, "column": "top1"})
+    assert found["printed"].tolist() == ["83.7", "84.3"]
+    assert (
+        published.one({"paper": "mae", "table": "table_1", "panel": "b", "decoder_width": 128, "column": "ft_top1"})["value"]
+        == 84.9
+    )
+    assert len(published.select({"paper": "fastmim", "table": "table_10", "mask_token": "*"})) == 6
+
+
+def test_a_condition_that_fits_several_numbers_is_refused():
+    with pytest.raises(UserError, match="2 numbers fit"):
+        published.one({"paper": "efficient_learners", "table": "table_1"})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("paper,table\nmae,table_1\n", "lacks the column id"),
+        (",".join(published.COLUMNS) + "\n" + ("a" + "," * 11 + "\n") * 2, "the id a appears twice"),
+        (",".join(published.COLUMNS) + "\na,mae,table_1,,k=v,top1,many,many,=,percent,,\n", "the value of a is no number"),
+    ],
+)
+def test_a_broken_table_is_told_in_one_line(tmp_path, monkeypatch, text, words):
+    (tmp_path / "values.csv").write_text(text)
+    monkeypatch.setattr(published, "FOLDER", tmp_path)
+    with pytest.raises(UserError, match=words):
+        published.values.__wrapped__()
+
+
+def test_a_broken_or_missing_yaml_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "FOLDER", tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        published.claims.__wrapped__()
+    (tmp_path / "claims.yaml").write_text("claims: [")
+    with pytest.raises(UserError, match="not valid YAML"):
+        published.claims.__wrapped__()
+
+
+def test_every_file_of_the_folder_is_valid():
+    for path in sorted(published.FOLDER.rglob("*.yaml")):
+        assert yaml.safe_load(path.read_text()) is not None, path

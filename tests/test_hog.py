@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -79,20 +78,16 @@ def test_every_integer_gradient_falls_into_its_bin_in_single_precision() -> None
     assert torch.equal(stacked.sum(dim=0), magnitude)
 
 
-def photographs() -> list[torch.Tensor]:
-    root = os.environ.get("REPLICATE_REAL_DATA")
-    files = sorted(Path(root, "imagenet-sample-167").rglob("*.JPEG")) if root else []
-    if not files:
-        pytest.skip("REPLICATE_REAL_DATA does not name a folder with imagenet-sample-167/")
+def photographs(folder: Path) -> list[torch.Tensor]:
     crops = []
-    for file in files:
+    for file in sorted((folder / "imagenet-sample-167").rglob("*.JPEG")):
         image = Image.open(file).convert("RGB")
         crops.append(torch.from_numpy(np.array(image.resize((224, 224), Image.Resampling.BILINEAR))).permute(2, 0, 1)[None])
     return crops
 
 
-def test_photographs_give_the_same_cells_in_every_precision() -> None:
-    crops = photographs()
+def test_photographs_give_the_same_cells_in_every_precision(real_data: Path) -> None:
+    crops = photographs(real_data)
     assert len(crops) == 167
     pixels = torch.cat(crops)
     cells = hog.dense_hog(pixels)

@@ -1,0 +1,238 @@
+"""CMT, convolutions and Transformer blocks in four stages, written from its paper (Guo et al., CVPR 2022, sec 3, Tables 1 and 2).
+
+A convolutional stem halves the image; before each stage a 2 x 2 convolution of stride 2 halves it again. A block is a local
+perception unit (Eq. 1), a lightweight attention whose keys and values are reduced by a depth-wise convolution (Eq. 3), and an
+inverted residual feed-forward network (Eqs. 4-5). Attention has a learned relative position bias, shared by the blocks of a stage.
+
+With these numbers Ti, XS and B have the 9.49, 15.2 and 45.7 M parameters that their paper prints for images of 160, 192 and 256
+pixels. S has 26.3 M where the paper prints 25.1: its own table of widths, depths and ratios does not add up to that.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+import replicate.compat  # noqa: F401
+from replicate.models.backbones.features import FeatureMap
+from replicate.models.backbones.names import Hierarchy
+from replicate.models.backbones.resample import Resized, replace_data, resample_pair_bias, square
+from replicate.patches import grid_of, pair
+
+from timm.layers import DropPath  # isort: skip  (after replicate.compat)
+
+REDUCTIONS = (8, 4, 2, 1)
+HEAD_DIM = 1280
+
+
+def _conv_gelu_bn(in_chans: int, dim: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_chans, dim, kernel, stride, kernel // 2), nn.GELU(), nn.BatchNorm2d(dim))
+
+
+class LightweightAttention(nn.Module):
+    """Multi-head self-attention with keys and values reduced by `reduction` along each side (Eq. 3)."""
+
+    def __init__(self, dim: int, num_heads: int, reduction: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.k, self.v = (nn.Linear(dim, dim) for _ in range(3))
+        self.proj = nn.Linear(dim, dim)
+        self.reduce = None
+        if reduction > 1:
+            self.reduce = nn.Sequential(nn.Conv2d(dim, dim, reduction, reduction, groups=dim), nn.BatchNorm2d(dim))
+
+    def forward(self, features: Tensor, bias: Tensor) -> Tensor:
+        """(N, h, w, C), bias (heads, h * w, keys) -> (N, h, w, C)."""
+        answers = features
+        if self.reduce is not None:
+            answers = self.reduce(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        query, key, value = (
+            layer(tokens).flatten(1, 2).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for layer, tokens in ((self.q, features), (self.k, answers), (self.v, answers))
+        )
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+        return self.proj(mixed.transpose(1, 2).flatten(2)).unflatten(1, features.shape[1:3])
+
+
+class InvertedResidual(nn.Module):
+    """Feed-forward network with a depth-wise convolution beside a shortcut in its wide middle (Eqs. 4-5)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = _conv_gelu_bn(dim, hidden, 1)
+        self.local = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.activate = nn.Sequential(nn.GELU(), nn.BatchNorm2d(hidden))
+        self.project = nn.Sequential(nn.Conv2d(hidden, dim, 1), nn.BatchNorm2d(dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C, h, w)."""
+        wide = self.expand(features)
+        return self.project(self.activate(self.local(wide) + wide))
+
+
+class Block(nn.Module):
+    """Local perception unit, attention, feed-forward, each added to what it was given (Eqs. 6-8)."""
+
+    def __init__(self, dim: int, num_heads: int, reduction: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn = LightweightAttention(dim, num_heads, reduction)
+        self.mlp = InvertedResidual(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, features: Tensor, bias: Tensor) -> Tensor:
+        """(N, C, h, w), bias (heads, h * w, keys) -> (N, C, h, w)."""
+        features = features + self.local(features)
+        attended = self.attn(self.norm1(features.permute(0, 2, 3, 1)), bias)
+        features = features + self.drop_path(attended.permute(0, 3, 1, 2))
+        normed = self.norm2(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return features + self.drop_path(self.mlp(normed))
+
+
+class PatchEmbed(nn.Module):
+    """2 x 2 convolution of stride 2, then LayerNorm over channels."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, 2, 2)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, dim, H / 2, W / 2)."""
+        return self.norm(self.proj(features).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Stage(nn.Module):
+    """Patch embedding and blocks, which share one relative position bias (heads, tokens, reduced tokens)."""
+
+    def __init__(self, patch_embed: PatchEmbed, grid: tuple[int, int], num_heads: int, reduction: int, blocks: list[Block]) -> None:
+        super().__init__()
+        self.grid, self.reduction = grid, reduction
+        self.patch_embed = patch_embed
+        self.blocks = nn.ModuleList(blocks)
+        queries, keys = (side[0] * side[1] for side in self.grids(grid))
+        self.position_bias = nn.Parameter(torch.zeros(num_heads, queries, keys))
+        nn.init.trunc_normal_(self.position_bias, std=0.02)
+
+    def grids(self, grid: tuple[int, int]) -> list[tuple[int, int]]:
+        """The grids of queries and of keys."""
+        return [grid, (grid[0] // self.reduction, grid[1] // self.reduction)]
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.patch_embed(features)
+        for block in self.blocks:
+            features = block(features, self.position_bias)
+        return features
+
+    def resample(self, bias: Tensor, old_grid: tuple[int, int] | None = None) -> Tensor:
+        """A bias of another grid (square when not given) for this stage's grid."""
+        return resample_pair_bias(bias, self.grids(old_grid or square(bias.shape[1])), self.grids(self.grid))
+
+
+class CMT(FeatureMap, nn.Module):
+    """CMT. forward: (N, 3, H, W) -> (N, num_classes): projection to 1280 channels, mean over positions, linear layer.
+
+    Image sides must be multiples of the stride, 32 for patches of 4.
+    """
+
+    def __init__(
+        self,
+        numbers: Hierarchy,
+        image_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.stride, self.patch_size, self.num_features = numbers.stride, numbers.patch_size, numbers.dims[-1]
+        grid_of(image_size, self.stride)
+        stem_dim = numbers.options["stem_dim"]
+        self.stem = nn.Sequential(
+            _conv_gelu_bn(in_chans, stem_dim, 3, self.patch_size // 2),
+            _conv_gelu_bn(stem_dim, stem_dim, 3),
+            _conv_gelu_bn(stem_dim, stem_dim, 3),
+        )
+        rates = iter(torch.linspace(0, drop_path, sum(numbers.depths), device="cpu").tolist())
+        stages, width = [], stem_dim
+        for index, (dim, depth, heads) in enumerate(zip(numbers.dims, numbers.depths, numbers.heads, strict=True)):
+            blocks = [Block(dim, heads, REDUCTIONS[index], numbers.options["mlp_ratio"], next(rates)) for _ in range(depth)]
+            grid = grid_of(image_size, self.patch_size * 2**index)
+            stages.append(Stage(PatchEmbed(width, dim), grid, heads, REDUCTIONS[index], blocks))
+            width = dim
+        self.stages = nn.ModuleList(stages)
+        self.head = _Head(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.apply(_initialize)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, C, h, w)."""
+        features = self.stem(images)
+        for stage in self.stages:
+            features = stage(features)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.forward_features(images))
+
+    def embedding(self) -> nn.Module:
+        return self.stages[0].patch_embed
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> Resized:
+        """Resamples every stage's relative position bias, each in its place."""
+        grid_of(img_size, self.stride)
+        resized: Resized = {}
+        for index, stage in enumerate(self.stages):
+            old_grid, stage.grid = stage.grid, grid_of(pair(img_size), self.patch_size * 2**index)
+            replace_data(stage.position_bias, partial(stage.resample, old_grid=old_grid), resized)
+        return resized
+
+    def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Biases of a square image of another size, resampled to this model's."""
+        fitted = dict(state)
+        for index, stage in enumerate(self.stages):
+            key = f"stages.{index}.position_bias"
+            if key in state:
+                fitted[key] = stage.resample(state[key])
+        return fitted
+
+    def no_weight_decay(self) -> set[str]:
+        """Relative position biases."""
+        return {name for name, _ in self.named_parameters() if name.endswith("position_bias")}
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """timm's description of the layers, for layer-wise decay: one a block."""
+        return {
+            "stem": r"^stem",
+            "blocks": r"^stages\.(\d+)"
+            if coarse
+            else [(r"^stages\.(\d+)\.(?:patch_embed|position_bias)", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)],
+        }
+
+
+class _Head(nn.Module):
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.project = nn.Sequential(nn.Conv2d(width, HEAD_DIM, 1), nn.BatchNorm2d(HEAD_DIM), nn.SiLU())
+        self.fc = nn.Linear(HEAD_DIM, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc(self.project(features).mean(dim=(2, 3)))
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        nn.init.zeros_(module.bias)
+
+
+def build(numbers: Hierarchy, name: str, image_size: tuple[int, int], in_chans: int, num_classes: int, drop_path: float) -> nn.Module:
+    """CMT with these numbers; `num_classes` 0 leaves out the head."""
+    return CMT(numbers, image_size, in_chans, num_classes, drop_path)

@@ -1,0 +1,205 @@
+"""Pyramid Vision Transformer, version 1, written from its paper (Wang et al., ICCV 2021, sec 3, Table 1); timm has version 2.
+
+Four stages of Transformer blocks, each after a patch embedding that halves the resolution (quarters it in the first stage), each
+with a learned position embedding. Attention reduces keys and values by `sr_ratio` a side. A class token joins the last stage.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+import replicate.compat  # noqa: F401
+from replicate.models.backbones.features import FeatureMap
+from replicate.models.backbones.names import Hierarchy
+from replicate.models.backbones.resample import Resized, replace_data, resample_grid, square
+from replicate.models.pos_embed import resample_pos_embed
+from replicate.patches import grid_of, pair
+
+from timm.layers import DropPath, Mlp  # isort: skip  (after replicate.compat)
+
+SR_RATIOS = (8, 4, 2, 1)
+_Norm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class ReducedAttention(nn.Module):
+    """Spatial-reduction attention (Eqs. 1-3): every token asks, a strided projection of the map answers."""
+
+    def __init__(self, dim: int, num_heads: int, sr_ratio: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.reduce = nn.Conv2d(dim, dim, sr_ratio, sr_ratio) if sr_ratio > 1 else None
+        self.norm = _Norm(dim) if sr_ratio > 1 else None
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(N, L, C) -> (N, L, C); `grid` is (rows, columns) of the tokens."""
+        answers = tokens
+        if self.reduce is not None:
+            answers = self.norm(self.reduce(tokens.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2))
+        query = self.q(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        key, value = self.kv(answers).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block with spatial-reduction attention."""
+
+    def __init__(self, dim: int, num_heads: int, sr_ratio: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = _Norm(dim), _Norm(dim)
+        self.attn = ReducedAttention(dim, num_heads, sr_ratio)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), grid))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches of the map before, projected and normalised."""
+
+    def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size)
+        self.norm = _Norm(dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, h, w, dim)."""
+        return self.norm(self.proj(features).permute(0, 2, 3, 1))
+
+
+class Stage(nn.Module):
+    """Patch embedding, position embedding, blocks; with a class token in front when `cls_token` is set."""
+
+    def __init__(self, patch_embed: PatchEmbed, grid: tuple[int, int], blocks: list[Block], cls_token: bool) -> None:
+        super().__init__()
+        dim = patch_embed.proj.out_channels
+        self.grid = grid
+        self.patch_embed = patch_embed
+        self.blocks = nn.ModuleList(blocks)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if cls_token else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, cls_token + grid[0] * grid[1], dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) -> tokens (N, [1 +] h * w, dim)."""
+        tokens = self.patch_embed(features).flatten(1, 2)
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
+        tokens = tokens + self.pos_embed
+        for block in self.blocks:
+            tokens = block(tokens, self.grid)
+        return tokens
+
+    def resample(self, table: Tensor, old_grid: tuple[int, int] | None = None) -> Tensor:
+        """A position table of another grid (square when not given) for this stage's grid."""
+        prefix = int(self.cls_token is not None)
+        old_grid = old_grid or square(table.shape[1] - prefix)
+        if not prefix:
+            return resample_grid(table[0], old_grid, self.grid)[None]
+        return resample_pos_embed(table, old_grid, self.grid)
+
+
+class PyramidVisionTransformer(FeatureMap, nn.Module):
+    """PVT. forward: (N, 3, H, W) -> (N, num_classes), from the class token; `feature_map` leaves that token out.
+
+    Image sides must be multiples of the stride, 32 for patches of 4.
+    """
+
+    num_prefix_tokens = 1
+
+    def __init__(
+        self,
+        numbers: Hierarchy,
+        image_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.stride, self.patch_size, self.num_features = numbers.stride, numbers.patch_size, numbers.dims[-1]
+        grid_of(image_size, self.stride)
+        rates = iter(torch.linspace(0, drop_path, sum(numbers.depths), device="cpu").tolist())
+        stages = []
+        for index, (dim, depth, heads) in enumerate(zip(numbers.dims, numbers.depths, numbers.heads, strict=True)):
+            ratio = numbers.options["mlp_ratios"][index]
+            blocks = [Block(dim, heads, SR_RATIOS[index], ratio, next(rates)) for _ in range(depth)]
+            embed = PatchEmbed(2 if index else self.patch_size, in_chans, dim)
+            stages.append(Stage(embed, grid_of(image_size, self.patch_size * 2**index), blocks, cls_token=index == 3))
+            in_chans = dim
+        self.stages = nn.ModuleList(stages)
+        self.norm = _Norm(self.num_features)
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.apply(_initialize)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> tokens of the last stage (N, 1 + h * w, C) after the last norm."""
+        features = images
+        for stage in self.stages[:-1]:
+            features = stage(features).transpose(1, 2).unflatten(2, stage.grid)
+        return self.norm(self.stages[-1](features))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.forward_features(images)[:, 0])
+
+    def embedding(self) -> nn.Module:
+        return self.stages[0].patch_embed
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> Resized:
+        """Resamples every stage's position embeddings, each in its place."""
+        grid_of(img_size, self.stride)
+        resized: Resized = {}
+        for index, stage in enumerate(self.stages):
+            old_grid, stage.grid = stage.grid, grid_of(pair(img_size), self.patch_size * 2**index)
+            replace_data(stage.pos_embed, partial(stage.resample, old_grid=old_grid), resized)
+        return resized
+
+    def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Position embeddings of a square image of another size, resampled to this model's."""
+        fitted = dict(state)
+        for index, stage in enumerate(self.stages):
+            key = f"stages.{index}.pos_embed"
+            if key in state:
+                fitted[key] = stage.resample(state[key])
+        return fitted
+
+    def no_weight_decay(self) -> set[str]:
+        """Position embeddings and class token (what fine-tuning never decays)."""
+        return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "cls_token"))}
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """timm's description of the layers, for layer-wise decay: one a block."""
+        return {
+            "stem": r"^stages\.0\.(?:patch_embed|pos_embed)",
+            "blocks": r"^stages\.(\d+)"
+            if coarse
+            else [
+                (r"^stages\.(\d+)\.(?:patch_embed|pos_embed|cls_token)", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^norm", (99999,)),
+            ],
+        }
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, Stage):
+        nn.init.trunc_normal_(module.pos_embed, std=0.02)
+        if module.cls_token is not None:
+            nn.init.trunc_normal_(module.cls_token, std=0.02)
+
+
+def build(numbers: Hierarchy, name: str, image_size: tuple[int, int], in_chans: int, num_classes: int, drop_path: float) -> nn.Module:
+    """PVT with these numbers; `num_classes` 0 leaves out the head."""
+    return PyramidVisionTransformer(numbers, image_size, in_chans, num_classes, drop_path)

@@ -1,0 +1,70 @@
+"""timm's hierarchies that take images of any size as they are, Twins-SVT, PVTv2 and ConvNeXt (v1, v2), and any other timm model."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+import replicate.compat  # noqa: F401
+from replicate.errors import UserError
+from replicate.models.backbones.features import FeatureMap
+from replicate.models.backbones.names import Hierarchy
+
+import timm  # isort: skip  (after replicate.compat)
+
+
+@lru_cache
+def _with_feature_map(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (FeatureMap, kind), {})
+
+
+def adopt(model: nn.Module, stride: int, num_classes: int) -> nn.Module:
+    """The same timm model, able to do what `FeatureMap` says; without classes its whole head goes, which no feature passes."""
+    if not num_classes and hasattr(model, "head"):
+        model.head = nn.Identity()
+    # Changing the class keeps the model's state dict keys, which a wrapping module would prefix.
+    model.__class__ = _with_feature_map(type(model))
+    model.stride = stride
+    return model
+
+
+def build(numbers: Hierarchy, name: str, image_size: tuple[int, int], in_chans: int, num_classes: int, drop_path: float) -> nn.Module:
+    """timm's model called `name` with these numbers; `num_classes` 0 leaves out the head."""
+    kwargs: dict[str, Any] = {"depths": numbers.depths}
+    if name.startswith("convnext"):
+        kwargs["dims"] = numbers.dims
+    else:
+        kwargs |= {"embed_dims": numbers.dims, "num_heads": numbers.heads}
+    if name.startswith("twins"):
+        kwargs |= {"patch_size": numbers.patch_size, "img_size": image_size}
+    model = timm.create_model(name, in_chans=in_chans, num_classes=num_classes, drop_path_rate=drop_path, **kwargs)
+    if numbers.patch_size != 4 and not name.startswith("twins"):
+        _set_stem_stride(model, numbers.patch_size)
+    return adopt(model, numbers.stride, num_classes)
+
+
+def _set_stem_stride(model: nn.Module, stride: int) -> None:
+    """A stem that halves the image instead of quartering it, with the published weights' shapes: its patches overlap."""
+    projection = model.stem[0] if hasattr(model, "stem") else model.patch_embed.proj
+    projection.stride = (stride, stride)
+    projection.padding = tuple((side - 1) // 2 for side in projection.kernel_size)
+
+
+def build_any(name: str, image_size: tuple[int, int], in_chans: int, num_classes: int, drop_path: float, **kwargs: Any) -> nn.Module:
+    """Any other model of timm that offers features: its own keyword arguments, images of one fixed size.
+
+    Raises UserError when timm has no such model or does not say its feature map's stride.
+    """
+    if not timm.is_model(name):
+        raise UserError(f"backbone {name!r} exists neither here nor in timm {timm.__version__}")
+    try:
+        model = timm.create_model(name, in_chans=in_chans, num_classes=num_classes, drop_path_rate=drop_path, img_size=image_size, **kwargs)
+    except TypeError:  # ConvNets take no image size
+        model = timm.create_model(name, in_chans=in_chans, num_classes=num_classes, drop_path_rate=drop_path, **kwargs)
+    info = getattr(model, "feature_info", None)
+    if not info:
+        raise UserError(f"backbone {name!r}: timm does not state its features, so it cannot be pre-trained here")
+    last = info[-1] if isinstance(info, list) else info.get_dicts()[-1]
+    return adopt(model, int(last["reduction"]), num_classes)

@@ -187,7 +187,7 @@ class Paper(Strict):
 
 
 class Grid(Strict):
-    """A paper's full ablation grid: its own pipeline file under `grids/`, run by name."""
+    """The papers' full ablation grids: a pipeline file of their own, `grids/dvc.yaml`, run by name."""
 
     pretrain: dict[str, PretrainRun] = {}
     evaluate: dict[str, EvaluateRun] = {}
@@ -204,30 +204,30 @@ class Params(Strict):
     papers: dict[str, Paper]
     pretrain: dict[str, PretrainRun]
     evaluate: dict[str, EvaluateRun]
-    grids: dict[str, Grid] = {}
+    grid: Grid = Grid()
 
     @model_validator(mode="after")
     def _names_fit_together(self):
         if self.budget not in self.budgets:
             raise ValueError(f"budget is '{self.budget}'; defined are {', '.join(self.budgets)}")
-        owners = {f"{run.paper}/{name}" for name, run in self.pretrain_runs.items()}
+        owners = {str(self._place(name, run.paper)) for name, run in self.pretrain_runs.items()}
         for name, run in (self.pretrain_runs | self.evaluate_runs).items():
             if run.dataset not in self.datasets:
                 raise ValueError(f"run '{name}' uses dataset '{run.dataset}'; defined are {', '.join(self.datasets)}")
         for name, run in self.evaluate_runs.items():
             if run.pretrain not in owners:
-                raise ValueError(f"evaluate run '{name}' starts from '{run.pretrain}', which is no pretrain run (paper/name)")
+                raise ValueError(f"evaluate run '{name}' starts from '{run.pretrain}', which is no pretrain run; they are {', '.join(owners)}")
         return self
 
     @cached_property
     def pretrain_runs(self) -> dict[str, PretrainRun]:
-        """Every pre-training, headline and grids, as written."""
-        return _merged(self.pretrain, *(grid.pretrain for grid in self.grids.values()))
+        """Every pre-training, headline and grid, as written."""
+        return _merged(self.pretrain, self.grid.pretrain)
 
     @cached_property
     def evaluate_runs(self) -> dict[str, EvaluateRun]:
-        """Every evaluation, headline and grids, as written."""
-        return _merged(self.evaluate, *(grid.evaluate for grid in self.grids.values()))
+        """Every evaluation, headline and grid, as written."""
+        return _merged(self.evaluate, self.grid.evaluate)
 
     def run(self, name: str) -> PretrainRun | EvaluateRun:
         """A run as its paper states it. Raises UserError for a name that `params.yaml` does not hold."""
@@ -256,7 +256,12 @@ class Params(Strict):
         return _validated(Dataset, self.budget_named(budget).data | base, f"datasets.{name}")
 
     def results_folder(self, name: str, budget: str | None = None) -> Path:
-        return Path("results") / (budget or self.budget) / self.run(name).paper / name
+        """Where a run's results lie: results/<budget>/<paper>/<run>, or results/<budget>/grid/<paper>/<run> for a run of the full grid."""
+        return Path("results") / (budget or self.budget) / self._place(name, self.run(name).paper)
+
+    def _place(self, name: str, paper: str) -> Path:
+        in_grid = name in self.grid.pretrain or name in self.grid.evaluate
+        return Path("grid", paper, name) if in_grid else Path(paper, name)
 
     def data_folder(self, dataset: str, budget: str | None = None) -> Path:
         return Path("data") / (budget or self.budget) / dataset

@@ -9,6 +9,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from replicate.models.prediction import Prediction
+
 WEIGHT = 0.01
 TEMPERATURE = 10.0
 
@@ -41,3 +43,17 @@ def visible_mean(tokens: Tensor, mask: Tensor) -> Tensor:
         return tokens.mean(dim=1)
     visible = (1 - mask)[..., None].to(tokens.dtype)
     return (tokens * visible).sum(dim=1) / visible.sum(dim=1).clamp(min=1)
+
+
+class SupMAETerm(SupMAE):
+    """SupMAE as the trainer calls it: with a model's whole prediction."""
+
+    def forward(self, prediction: Prediction, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """-> the term to add to the loss, and the accuracy (fraction) of the head on the visible tokens of this batch."""
+        term, logits = super().forward(prediction.latent, prediction.mask, labels)
+        return term, {"supervised_accuracy": (logits.argmax(dim=1) == labels).float().mean()}
+
+
+def build(width: int, num_classes: int) -> SupMAETerm:
+    """The term for an encoder `width` channels wide."""
+    return SupMAETerm(width, num_classes)

@@ -14,6 +14,7 @@ from replicate.loaders import EVALUATION, Augmentation, Loader, open_loader
 from replicate.loaders.crops import uniforms
 from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import reconstruction_loss
+from replicate.models.prediction import Prediction
 from replicate.models.weights import save_weights
 from replicate.schedules.layer_decay import plain_groups
 from replicate.schedules.stages import View
@@ -41,6 +42,7 @@ class PretrainTask(nn.Module):
         self.weighting = losses.build_weighting(run.weighting, **run.weighting_options)
         self.target = targets.build(run.target, run.patch_size, **run.target_options)
         self.model = importlib.import_module(f"replicate.models.{run.method}").build(run, self.target.dim, self.weighting.needs_p2dist)
+        self.extra = _extra_term(run, self.model.embed_dim, num_classes)
         self.mask_ratio = run.mask_ratio
 
     def set_view(self, view: View) -> None:
@@ -49,11 +51,25 @@ class PretrainTask(nn.Module):
         self.mask_ratio = view.mask_ratio
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor, epoch: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, prediction = self.reconstruct(images, index, epoch, progress)
+        if self.extra is None:
+            return loss, {}
+        term, logs = self.extra(prediction, labels)
+        return loss + term, {"reconstruction": loss, **logs}
+
+    def reconstruct(self, images: Tensor, index: Tensor, epoch: int, progress: float) -> tuple[Tensor, Prediction]:
+        """The reconstruction loss of uint8 images (n, 3, S, S), and what the model predicted."""
         noise = mask_noise(self.seed, epoch, index, self.model.num_patches).to(images.device)
         prediction = self.model(normalise(images), noise, self.mask_ratio)
         weights = self.weighting(prediction.p2dist, prediction.scored, progress)
-        loss = reconstruction_loss(prediction.pred, self.target(images), prediction.scored, weights)
-        return loss, {}
+        return reconstruction_loss(prediction.pred, self.target(images), prediction.scored, weights), prediction
+
+
+def _extra_term(run: PretrainRun, width: int, num_classes: int) -> nn.Module | None:
+    """What the objective adds to the reconstruction loss: called with (prediction, labels), gives (term, scalars to log)."""
+    if run.objective == "reconstruction":
+        return None
+    return importlib.import_module(f"replicate.losses.{run.objective}").build(width, num_classes)
 
 
 def mask_noise(seed: int, epoch: int, index: Tensor, num_patches: int) -> Tensor:
@@ -133,9 +149,9 @@ def validation_loss(task: PretrainTask, context: RunContext) -> float:
     task.seed = VALIDATION_SEED
     total = count = 0.0
     with validation_loader(context, task.model.image_size[0]) as loader:
-        for images, labels, index in loader.epoch(0):
+        for images, _, index in loader.epoch(0):
             with context.session.autocast():
-                loss, _ = task(images.to(context.session.device), labels.to(context.session.device), index, 0, 1.0)
+                loss, _ = task.reconstruct(images.to(context.session.device), index, 0, 1.0)
             total, count = total + float(loss) * len(images), count + len(images)
     total, count = context.session.sum_over_ranks(total, count)
     return total / count

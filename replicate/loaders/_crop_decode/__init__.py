@@ -1,0 +1,1 @@
+"""C sources of the crop decoder and the helper that compiles them."""

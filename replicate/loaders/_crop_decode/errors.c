@@ -1,0 +1,69 @@
+/* One way out of every error: a status, a message and a long jump to where the sample began. Nothing here ends the process. */
+
+static void fail(context *c, int status, const char *format, ...) __attribute__((noreturn, format(printf, 3, 4)));
+
+static void fail(context *c, int status, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(c->message, sizeof c->message, format, arguments);
+    va_end(arguments);
+    c->status = status;
+    longjmp(c->escape, 1);
+}
+
+static void fail_with_libjpeg_text(j_common_ptr cinfo)
+{
+    char text[JMSG_LENGTH_MAX];
+    context *c = cinfo->client_data;
+    int status = CD_CORRUPT;
+    (*cinfo->err->format_message)(cinfo, text);
+    if (cinfo->err->msg_code == JERR_OUT_OF_MEMORY || cinfo->err->msg_code == JERR_NO_BACKING_STORE) status = CD_MEMORY;
+    if (cinfo->err->msg_code == JERR_BAD_PRECISION || cinfo->err->msg_code == JERR_SOF_UNSUPPORTED ||
+        cinfo->err->msg_code == JERR_CONVERSION_NOTIMPL || cinfo->err->msg_code == JERR_ARITH_NOTIMPL)
+        status = CD_UNSUPPORTED;
+    fail(c, status, "%s", text);
+}
+
+static void on_error(j_common_ptr cinfo) { fail_with_libjpeg_text(cinfo); }
+
+/* libjpeg repairs what it can and warns; a repaired image is silent garbage in training, so a warning is an error here, except
+   for the two that speak of unusual header versions and leave the pixels alone. */
+static void on_message(j_common_ptr cinfo, int level)
+{
+    if (level >= 0) return;
+    if (cinfo->err->msg_code == JWRN_JFIF_MAJOR || cinfo->err->msg_code == JWRN_ADOBE_XFORM) return;
+    fail_with_libjpeg_text(cinfo);
+}
+
+static void on_output(j_common_ptr cinfo) { (void)cinfo; }
+
+/* Each scan of a progressive file costs a pass over the whole image: a small file may hold thousands. */
+static void on_progress(j_common_ptr cinfo)
+{
+    if (cinfo->is_decompressor && ((j_decompress_ptr)cinfo)->input_scan_number > MAX_SCANS)
+        fail(cinfo->client_data, CD_TOO_LARGE, "more than %d scans", MAX_SCANS);
+}
+
+static struct jpeg_error_mgr *error_manager(struct jpeg_error_mgr *errors)
+{
+    jpeg_std_error(errors);
+    errors->error_exit = on_error;
+    errors->emit_message = on_message;
+    errors->output_message = on_output;
+    return errors;
+}
+
+/* Grows only; contents are lost. 64 spare bytes on both sides let vector code read and write past either end. */
+static void *scratch(context *c, int kind, size_t bytes)
+{
+    scratch_buffer *buffer = &c->scratch[kind];
+    if (buffer->capacity < bytes) {
+        free(buffer->data);
+        buffer->capacity = 0;
+        buffer->data = calloc(1, bytes + bytes / 4 + 128);
+        if (!buffer->data) fail(c, CD_MEMORY, "out of memory (%zu bytes)", bytes);
+        buffer->capacity = bytes + bytes / 4;
+    }
+    return (char *)buffer->data + 64;
+}

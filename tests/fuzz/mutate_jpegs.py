@@ -1,0 +1,156 @@
+"""Decodes mutated JPEGs: `python tests/fuzz/mutate_jpegs.py COUNT [SEED]`. Exits with 1 when a mutation was mistreated; a crash speaks for itself.
+
+For each mutated file and a random crop, in every mode:
+- an error, or pixels; never a crash or a read out of bounds (run it under valgrind or a sanitizer to see those too);
+- pixels equal what libjpeg's full decode of the same damaged bytes gives there, as long as libjpeg did not complain;
+- with verify=True, pixels only where libjpeg's full decode had no complaint.
+"""
+
+import io
+import os
+import sys
+from collections import Counter
+
+import numpy as np
+from PIL import Image
+
+from replicate.loaders import crop_decode, restart
+from replicate.loaders.crop_decode import DecodeError, Decoding
+
+REFERENCE = Decoding(full=True, entropy="libjpeg")
+MODES = {
+    "exact": Decoding(),
+    "libjpeg": Decoding(entropy="libjpeg"),
+    "no seek": Decoding(seek=False),
+    "verify": Decoding(verify=True),
+    "fused": Decoding(resize="fused"),
+    "bicubic": Decoding(interpolation="bicubic"),
+    "fast": Decoding(dct="fast"),
+}
+
+
+def photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Smooth colours, an edge and some noise."""
+    y, x = np.mgrid[:height, :width]
+    waves = [128 + 100 * np.sin(x / rng.uniform(3, 40) + y / rng.uniform(3, 40)) for _ in range(3)]
+    pixels = np.stack(waves, -1) + rng.normal(0, 12, (height, width, 3)) + 60 * (x > width / 2)[..., None]
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def seeds(rng: np.random.Generator) -> list[bytes]:
+    """Small files of every kind, so that headers are hit often."""
+    options = [{"subsampling": s} for s in (0, 1, 2)] + [
+        {"progressive": True},
+        {"optimize": True},
+        {"restart_marker_blocks": 3},
+        {"quality": 98},
+    ]
+    files = []
+    for option in options:
+        for mode in ("RGB", "L"):
+            height, width = rng.integers(1, 120, 2)
+            buffer = io.BytesIO()
+            Image.fromarray(photo(rng, height, width)).convert(mode).save(buffer, "JPEG", **{"quality": 85, **option})
+            files.append(buffer.getvalue())
+    buffer = io.BytesIO()
+    Image.fromarray(photo(rng, 40, 40)).convert("CMYK").save(buffer, "JPEG")
+    return [*files, buffer.getvalue(), *(restart.add_restarts(file, 2) for file in files[:6])]
+
+
+def mutate(rng: np.random.Generator, data: bytes) -> bytes:
+    """Flips bits, overwrites, cuts, repeats or inserts, once or several times."""
+    array = np.frombuffer(data, np.uint8).copy()
+    for _ in range(int(rng.integers(1, 5))):
+        kind, at = rng.integers(7), int(rng.integers(0, max(len(array), 1)))
+        length = int(rng.integers(1, 30))
+        if len(array) == 0:
+            break
+        if kind == 0:
+            array[at] ^= 1 << rng.integers(8)
+        elif kind == 1:
+            array[at : at + length] = rng.integers(0, 256, len(array[at : at + length]))
+        elif kind == 2:
+            array = array[:at]
+        elif kind == 3:
+            array[at:] = 0
+        elif kind == 4:
+            array = np.delete(array, slice(at, at + length))
+        elif kind == 5:
+            array = np.insert(array, at, rng.integers(0, 256, length).astype(np.uint8))
+        else:
+            at = int(rng.integers(0, min(len(array), 700)))
+            array[at] = rng.choice([0, 1, 2, 3, 4, 0x11, 0x22, 0x7F, 0x80, 0xFF, 0xC0, 0xC2, 0xD9, 0xDA, 0xDD])
+    return array.tobytes()
+
+
+def attempt(data: bytes, box: tuple[int, ...], decoding: Decoding, index: bytes | None = None) -> np.ndarray | None:
+    """The crop, or None when it was refused. Resized modes are run for their memory accesses alone."""
+    try:
+        if decoding.resize == "fused" or decoding.interpolation == "bicubic":
+            crop_decode.decode_crop_resize(data, box, True, 33, decoding, index=index)
+        return crop_decode.decode_crop(data, box, False, decoding, index=index)
+    except DecodeError:
+        return None
+
+
+def box_of(rng: np.random.Generator, data: bytes) -> tuple[int, ...]:
+    try:
+        info = crop_decode.jpeg_info(data)
+        height, width = min(info.height, 2000), min(info.width, 2000)
+    except DecodeError:
+        height, width = 40, 40
+    h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+    return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
+
+
+def check(rng: np.random.Generator, data: bytes, index: bytes | None, counts: Counter) -> str | None:
+    """What is wrong with how `data` was treated, or None."""
+    box = box_of(rng, data)
+    reference = attempt(data, box, REFERENCE)
+    counts["file refused by libjpeg" if reference is None else "file accepted by libjpeg"] += 1
+    for name, decoding in MODES.items():
+        pixels = attempt(data, box, decoding)
+        counts[f"{name}: {'refused' if pixels is None else 'pixels'}"] += 1
+        if pixels is not None and reference is not None and decoding.dct == "accurate" and not np.array_equal(pixels, reference):
+            return f"{name}: other pixels than the full decode, box {box}"
+        if name == "verify" and pixels is not None and reference is None:
+            return f"verify: accepted what libjpeg refuses, box {box}"
+    if index is not None:
+        pixels = attempt(data, box, Decoding(), index)
+        counts[f"index: {'refused' if pixels is None else 'pixels'}"] += 1
+        if pixels is not None and reference is not None and not np.array_equal(pixels, reference):
+            counts["index: other pixels than the full decode"] += 1
+    return None
+
+
+def main(count: int, seed: int = 0) -> int:
+    rng = np.random.default_rng(seed)
+    files, counts = seeds(rng), Counter()
+    indices = [restart.build_index(file, 3) if not failed(file) and crop_decode.jpeg_info(file).seekable else None for file in files]
+    for i in range(count):
+        which = int(rng.integers(len(files)))
+        data = mutate(rng, files[which])
+        if os.environ.get("FUZZ_KEEP"):
+            with open(os.environ["FUZZ_KEEP"], "wb") as file:
+                file.write(data)
+        wrong = check(rng, data, indices[which], counts)
+        if wrong:
+            with open("mistreated.jpg", "wb") as file:
+                file.write(data)
+            print(f"mutation {i} of seed {seed}: {wrong}; the file is mistreated.jpg")
+            return 1
+    for name in sorted(counts):
+        print(f"{counts[name]:>8} {name}")
+    return 0
+
+
+def failed(file: bytes) -> bool:
+    try:
+        crop_decode.jpeg_info(file)
+    except DecodeError:
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])))

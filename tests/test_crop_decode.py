@@ -1,0 +1,440 @@
+"""Crop decode against PIL's full decode, OpenCV's and Pillow's resize: the same bytes; and against files that are damaged."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from replicate.errors import UserError
+from replicate.loaders import crop_decode, crops, restart
+from replicate.loaders._crop_decode import build
+from replicate.loaders.crop_decode import DecodeError, Decoding
+
+skimage_data = pytest.importorskip("skimage.data")
+FUZZ = Path(__file__).parent / "fuzz" / "mutate_jpegs.py"
+SAMPLING = {
+    "411": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
+    "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    "422": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    "440": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
+    "444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+}
+PIL_FORMATS = {
+    "grey": {"mode": "L"},
+    "progressive": {"progressive": True},
+    "progressive_444": {"progressive": True, "subsampling": 0},
+    "optimized": {"optimize": True},
+    "restart_rows": {"restart_marker_rows": 1},
+    "restart_7": {"restart_marker_blocks": 7},
+    "restart_1": {"restart_marker_blocks": 1, "subsampling": 0},
+    "quality_20": {"quality": 20},
+    "quality_100": {"quality": 100},
+    "rgb": {"keep_rgb": True},
+}
+FORMATS = [*SAMPLING, *PIL_FORMATS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """The library, built where a compiler is at hand."""
+    if not crop_decode.available():
+        try:
+            build.build()
+        except UserError as error:
+            pytest.skip(str(error))
+        crop_decode.library.cache_clear()
+    assert crop_decode.available()
+
+
+def encode(pixels: np.ndarray, form: str, quality: int = 90) -> bytes:
+    if form in SAMPLING:
+        options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLING[form]]
+        return cv2.imencode(".jpg", pixels[..., ::-1], options)[1].tobytes()
+    options = {"quality": quality, **PIL_FORMATS[form]}
+    image = Image.fromarray(pixels).convert(options.pop("mode", "RGB"))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def decode_whole(jpeg: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+
+
+def random_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+    h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+    return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
+
+
+def cut(pixels: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    top, left, height, width = box
+    return pixels[top : top + height, left : left + width]
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[np.ndarray]:
+    return [skimage_data.astronaut()[:333, 100:411], skimage_data.coffee()[:, :500], skimage_data.chelsea()[20:180, 100:301]]
+
+
+@pytest.fixture(scope="module")
+def example(photos) -> tuple[bytes, np.ndarray]:
+    jpeg = encode(photos[0], "420")
+    return jpeg, decode_whole(jpeg)
+
+
+# ---- pixels -------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_crop_equals_full_decode(photos, form):
+    rng = np.random.default_rng(FORMATS.index(form))
+    for photo in photos:
+        jpeg = encode(photo, form)
+        whole = decode_whole(jpeg)
+        index = restart.build_index(jpeg, int(rng.integers(1, 20))) if crop_decode.jpeg_info(jpeg).seekable else None
+        for i in range(25):
+            box, flip = random_box(rng, *whole.shape[:2]), bool(i % 2)
+            expected = cut(whole, box)[:, ::-1] if flip else cut(whole, box)
+            for decoding in (Decoding(), Decoding(seek=False), Decoding(entropy="libjpeg"), Decoding(verify=True)):
+                np.testing.assert_array_equal(crop_decode.decode_crop(jpeg, box, flip, decoding), expected, str((box, decoding)))
+            np.testing.assert_array_equal(crop_decode.decode_crop(jpeg, box, flip, index=index), expected, str(box))
+
+
+@pytest.mark.parametrize("form", ["420", "422", "440", "444", "411", "grey", "progressive"])
+def test_small_and_narrow_images(photos, form):
+    """Down to one pixel: below three chroma columns libjpeg upsamples differently, and must here too."""
+    rng = np.random.default_rng(3)
+    for width in (*range(1, 20), 31, 32, 33, 47, 48, 49):
+        for height in (1, 2, 3, 8, 15, 16, 17, 33):
+            jpeg = encode(np.ascontiguousarray(photos[1][50 : 50 + height, 80 : 80 + width]), form, 95)
+            whole = decode_whole(jpeg)
+            for _ in range(3):
+                box = random_box(rng, height, width)
+                np.testing.assert_array_equal(crop_decode.decode_crop(jpeg, box), cut(whole, box), str((height, width, box)))
+
+
+@pytest.mark.parametrize("form", ["420", "422", "444", "grey", "progressive"])
+def test_fast_dct_equals_its_own_full_decode(photos, form):
+    rng = np.random.default_rng(4)
+    jpeg = encode(photos[0], form)
+    size = photos[0].shape[:2]
+    whole = crop_decode.decode_crop(jpeg, (0, 0, *size), decoding=Decoding(dct="fast", full=True, entropy="libjpeg"))
+    assert 0.05 < np.abs(whole.astype(float) - decode_whole(jpeg)).mean() < 2
+    for _ in range(25):
+        box = random_box(rng, *size)
+        np.testing.assert_array_equal(crop_decode.decode_crop(jpeg, box, decoding=Decoding(dct="fast")), cut(whole, box))
+
+
+@pytest.mark.parametrize("interval", [0, 1, 3, 8, 1000])
+@pytest.mark.parametrize("form", ["420", "444", "grey", "progressive", "restart_7"])
+def test_transcode_is_lossless(photos, form, interval):
+    jpeg = encode(photos[2], form)
+    marked = restart.add_restarts(jpeg, interval, optimize=interval == 3)
+    info = crop_decode.jpeg_info(marked)
+    assert (info.restart_interval, info.progressive, info.seekable) == (interval, 0, 1)
+    whole = decode_whole(jpeg)
+    np.testing.assert_array_equal(decode_whole(marked), whole)
+    rng = np.random.default_rng(interval)
+    for _ in range(10):
+        box = random_box(rng, *whole.shape[:2])
+        np.testing.assert_array_equal(crop_decode.decode_crop(marked, box), cut(whole, box))
+
+
+def test_transcode_keeps_or_drops_metadata(photos):
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    Image.fromarray(photos[2]).save(buffer, "JPEG", exif=exif, comment=b"a comment")
+    kept = Image.open(io.BytesIO(restart.add_restarts(buffer.getvalue(), keep_markers=True)))
+    assert kept.getexif()[0x010E] == "a description" and kept.info["comment"] == b"a comment"
+    assert not Image.open(io.BytesIO(restart.add_restarts(buffer.getvalue()))).getexif()
+
+
+# ---- resize -------------------------------------------------------------------------------------------------------------------------------
+
+
+def resize_cases() -> list[tuple[int, int, int, int]]:
+    rng = np.random.default_rng(5)
+    cases = [tuple(rng.integers(1, 500, 2)) + (224, 224) for _ in range(60)] + [tuple(rng.integers(1, 300, 4)) for _ in range(60)]
+    cases += [(k * 32, m * 24, 32, 24) for k in range(1, 5) for m in range(1, 5)]
+    return [tuple(int(v) for v in case) for case in cases + [(224, 300, 224, 224), (300, 224, 224, 224), (1, 1, 224, 224), (500, 500, 1, 1)]]
+
+
+def test_area_equals_opencv():
+    rng = np.random.default_rng(6)
+    for i, (height, width, rows, columns) in enumerate(resize_cases()):
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        expected = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
+        expected = expected[:, ::-1] if i % 2 else expected
+        np.testing.assert_array_equal(crop_decode.resize_pixels(pixels, bool(i % 2), (rows, columns)), expected, str((height, width, rows, columns)))
+
+
+def test_bicubic_equals_pillow():
+    rng = np.random.default_rng(7)
+    bicubic = Decoding(interpolation="bicubic")
+    for i, (height, width, rows, columns) in enumerate(resize_cases()):
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        narrow = Image.fromarray(pixels).resize((columns, height), Image.Resampling.BICUBIC)
+        expected = np.asarray(narrow.resize((columns, rows), Image.Resampling.BICUBIC))
+        expected = expected[:, ::-1] if i % 2 else expected
+        np.testing.assert_array_equal(crop_decode.resize_pixels(pixels, bool(i % 2), (rows, columns), bicubic), expected)
+
+
+def test_resize_takes_a_view_of_a_larger_array(photos):
+    view = photos[1][40:300, 30:400]
+    expected = cv2.resize(view, (64, 64), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(crop_decode.resize_pixels(view, False, 64), expected)
+    np.testing.assert_array_equal(
+        crop_decode.resize_pixels(view[:, ::-1], True, 64),
+        crop_decode.resize_pixels(np.ascontiguousarray(view[:, ::-1]), True, 64),
+    )
+
+
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("interpolation", ["area", "bicubic"])
+def test_crop_resize_flip_layout(example, planar, interpolation):
+    jpeg, whole = example
+    rng = np.random.default_rng(8)
+    for size in (224, 64, 57, (40, 70)):
+        box = random_box(rng, *whole.shape[:2])
+        decoding = Decoding(planar=planar, interpolation=interpolation)
+        for flip in (False, True):
+            got = crop_decode.decode_crop_resize(jpeg, box, flip, size, decoding)
+            expected = crop_decode._python_resize(
+                np.ascontiguousarray(cut(whole, box)), flip, (size, size) if isinstance(size, int) else size, decoding
+            )
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_python_fallback_gives_the_same_pixels(example, monkeypatch):
+    jpeg, _ = example
+    box = (31, 17, 200, 150)
+    modes = (Decoding(), Decoding(planar=True), Decoding(interpolation="bicubic"))
+    ours = [crop_decode.decode_crop_resize(jpeg, box, True, 96, mode) for mode in modes]
+    pixels, info = crop_decode.decode_crop(jpeg, box, True), crop_decode.jpeg_info(jpeg)
+    monkeypatch.setattr(crop_decode, "library", lambda: None)
+    for mode, expected in zip(modes, ours, strict=True):
+        np.testing.assert_array_equal(crop_decode.decode_crop_resize(jpeg, box, True, 96, mode), expected)
+    np.testing.assert_array_equal(crop_decode.decode_crop(jpeg, box, True), pixels)
+    with pytest.raises(UserError, match="not built"):
+        crop_decode.jpeg_info(jpeg)
+    with pytest.raises(DecodeError, match="photo.jpg.*damaged|photo.jpg.*end"):
+        crop_decode.decode_crop_resize(jpeg[:3000], box, True, 96, name="photo.jpg")
+    assert info.width == 311
+
+
+# ---- batches ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("resize", ["exact", "fused"])
+def test_batch_equals_single_samples_and_isolates_the_bad_one(photos, threads, resize):
+    jpegs = [encode(photo, form) for photo in photos for form in ("420", "444", "progressive", "grey")]
+    sizes = np.array([photo.shape[:2] for photo in photos for _ in range(4)])
+    number = np.arange(len(jpegs))
+    boxes, flips = crops.random_resized_crop_boxes(sizes, number, seed=1, epoch=0), crops.flips(number, seed=1, epoch=0)
+    decoding = Decoding(resize=resize, planar=True)
+    expected = [crop_decode.decode_crop_resize(*case, 64, decoding) for case in zip(jpegs, boxes, flips, strict=True)]
+    jpegs[5] = jpegs[5][: len(jpegs[5]) // 3]
+    boxes[7, 2] = 10_000
+    result = crop_decode.decode_files(jpegs, boxes, flips, 64, decoding, threads)
+    assert (
+        set(result.messages) == {5, 7}
+        and "box" in result.messages[7]
+        and [crop_decode.STATUS[s] for s in result.status[[5, 7]]] == ["corrupt", "box"]
+    )
+    for i, image in enumerate(result.images):
+        np.testing.assert_array_equal(image, 0 if i in (5, 7) else expected[i])
+
+
+def test_batch_with_seek_indices(photos, tmp_path):
+    jpegs = [encode(photo, "420") for photo in photos]
+    restart.write_index(tmp_path / "train.seek", [restart.build_index(jpegs[0]), b"", restart.build_index(jpegs[2], 3)])
+    index = restart.SeekIndex(tmp_path / "train.seek", 3)
+    assert index.addresses[1] == 0 and index.lengths[1] == 0
+    views = [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs]
+    where, lengths = np.array([v.ctypes.data for v in views], np.uint64), np.array([v.size for v in views])
+    boxes, flips = np.array([[40, 60, 100, 90]] * 3), np.array([True, False, True])
+    got = crop_decode.decode_batch(where, lengths, boxes, flips, 48, index_addresses=index.addresses, index_lengths=index.lengths)
+    np.testing.assert_array_equal(got.images, crop_decode.decode_files(jpegs, boxes, flips, 48).images)
+    wrong = crop_decode.decode_batch(where, lengths, boxes, flips, 48, index_addresses=index.addresses[::-1], index_lengths=index.lengths[::-1])
+    assert [crop_decode.STATUS[s] for s in wrong.status] == ["index", "ok", "index"]
+    with pytest.raises(UserError, match="3 samples beside a data set of 4"):
+        restart.SeekIndex(tmp_path / "train.seek", 4)
+    (tmp_path / "cut.seek").write_bytes((tmp_path / "train.seek").read_bytes()[:-5])
+    with pytest.raises(UserError, match="damaged seek index"):
+        restart.SeekIndex(tmp_path / "cut.seek", 3)
+
+
+def test_batch_refuses_arrays_that_do_not_fit(example):
+    jpeg, _ = example
+    with pytest.raises(ValueError, match="do not belong together"):
+        crop_decode.decode_files([jpeg], np.zeros((2, 4), np.int32), np.zeros(1, bool), 32)
+    with pytest.raises(ValueError, match="contiguous uint8"):
+        crop_decode.decode_crop_resize(jpeg, (0, 0, 9, 9), False, 32, out=np.empty((32, 32), np.uint8))
+
+
+# ---- damage -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_errors_name_the_image_and_the_reason(example):
+    jpeg, whole = example
+    height, width = whole.shape[:2]
+    cmyk = io.BytesIO()
+    Image.fromarray(whole).convert("CMYK").save(cmyk, "JPEG")
+    cases = {
+        "CMYK": (cmyk.getvalue(), "unsupported"),
+        "not a JPEG": (b"\x89PNG" + bytes(100), "corrupt"),
+        "photo.jpg": (b"", "corrupt"),
+        "[Pp]remature|marker": (jpeg[: len(jpeg) // 2], "corrupt"),
+        "[Qq]uantization": (jpeg.replace(b"\xff\xdb", b"\xff\xee"), "corrupt"),
+    }
+    for text, (data, status) in cases.items():
+        with pytest.raises(DecodeError, match=text) as caught:
+            crop_decode.decode_crop(data, (height - 20, 0, 20, 20), name="photo.jpg")
+        assert str(caught.value).startswith("photo.jpg: ") and caught.value.status == status
+    for box in ((-1, 0, 5, 5), (0, 0, height + 1, 5), (0, width - 4, 5, 5), (0, 0, 0, 5), (2**40, 0, 5, 5)):
+        with pytest.raises(DecodeError) as caught:
+            crop_decode.decode_crop(jpeg, box)
+        assert caught.value.status == "box"
+
+
+@pytest.mark.parametrize("decoding", [Decoding(), Decoding(entropy="libjpeg"), Decoding(resize="fused"), Decoding(full=True)])
+@pytest.mark.parametrize("form", ["420", "progressive", "restart_rows"])
+def test_overwritten_tails_are_errors(photos, form, decoding):
+    """A page of zeros parses as Huffman codes; the missing end marker gives it away."""
+    jpeg = encode(photos[0], form)
+    zeroed = jpeg[: len(jpeg) // 2] + bytes(len(jpeg) - len(jpeg) // 2)
+    for box in ((0, 0, 333, 311), (10, 10, 300, 200)):
+        with pytest.raises(DecodeError):
+            crop_decode.decode_crop_resize(zeroed, box, False, 64, decoding)
+    harmless = jpeg + bytes(512)
+    np.testing.assert_array_equal(
+        crop_decode.decode_crop_resize(harmless, (5, 5, 99, 98), False, 64, decoding),
+        crop_decode.decode_crop_resize(jpeg, (5, 5, 99, 98), False, 64, decoding),
+    )
+
+
+def test_damage_outside_the_crop_is_found_by_verify(example):
+    jpeg, whole = example
+    broken = bytearray(jpeg)
+    broken[-400:-390] = b"\xff\xd9" * 5
+    crop_decode.decode_crop(bytes(broken), (0, 0, 30, 30))
+    with pytest.raises(DecodeError):
+        crop_decode.decode_crop(bytes(broken), (0, 0, 30, 30), decoding=Decoding(verify=True))
+
+
+def test_one_image_leaves_nothing_to_the_next(example):
+    """A file without tables must not be decoded with those of the file before."""
+    jpeg, _ = example
+    crop_decode.decode_crop(jpeg, (0, 0, 50, 50))
+    with pytest.raises(DecodeError, match="[Qq]uantization"):
+        crop_decode.decode_crop(jpeg.replace(b"\xff\xdb", b"\xff\xee"), (0, 0, 50, 50))
+
+
+def test_damaged_seek_index_is_refused_or_harmless(example):
+    """Whatever stands in an index, the answer is an error or the right pixels of some parse, never a crash; most damage is an error."""
+    jpeg, whole = example
+    index, rng = np.frombuffer(restart.build_index(jpeg, 4), np.uint8), np.random.default_rng(9)
+    refused = 0
+    for _ in range(300):
+        bad = index.copy()
+        bad[rng.integers(0, len(bad), 20)] = rng.integers(0, 256, 20)
+        try:
+            crop_decode.decode_crop(jpeg, (20, 20, 280, 280), index=bad)
+        except DecodeError:
+            refused += 1
+    assert refused > 290
+
+
+@pytest.mark.parametrize("key, value", [("dct", "slow"), ("interpolation", "linear"), ("resize", "dct"), ("entropy", "none")])
+def test_unknown_options_are_user_errors(key, value):
+    with pytest.raises(UserError, match=f"crop decode {key}"):
+        Decoding(**{key: value})
+
+
+def run_fuzz(count: int) -> None:
+    """In a process of its own: a crash must fail the test, not end it."""
+    done = subprocess.run([sys.executable, str(FUZZ), str(count)], capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def test_mutated_files_never_crash():
+    run_fuzz(1500)
+
+
+@pytest.mark.slow
+def test_mutated_files_never_crash_100_000():
+    run_fuzz(100_000)
+
+
+# ---- the builder, numba, real photographs -------------------------------------------------------------------------------------------------
+
+
+def test_build_without_a_compiler_says_so(monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert build.main() == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_generic_core_gives_the_same_pixels(example, tmp_path):
+    jpeg, _ = example
+    (tmp_path / "a.jpg").write_bytes(jpeg)
+    script = (
+        "import sys, zlib; from pathlib import Path; from replicate.loaders import crop_decode as c\n"
+        "jpeg = Path(sys.argv[1]).read_bytes()\n"
+        "for d in (c.Decoding(), c.Decoding(interpolation='bicubic'), c.Decoding(resize='fused')):\n"
+        "    print(zlib.crc32(c.decode_crop_resize(jpeg, (7, 9, 201, 190), True, 64, d)))\n"
+        "print(c.library().crop_decode_isa().decode())\n"
+    )
+    outputs = []
+    for environment in ({}, {"CROP_DECODE_GENERIC": "1"}):
+        command = [sys.executable, "-c", script, str(tmp_path / "a.jpg")]
+        outputs.append(subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=True).stdout.split())
+    assert outputs[0][:3] == outputs[1][:3] and outputs[1][3] == "generic"
+
+
+def test_numba_calls_the_function(example):
+    numba = pytest.importorskip("numba")
+    jpeg, _ = example
+    c_decode_crop_resize = crop_decode.function("crop_decode_resize")
+
+    @numba.njit(nogil=True)
+    def decode(source, out, size, box, flip, flags):
+        return c_decode_crop_resize(source.ctypes.data, source.size, out.ctypes.data, size, box[0], box[1], box[2], box[3], flip, flags)
+
+    out, box = np.zeros((64, 64, 3), np.uint8), np.array([7, 9, 201, 190])
+    assert decode(np.frombuffer(jpeg, np.uint8), out, 64, box, True, Decoding().flags) == 0
+    np.testing.assert_array_equal(out, crop_decode.decode_crop_resize(jpeg, box, True, 64))
+    assert decode(np.frombuffer(jpeg[:900], np.uint8), out, 64, box, True, 0) == crop_decode.STATUS.index("corrupt")
+
+
+@pytest.mark.slow
+def test_20_000_crops_of_real_photographs():
+    """REPLICATE_REAL_DATA: a folder with imagenet-sample-167/. Every photograph as it is, with restart markers, and re-encoded at 500 px."""
+    root = Path(os.environ.get("REPLICATE_REAL_DATA", "")) / "imagenet-sample-167"
+    if not os.environ.get("REPLICATE_REAL_DATA") or not root.is_dir():
+        pytest.skip("REPLICATE_REAL_DATA names no folder with imagenet-sample-167")
+    rng, done = np.random.default_rng(10), 0
+    for path in sorted(root.rglob("*.*")):
+        jpeg = path.read_bytes()
+        small = cv2.resize(decode_whole(jpeg), (500, 375), interpolation=cv2.INTER_AREA)
+        for data in (jpeg, restart.add_restarts(jpeg), encode(small, "420", 90), encode(small, "420", 95)):
+            whole = decode_whole(data)
+            index = restart.build_index(data)
+            for _ in range(31):
+                box, flip = random_box(rng, *whole.shape[:2]), bool(rng.integers(2))
+                expected = cv2.resize(cut(whole, box), (224, 224), interpolation=cv2.INTER_AREA)
+                expected = expected[:, ::-1] if flip else expected
+                for hint in (None, index):
+                    got = crop_decode.decode_crop_resize(data, box, flip, 224, index=hint)
+                    np.testing.assert_array_equal(got, expected, f"{path} {box} {flip}")
+                done += 1
+    assert done >= 20_000

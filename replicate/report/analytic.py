@@ -17,7 +17,7 @@ Setting = Mapping[str, str]
 SIDE, PATCH, PATCHES = 14, 16, 196
 CLASSES = 1000
 IMAGENET_IMAGES = 1281167
-MASKS = 4096
+MASKS = 2048
 VITS = {"ViT-S": "small_patch16", "ViT-B": "base_patch16", "ViT-L": "large_patch16", "ViT-H": "huge_patch14"}
 BACKBONES = {
     "Swin-B": "swin_base",

@@ -247,18 +247,14 @@ def answer(function: str, **arguments: Any) -> Answer:
 
 def within(condition: Mapping[str, Any], tolerance: float | None = None, relative: float | None = None) -> Answer:
     """Whether every printed number that fits the condition is within a tolerance of what is computed."""
-    cells = [
-        published.values().loc[key].to_dict()
-        for key in all_numbers().index
-        if published.matches(published.values().loc[key], condition)
-    ]
-    gaps = {}
+    worst, ours, theirs = 0.0, math.nan, math.nan
+    cells = published.select(condition).to_dict("records")
     for cell in cells:
-        gap = abs(all_numbers().loc[cell["id"], "ours"] - cell["value"])
-        gaps[cell["id"]] = gap / abs(cell["value"]) / relative if relative else gap / tolerance
-    worst = max(gaps, key=gaps.get)
-    ours, theirs = all_numbers().loc[worst, "ours"], published.values().loc[worst, "value"]
-    return Answer(bool(gaps[worst] <= 1), float(ours), f"{len(cells)} numbers; the farthest is {ours:.4g}, printed {theirs:g}")
+        value = compute(cell).range.value
+        gap = abs(value - cell["value"]) / (relative * abs(cell["value"]) if relative else tolerance)
+        if gap >= worst:
+            worst, ours, theirs = gap, value, cell["value"]
+    return Answer(worst <= 1, ours, f"{len(cells)} numbers; the farthest is {ours:.4g}, printed {theirs:g}")
 
 
 def efficient_learners_total_factor_is_smaller() -> Answer:

@@ -1,0 +1,225 @@
+"""Verdicts on made-up results whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from replicate.errors import UserError
+from replicate.report import intervals, published, verdicts
+from replicate.report.quantities import NotRun, Reader
+from replicate.report.results import Results, Run
+from replicate.report.verdicts import FAILS, HOLDS, NOT_RUN, UNDECIDED, check
+
+
+def results(runs, budget="laptop"):
+    """runs: name -> {metric: values by seed} or values by seed (top-1)."""
+    made = {}
+    for name, metrics in runs.items():
+        metrics = metrics if isinstance(metrics, dict) else {"top1": metrics}
+        count = len(next(iter(metrics.values())))
+        per_seed = tuple({metric: float(values[k]) for metric, values in metrics.items()} for k in range(count))
+        made[name] = Run("paper", name, None, tuple(range(count)), per_seed)
+    return Results(budget, made)
+
+
+A, B = [44.0, 43.6, 44.3], [40.1, 39.9, 40.6]
+
+
+@pytest.mark.parametrize(("left", "right", "verdict"), [("a", "b", HOLDS), ("b", "a", FAILS)])
+def test_above_is_decided_by_a_paired_interval(left, right, verdict):
+    outcome = check({"kind": "above", "left": left, "right": right}, results({"a": A, "b": B}))
+    sign = 1 if left == "a" else -1
+    oracle = stats.ttest_1samp(sign * (np.array(A) - np.array(B)), 0).confidence_interval(0.95)
+    assert outcome.verdict == verdict and outcome.seeds == 3
+    assert (outcome.low, outcome.high) == pytest.approx((oracle.low, oracle.high))
+
+
+def test_an_interval_over_the_bound_decides_nothing_and_says_what_would():
+    found = results({"a": [41.0, 40.0, 42.0], "b": [40.0, 41.1, 39.5]})
+    outcome = check({"kind": "above", "left": "a", "right": "b"}, found)
+    assert outcome.verdict == UNDECIDED
+    needed = intervals.seeds_to_decide(intervals.difference(found.values("a", "top1"), found.values("b", "top1")))
+    assert f"{needed - 3} more seeds would decide it" in outcome.note
+
+
+def test_one_seed_decides_nothing():
+    outcome = check({"kind": "above", "left": "a", "right": "b"}, results({"a": [50.0], "b": [40.0]}))
+    assert outcome.verdict == UNDECIDED and "one seed gives no interval" in outcome.note
+
+
+def test_equivalence_needs_a_narrow_interval():
+    spec = {"kind": "equal", "left": "a", "right": "b", "tolerance": 0.5}
+    assert check(spec, results({"a": [40.0, 41.0, 42.0], "b": [40.1, 41.0, 41.9]})).verdict == HOLDS
+    assert check(spec, results({"a": A, "b": B})).verdict == FAILS
+    wide = check(spec, results({"a": [40.0, 42.0, 41.0], "b": [41.0, 40.5, 41.5]}))
+    assert wide.verdict == UNDECIDED and "tolerance 0.5" in wide.note
+
+
+def test_not_below_allows_the_tolerance():
+    spec = {"kind": "not_below", "left": "b", "right": "a", "tolerance": 5.0}
+    assert check(spec, results({"a": A, "b": B})).verdict == HOLDS
+    assert check({**spec, "tolerance": 1.0}, results({"a": A, "b": B})).verdict == FAILS
+
+
+def test_ratio_is_judged_in_logarithms():
+    runs = results({"dear": {"seconds": [3.0, 3.1, 2.9]}, "cheap": {"seconds": [1.0, 1.02, 0.99]}})
+    outcome = check({"kind": "ratio_above", "left": "dear/seconds", "right": "cheap/seconds", "bound": 1.5}, runs)
+    logs = np.log([3.0, 3.1, 2.9]) - np.log([1.0, 1.02, 0.99])
+    oracle = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert outcome.verdict == HOLDS
+    assert (outcome.low, outcome.high) == pytest.approx((math.exp(oracle.low), math.exp(oracle.high)))
+    assert check({"kind": "ratio_below", "left": "dear/seconds", "right": "cheap/seconds", "bound": 1.15}, runs).verdict == FAILS
+
+
+def test_best_worst_and_multiples():
+    runs = results({"a": A, "b": B, "c": [30.0, 30.1, 29.9]})
+    reader = Reader(runs, {"s": {0.0: "a", 1.0: "b", 2.0: "c"}})
+    assert reader.estimate({"best": "s"}).value == pytest.approx(np.mean(A))
+    assert reader.estimate({"worst": ["a", "b"]}).value == pytest.approx(np.mean(B))
+    assert reader.estimate({"times": [0.25, {"minus": ["a", "b"]}]}).value == pytest.approx(0.25 * (np.mean(A) - np.mean(B)))
+    assert reader.estimate({"peak": "s"}).value == 0.0
+    assert reader.estimate({"minus": ["a", "a"]}).value == 0.0
+
+
+def test_gain_against_gain_cancels_what_both_share():
+    runs = results({"a": A, "b": B, "c": [v + 1 for v in A], "d": B})
+    gains = {"left": {"minus": ["c", "d"]}, "right": {"minus": ["a", "b"]}}
+    outcome = check({"kind": "above", **gains}, runs)
+    assert outcome.verdict == HOLDS and outcome.effect == pytest.approx(1.0)
+
+
+def sweep(means, spread=0.1, seed=0):
+    generator = np.random.default_rng(seed)
+    return {f"r{k}": list(m + spread * generator.standard_normal(3)) for k, m in enumerate(means)}
+
+
+POINTS = {0.65: "r0", 0.75: "r1", 0.8: "r2", 0.85: "r3", 0.9: "r4"}
+
+
+def test_place_of_the_peak():
+    spec = {"kind": "peak_between", "sweep": POINTS, "low": 0.75, "high": 0.875}
+    assert check(spec, results(sweep([30, 38, 44, 38, 30]))).verdict == HOLDS
+    assert check(spec, results(sweep([44, 38, 36, 34, 30]))).verdict == FAILS
+    assert check(spec, results(sweep([40, 40, 40, 40, 40], 1.0))).verdict == UNDECIDED
+
+
+def test_two_peaks():
+    runs = sweep([30, 38, 44, 38, 30]) | {f"q{k}": v for k, v in enumerate(sweep([44, 38, 36, 34, 30]).values())}
+    other = {x: run.replace("r", "q") for x, run in POINTS.items()}
+    assert check({"kind": "peak_not_above", "sweep": other, "than": POINTS}, results(runs)).verdict == HOLDS
+    assert check({"kind": "peak_not_above", "sweep": POINTS, "than": other}, results(runs)).verdict == FAILS
+    assert check({"kind": "peaks_agree", "sweep": POINTS, "than": other, "step": 0.05}, results(runs)).verdict == FAILS
+    assert check({"kind": "peaks_agree", "sweep": POINTS, "than": POINTS, "step": 0.05}, results(runs)).verdict == HOLDS
+
+
+def test_monotone_sweeps():
+    rising, bent = results(sweep([30, 32, 34, 36, 38])), results(sweep([30, 36, 33, 36, 38]))
+    assert check({"kind": "rising", "sweep": POINTS}, rising).verdict == HOLDS
+    assert check({"kind": "rising", "sweep": POINTS, "strict": True}, rising).verdict == HOLDS
+    assert check({"kind": "falling", "sweep": POINTS}, rising).verdict == FAILS
+    outcome = check({"kind": "rising", "sweep": POINTS}, bent)
+    assert outcome.verdict == FAILS and "0.75 to 0.8" in outcome.note
+    runs = {"kind": "ordered", "runs": ["r4", "r3", "r2", "r1", "r0"]}
+    assert check(runs, rising).verdict == HOLDS
+
+
+def test_range_between_two_places():
+    runs = results(sweep([30, 38.0, 38.1, 38.05, 30], 0.02))
+    assert check({"kind": "range_below", "sweep": POINTS, "low": 0.75, "high": 0.85, "bound": 0.5}, runs).verdict == HOLDS
+    assert check({"kind": "range_below", "sweep": POINTS, "bound": 0.5}, runs).verdict == FAILS
+
+
+def test_rank_correlation_over_bins():
+    bins = {f"loss_p2dist_{d}": [0.1 * d, 0.11 * d, 0.1 * d + 0.01] for d in (8, 12, 16, 24, 32)}
+    spec = {"kind": "rank_correlation", "run": "a", "bins": "loss_p2dist_", "bound": 0.9}
+    outcome = check(spec, results({"a": bins}))
+    assert outcome.verdict == HOLDS and outcome.effect == pytest.approx(1.0)
+    assert check({**spec, "run": "b"}, results({"a": bins})).verdict == NOT_RUN
+
+
+def test_unfinished_runs_and_unknown_metrics_are_not_run():
+    runs = results({"a": A})
+    missing = check({"kind": "above", "left": "a", "right": "b"}, runs)
+    assert missing.verdict == NOT_RUN and "b" in missing.note
+    assert check({"kind": "above", "left": "a/top7", "right": "a"}, runs).verdict == NOT_RUN
+    with pytest.raises(NotRun):
+        Reader(runs).curve({0.1: "a", 0.2: "b", 0.3: "c"})
+
+
+def test_a_sweep_with_a_gap_names_it():
+    runs = sweep([30, 38, 44, 38, 30])
+    del runs["r3"]
+    outcome = check({"kind": "peak_between", "sweep": POINTS, "low": 0.75, "high": 0.875}, results(runs))
+    assert outcome.verdict == HOLDS and outcome.note == "without r3"
+
+
+CLAIM = {"id": "paper.claim", "statement": "s", "size": "strong"}
+WINS, LOSES = {"kind": "above", "left": "a", "right": "b"}, {"kind": "above", "left": "b", "right": "a"}
+ABSENT = {"kind": "above", "left": "z", "right": "a"}
+TIED = {"kind": "above", "left": "a", "right": "t"}
+
+
+@pytest.mark.parametrize(
+    ("checks", "verdict"),
+    [
+        ([WINS], HOLDS),
+        ([WINS, LOSES], FAILS),
+        ([WINS, TIED], UNDECIDED),
+        ([WINS, ABSENT], UNDECIDED),
+        ([ABSENT], NOT_RUN),
+    ],
+)
+def test_checks_make_a_claim(checks, verdict):
+    runs = results({"a": A, "b": B, "t": [44.0, 44.2, 43.7]})
+    outcome = verdicts.judge({**CLAIM, "checks": checks}, runs)
+    assert outcome.verdict == verdict
+    if ABSENT in checks and WINS in checks:
+        assert outcome.note.startswith("1 of 2 checks run")
+
+
+def test_smoke_decides_nothing():
+    outcome = verdicts.judge({**CLAIM, "checks": [WINS]}, results({"a": A, "b": B}, "smoke"))
+    assert outcome.verdict == UNDECIDED and "smoke" in outcome.note
+
+
+def test_no_verdict_without_an_interval_unless_computed():
+    runs = results({"light_90_llrd_65": A, "light_90_llrd_75": B, "light_90_llrd_80": A, "light_90_llrd_90": B})
+    frame = verdicts.all_claims(runs)
+    assert len(frame) == 75 and list(frame.columns) == verdicts.COLUMNS
+    decided = frame[frame.verdict.isin([HOLDS, FAILS])]
+    measured = decided[decided.budget != "by computation"]
+    assert measured.low.notna().all() and measured.high.notna().all() and (measured.seeds >= 2).all()
+    assert set(frame[frame.claim.isin(["efficient_mae.neighbour_fraction", "efficient_mae.patch_counts"])].verdict) == {HOLDS}
+    assert set(frame.verdict) <= {HOLDS, FAILS, UNDECIDED, NOT_RUN}
+
+
+def test_every_check_of_every_claim_is_well_formed():
+    """On results where every run exists, no check may stumble over its own arguments."""
+
+    class Everything(dict):
+        def __contains__(self, name):
+            return True
+
+        def __missing__(self, name):
+            return Run("p", name, None, (0, 1), ({},) * 2)
+
+    runs = Results("laptop", Everything())
+    object.__setattr__(runs, "values", lambda name, metric: {0: 1.0 + hash((name, metric)) % 7, 1: 2.0})
+    for claim in published.claims().values():
+        for spec in claim["checks"]:
+            if spec["kind"] != "computed":
+                assert check(spec, runs).verdict in (HOLDS, FAILS, UNDECIDED, NOT_RUN), claim["id"]
+
+
+def test_wrong_data_is_named():
+    runs = results({"a": A})
+    with pytest.raises(UserError, match="no check of kind 'guess'"):
+        check({"kind": "guess"}, runs)
+    with pytest.raises(UserError, match="no sweep 'nowhere'"):
+        check({"kind": "rising", "sweep": "nowhere"}, runs)
+    with pytest.raises(UserError, match="is no quantity"):
+        check({"kind": "above", "left": {"sum": ["a"]}, "right": "a"}, runs)
+    with pytest.raises(UserError, match="cannot be compared"):
+        check({"kind": "above", "left": {"over": ["a", "a"]}, "right": "a"}, runs)

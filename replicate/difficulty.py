@@ -6,8 +6,8 @@ Where nothing is visible, in the image or in the neighbourhood that the metric l
 any threshold drops it and d**-gamma gives it no weight. An image with nothing masked is all zeros. Neither raises.
 
 What makes exact P2Dist cheap. Seen from a masked patch, a visible patch A dominates a visible patch B when A is at least as
-near to every pixel. Squared gaps to two patches differ by something linear along each axis, so looking at the four corner
-pixels decides it. Of all visible patches only 1.3 to 1.8 are undominated on average (14x14 grid, ratios .95 to .75), and the
+near to every pixel. Along either axis the difference of two squared gaps is monotone, so looking at the four corner pixels
+decides it. Of all visible patches only 1.3 to 1.8 are undominated on average (14x14 grid, ratios .95 to .75), and the
 same few constellations come back all the time. So each distinct constellation is measured once, pixel by pixel, and those
 that fit into 5x5 patches and shield the rest of the image are looked up in a table.
 """
@@ -39,7 +39,14 @@ def p2dist(mask: Tensor, grid: Grid, patch_size: int) -> Tensor:
 
     mask (N, L) -> (N, L) in pixels, between pixel centres. Raises UserError when the mask does not fit the grid.
     """
-    visible = _visible(mask, grid)
+    _check(mask, grid)
+    return _p2dist_operator(mask, grid[0], grid[1], patch_size)
+
+
+@torch.library.custom_op("replicate::p2dist", mutates_args=())
+def _p2dist_operator(mask: Tensor, rows: int, columns: int, patch_size: int) -> Tensor:
+    """An operator of its own, so that torch.compile neither looks inside nor rebuilds the tables."""
+    visible = _visible(mask, (rows, columns))
     table = _near_table(patch_size, mask.device)
     inner = _bits(visible, _INNER)
     ring = _bits(visible, _RING) & _look_up(table.ring_matters, inner)
@@ -50,11 +57,20 @@ def p2dist(mask: Tensor, grid: Grid, patch_size: int) -> Tensor:
     return _as_batch(distance.masked_fill_(visible, 0.0))
 
 
-def _visible(mask: Tensor, grid: Grid) -> Tensor:
-    """(N, L) mask -> (rows, columns, N) flags: with the batch innermost, a shift on the grid is one contiguous slice."""
+@_p2dist_operator.register_fake
+def _(mask: Tensor, rows: int, columns: int, patch_size: int) -> Tensor:
+    return mask.new_empty(mask.shape, dtype=torch.float32)
+
+
+def _check(mask: Tensor, grid: Grid) -> None:
     rows, columns = grid
     if mask.dim() != 2 or mask.shape[1] != rows * columns:
         raise UserError(f"mask of shape {tuple(mask.shape)} does not fit a grid of {rows}x{columns} patches")
+
+
+def _visible(mask: Tensor, grid: Grid) -> Tensor:
+    """(N, L) mask -> (rows, columns, N) flags: with the batch innermost, a shift on the grid is one contiguous slice."""
+    rows, columns = grid
     return mask.detach().eq(0).t().reshape(rows, columns, -1).contiguous()
 
 
@@ -201,18 +217,14 @@ class _NearTable(NamedTuple):
 
     value: Tensor  # float32
     start: Tensor  # (256,) int32, by the 3x3 neighbourhood's bits
-    ring_matters: (
-        Tensor  # (256,) int32: all 16 bits of the 5x5 ring, or 0 where the 3x3 neighbourhood shields everything behind it
-    )
+    ring_matters: Tensor  # (256,) int32: all 16 bits of the 5x5 ring, or 0 where the 3x3 neighbourhood shields everything behind it
 
 
 @lru_cache(maxsize=32)
 def _near_table(patch_size: int, device: torch.device) -> _NearTable:
     offsets = _offsets((4, 4), patch_size, torch.device("cpu"))
     wide = [(row, column) for row in range(-3, 4) for column in range(-3, 4) if max(abs(row), abs(column)) == 3]
-    inner, ring, beyond = (
-        offsets.number[[(row + 3) * 7 + column + 3 for row, column in part]].int() for part in (_INNER, _RING, wide)
-    )
+    inner, ring, beyond = (offsets.number[[(row + 3) * 7 + column + 3 for row, column in part]].int() for part in (_INNER, _RING, wide))
     inner_sets = _chosen(torch.arange(256), inner, offsets.none)
     values = [_if_settled(inner_sets, ring, offsets)]
     start, ring_matters = torch.arange(256, dtype=torch.int32), torch.zeros(256, dtype=torch.int32)
@@ -239,9 +251,7 @@ def _dominated_bits(by: Tensor, numbers: Tensor, offsets: _Offsets) -> int:
     return sum(
         1 << bit
         for bit, number in enumerate(numbers.tolist())
-        if any(
-            first not in (number, offsets.none) and offsets.strikes[first * (offsets.none + 1) + number] for first in by.tolist()
-        )
+        if any(first not in (number, offsets.none) and offsets.strikes[first * (offsets.none + 1) + number] for first in by.tolist())
     )
 
 
@@ -262,8 +272,14 @@ def p2dist_approx(mask: Tensor, grid: Grid, patch_size: int, k: int = 8) -> Tens
     lie at the integers -P/2 .. P/2 - 1 about its centre (150.3 patches within 26 at ratio .85, printed 150; half-pixel centres
     would keep 155).
     """
-    visible = _visible(mask, grid)
-    points = _points(grid, patch_size, mask.device)
+    _check(mask, grid)
+    return _p2dist_approx_operator(mask, grid[0], grid[1], patch_size, k)
+
+
+@torch.library.custom_op("replicate::p2dist_approx", mutates_args=())
+def _p2dist_approx_operator(mask: Tensor, rows: int, columns: int, patch_size: int, k: int) -> Tensor:
+    visible = _visible(mask, (rows, columns))
+    points = _points((rows, columns), patch_size, mask.device)
     codes, enough = _near_points(_lattice(visible), points, k)
     distance = torch.zeros(visible.shape, device=mask.device)
     near = (enough & ~visible).flatten().nonzero()[:, 0]
@@ -274,6 +290,11 @@ def p2dist_approx(mask: Tensor, grid: Grid, patch_size: int, k: int = 8) -> Tens
     if len(far):
         distance.view(-1)[far] = _solve_approx(visible, far, points, k)
     return _as_batch(distance)
+
+
+@_p2dist_approx_operator.register_fake
+def _(mask: Tensor, rows: int, columns: int, patch_size: int, k: int) -> Tensor:
+    return mask.new_empty(mask.shape, dtype=torch.float32)
 
 
 class _Points(NamedTuple):
@@ -393,6 +414,7 @@ def inverse_distance_5x5(mask: Tensor, grid: Grid, patch_size: int) -> Tensor:
 
 def _hardness(mask: Tensor, grid: Grid, ease: dict[Offset, float]) -> Tensor:
     """1 / the summed ease of the visible patches at these offsets, so that harder is larger, as with the distances."""
+    _check(mask, grid)
     visible = _visible(mask, grid)
     rows, columns, _ = visible.shape
     padded = functional.pad(visible.float(), (0, 0, 2, 2, 2, 2))

@@ -101,9 +101,7 @@ def kept(values: torch.Tensor, mask: torch.Tensor, beta: float) -> float:
     return ((values <= beta) & (mask > 0)).sum().item() / len(mask)
 
 
-@pytest.mark.parametrize(
-    ("metric", "counts"), [("p2dist", (76.1, 113.9, 145.2, 167)), ("p2dist_approx", (78.2, 113.9, 150.3, 167))]
-)
+@pytest.mark.parametrize(("metric", "counts"), [("p2dist", (76.1, 113.9, 145.2, 167)), ("p2dist_approx", (78.2, 113.9, 150.3, 167))])
 def test_patches_within_beta(masks_at_85, metric, counts):
     """Table 8: 82 / 114 / 150 / 167 patches; Algorithm 1 reproduces the last three, no reading of the text gives 82."""
     values = torch.cat([difficulty(part, (14, 14), 16, metric) for part in masks_at_85.split(1024)])
@@ -129,9 +127,7 @@ def test_masked_patches_with_a_visible_neighbour(visible, share):
 def test_rival_metrics_against_loops():
     grid, p = (6, 9), 16
     masks = random_masks(3, grid, 8)
-    for mask, counted, summed, nearest in zip(
-        masks.reshape(3, *grid), *(difficulty(masks, grid, p, m) for m in list(METRICS)[2:]), strict=True
-    ):
+    for mask, counted, summed, nearest in zip(masks.reshape(3, *grid), *(difficulty(masks, grid, p, m) for m in list(METRICS)[2:]), strict=True):
         visible = [(r, c) for r in range(6) for c in range(9) if mask[r, c] == 0]
         for r, c in ((r, c) for r in range(6) for c in range(9) if mask[r, c] == 1):
             away = [(abs(r - a), abs(c - b), math.dist((r, c), (a, b)) * p) for a, b in visible]
@@ -171,3 +167,11 @@ def test_gpu_gives_the_same(metric):
     on_gpu = difficulty(masks.cuda(), (14, 14), 16, metric)
     assert on_gpu.is_cuda
     torch.testing.assert_close(on_gpu.cpu(), difficulty(masks, (14, 14), 16, metric), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiles_without_a_graph_break():
+    mask = random_masks(4, (4, 4), 3)
+    for metric in (p2dist, p2dist_approx):
+        compiled = torch.compile(lambda m, metric=metric: 2 * metric(m, (4, 4), 8), backend="eager", fullgraph=True)
+        assert torch.equal(compiled(mask), 2 * metric(mask, (4, 4), 8))

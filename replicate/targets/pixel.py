@@ -5,38 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from replicate.errors import UserError
+from replicate.loaders.pixels import normalise
+from replicate.patches import patchify
 
 EPSILON = 1e-6  # added to the patch's variance, as the reference implementation does
 
 
 def as_normalised(images: Tensor) -> Tensor:
-    """Floats in the normalised space: raw uint8 images (N, 3, H, W) are converted, float images are taken to be there already."""
-    if images.is_floating_point():
-        return images
-    from replicate.loaders.pixels import normalise  # only raw input needs it
-
-    return normalise(images)
-
-
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """(N, 3, H, W) -> (N, L, patch_size**2 * 3): raster order of patches; within one, row, then column, then channel.
-
-    Raises UserError when a side is not a multiple of the patch size.
-    """
-    batch, channels, height, width = images.shape
-    if height % patch_size or width % patch_size:
-        raise UserError(f"image size {height}x{width} is not a multiple of patch size {patch_size}")
-    rows, columns = height // patch_size, width // patch_size
-    split = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
-    return split.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size**2 * channels)
-
-
-def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
-    """The inverse of `patchify`: (N, rows * columns, patch_size**2 * 3) -> (N, 3, H, W)."""
-    rows, columns = grid
-    split = patches.reshape(len(patches), rows, columns, patch_size, patch_size, -1)
-    return split.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, rows * patch_size, columns * patch_size)
+    """Raw uint8 images (N, 3, H, W) in the normalised space; float images are taken to be there already."""
+    return images if images.is_floating_point() else normalise(images)
 
 
 def statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,76 @@
+"""The leading principal components of a patch as the target (MAE sec 4.1 and Table 1d: 96 coefficients of a 16x16 patch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from replicate.errors import UserError
+from replicate.patches import patchify
+from replicate.targets.pixel import as_normalised
+
+_SHARE = 8  # 96 coefficients of 768 values: an eighth, whatever the patch size
+
+
+class Target(nn.Module):
+    """The coefficients of the patch's pixels on the leading principal axes of all patches of the training set.
+
+    The axes have to be fitted first (`fit`, `needs_fit`) or come with the state: mean and axes are buffers, so they travel with
+    the state dict. The axes are orthonormal and the coefficients keep their own scale, so that the error is that of the pixels
+    within the 96 dimensions: MAE keeps the "largest PCA coefficients" and says nothing of rescaling them. `components` None
+    takes an eighth of the patch's values, 96 at patch size 16.
+    """
+
+    loss = "mse"
+
+    def __init__(self, patch_size: int, components: int | None = None) -> None:
+        super().__init__()
+        values = patch_size**2 * 3
+        self.patch_size = patch_size
+        self.dim = components or max(1, values // _SHARE)
+        if self.dim > values:
+            raise UserError(f"target pca: {self.dim} components, but a {patch_size}x{patch_size} patch has {values} values")
+        self.register_buffer("mean", torch.zeros(values))
+        self.register_buffer("axes", torch.zeros(values, self.dim))
+
+    @property
+    def needs_fit(self) -> bool:
+        return not bool(self.axes.any())
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tensor]) -> Target:
+        """Fit to images: batches (N, 3, H, W), raw or normalised, each seen once. Returns itself.
+
+        Moments are summed in double precision, so the result does not depend on how images are batched. An axis points to where
+        its largest entry is positive. Raises UserError when there are fewer patches than components.
+        """
+        count, total, moment = 0, 0.0, 0.0
+        for images in batches:
+            patches = self._patches(images.to(self.mean.device)).flatten(0, 1).double()
+            count, total, moment = count + len(patches), total + patches.sum(dim=0), moment + patches.t() @ patches
+        if count <= self.dim:
+            raise UserError(f"target pca: {count} patches are too few to fit {self.dim} components")
+        mean = total / count
+        axes = torch.linalg.eigh(moment / count - torch.outer(mean, mean)).eigenvectors.flip(1)[:, : self.dim]
+        largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
+        self.mean.copy_(mean)
+        self.axes.copy_(axes * largest.sign())
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, L, components). Raises UserError when nothing was fitted."""
+        if self.needs_fit:
+            raise UserError("target pca: its axes have not been fitted; call fit() on the training images, or load its state")
+        with torch.autocast(images.device.type, enabled=False):
+            return (self._patches(images) - self.mean) @ self.axes
+
+    @torch.no_grad()
+    def unnormalise(self, pred: Tensor, images: Tensor) -> Tensor:
+        """Predicted coefficients (N, L, components) as pixels of the normalised space, (N, L, D), for pictures."""
+        return pred.float() @ self.axes.t() + self.mean
+
+    def _patches(self, images: Tensor) -> Tensor:
+        return patchify(as_normalised(images), self.patch_size).float()

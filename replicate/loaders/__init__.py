@@ -15,11 +15,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
 from replicate.errors import UserError
+
+if TYPE_CHECKING:
+    from replicate.loaders.crop_decode import Decoding
 
 KINDS = ("ffcv", "beton", "folder")
 CROPS = ("random_resized", "fixed", "center", "none")
@@ -77,9 +80,9 @@ class Loader(Protocol):
     num_images: int
     num_classes: int
     class_names: list[str]
+    num_batches: int
+    num_skipped: int
 
-    @property
-    def num_batches(self) -> int: ...
     def epoch(self, epoch: int) -> Iterator[Batch]: ...
     def set_stage(self, image_size: int | None = None, scale: tuple[float, float] | None = None) -> None: ...
     def close(self) -> None: ...
@@ -115,12 +118,17 @@ def open_loader(
     rank: int = 0,
     world_size: int = 1,
     drop_last: bool | None = None,
+    on_error: str = "raise",
+    decoding: "Decoding | None" = None,
 ) -> Loader:
     """Opens `path` (a .beton file; for `folder` also a folder of class folders) and checks it before the first batch.
 
-    train=True: shuffled anew each epoch, this rank's share of every global batch; drop_last defaults to True. train=False:
-    storage order, every image exactly once over all ranks, nothing dropped. Raises UserError for an unknown kind, a missing or
-    damaged file, or a batch larger than the data set where the rest is dropped."""
+    train=True: shuffled anew each epoch, this rank's share of every global batch; drop_last defaults to True.
+    train=False: storage order, every image exactly once over all ranks, nothing dropped.
+    on_error: "raise" stops at a damaged image and names it, "skip" leaves it out and counts it in `num_skipped`.
+    decoding: how the crop decoder works (kinds beton and ffcv; see `crop_decode.Decoding`), exact by default.
+    Raises UserError for an unknown kind, a missing or damaged file, or a batch larger than a data set whose rest is dropped.
+    """
     module = importlib.import_module(f"replicate.loaders.{resolve_kind(kind)}")
     return module.open_loader(
         Path(path),
@@ -133,4 +141,6 @@ def open_loader(
         rank=rank,
         world_size=world_size,
         drop_last=train if drop_last is None else drop_last,
+        on_error=on_error,
+        **({} if decoding is None else {"decoding": decoding}),
     )

@@ -5,7 +5,7 @@ threads.
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,8 @@ import torch
 from replicate.errors import UserError
 from replicate.loaders import Augmentation, Batch, crops
 
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
+ON_ERROR = ("raise", "skip")
 # Boxes are computed for this many samples at a time: ImageNet's 1.28 million at once would take some gigabytes of random numbers.
 _CHUNK = 1 << 16
 
@@ -46,22 +47,22 @@ def flips_for(index: np.ndarray, augmentation: Augmentation, *, seed: int, epoch
     return crops.flips(index, seed=seed, epoch=epoch) if augmentation.flip else np.zeros(len(index), bool)
 
 
-def as_batch(images: np.ndarray, labels: np.ndarray, index: np.ndarray) -> Batch:
-    """images uint8 (n, S, S, 3) as decoders leave them -> the network's order of axes."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+def as_batch(images: np.ndarray, labels: np.ndarray, index: np.ndarray, planar: bool) -> Batch:
+    """images uint8 (n, 3, S, S) if planar, else (n, S, S, 3) -> a Batch in the network's order of axes."""
+    pixels = torch.from_numpy(images if planar else np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     return Batch(pixels, torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(index.astype(np.int64)))
 
 
-def ahead(work: Callable[[np.ndarray], T], batches: Sequence[np.ndarray], workers: int) -> Iterator[T]:
-    """work(batch) for every batch, in order, by `workers` threads that stay one batch each ahead.
+def ahead(work: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[T]:
+    """work(item) for every item, in order, by `workers` threads that stay about one item each ahead.
 
-    An exception of `work` surfaces here at its batch; leaving early waits for the batches in work and leaves no thread behind.
+    An exception of `work` surfaces here at its item; leaving early waits for the items in work and leaves no thread behind.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
     pending: deque[Future[T]] = deque()
     try:
-        for batch in batches:
-            pending.append(pool.submit(work, batch))
+        for item in items:
+            pending.append(pool.submit(work, item))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -89,7 +90,10 @@ class BaseLoader(ABC):
         rank: int,
         world_size: int,
         drop_last: bool,
+        on_error: str = "raise",
     ) -> None:
+        if on_error not in ON_ERROR:
+            raise UserError(f"on_error: {on_error!r} is none of {', '.join(ON_ERROR)}")
         if batch_size < 1:
             raise UserError(f"batch_size: {batch_size} must be at least 1")
         if not 0 <= rank < world_size:
@@ -102,6 +106,7 @@ class BaseLoader(ABC):
         self.batch_size, self.augmentation, self.seed, self.train = batch_size, augmentation, seed, train
         self.workers = workers if workers > 0 else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
+        self.on_error, self.num_skipped = on_error, 0
         self.set_stage(image_size=image_size)
         self.num_batches = len(self.batches(0))
 
@@ -142,6 +147,12 @@ class BaseLoader(ABC):
         from replicate.loaders.augment import augment_batch
 
         return augment_batch(images, index, self.augmentation, seed=self.seed, epoch=epoch)
+
+    def sample_failed(self, error: UserError) -> None:
+        """The error policy for one damaged image: raise, or count it in `num_skipped` and leave it out of its batch."""
+        if self.on_error == "raise":
+            raise error
+        self.num_skipped += 1
 
     @abstractmethod
     def epoch(self, epoch: int) -> Iterator[Batch]:

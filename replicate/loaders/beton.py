@@ -1,32 +1,46 @@
 """Loader kind `beton`: our own reader of .beton files and a pool of threads. Needs neither ffcv nor a compiler."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from replicate.errors import UserError
 from replicate.loaders import Batch
 from replicate.loaders.base import BaseLoader, Epoch, ahead, as_batch
+from replicate.loaders.crop_decode import Decoding
 from replicate.loaders.reader import BetonReader
 
 
 class BetonLoader(BaseLoader):
-    """Each thread reads, crops, resizes and augments one whole batch at a time; Pillow and OpenCV release Python's lock
-    meanwhile.
-    """
+    """Each thread reads, crops, resizes and augments one whole batch at a time; the decoders release Python's lock meanwhile."""
 
-    def __init__(self, path: Path, **options: Any) -> None:
+    def __init__(self, path: Path, *, decoding: Decoding | None = None, **options: Any) -> None:
         self.reader = BetonReader(path)
         super().__init__(path, self.reader.tables.labels, self.reader.class_names, self.reader.tables.sizes, **options)
+        # Augmentations want (S, S, 3), networks (3, S, S).
+        chosen = decoding or Decoding(interpolation=self.augmentation.interpolation)
+        self.decoding = replace(chosen, planar=not self.augmentation.colours)
 
     def _load(self, plan: Epoch, image_size: int, index: np.ndarray) -> Batch:
-        images = np.empty((len(index), image_size, image_size, 3), np.uint8)
-        for row, sample in enumerate(index):
-            box, flip = plan.boxes[sample], bool(plan.flips[sample])
-            images[row] = self.reader.crop(int(sample), box, flip, image_size, self.augmentation.interpolation)
-        return as_batch(self.augment(images, index, plan.number), self.labels[index], index)
+        planar = self.decoding.planar
+        images = np.empty((len(index), 3, image_size, image_size) if planar else (len(index), image_size, image_size, 3), np.uint8)
+        good = [row for row, sample in enumerate(index.tolist()) if self._decode(plan, sample, image_size, images[row])]
+        if len(good) < len(index):
+            images, index = images[good], index[good]
+        return as_batch(self.augment(images, index, plan.number), self.labels[index], index, planar)
+
+    def _decode(self, plan: Epoch, sample: int, image_size: int, out: np.ndarray) -> bool:
+        """Whether the sample's crop now stands in `out`."""
+        try:
+            self.reader.crop(sample, plan.boxes[sample], bool(plan.flips[sample]), image_size, self.decoding, out)
+        except UserError as error:
+            self.sample_failed(error)
+            return False
+        return True
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         plan = self.plan(epoch)

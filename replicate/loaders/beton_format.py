@@ -45,6 +45,7 @@ class Tables:
     num_bytes: int
     page_size: int
     field_names: list[str]
+    image_field: str
     labels: np.ndarray
     sizes: np.ndarray
     modes: np.ndarray
@@ -157,6 +158,7 @@ def read_tables(path: Path) -> Tables:
         num_bytes=num_bytes,
         page_size=int(header["page_size"]),
         field_names=names,
+        image_field=names[int(image[1:])],
         labels=metadata[label].astype(np.int64),
         sizes=np.stack([images["height"], images["width"]], 1).astype(np.int64),
         modes=images["mode"].copy(),

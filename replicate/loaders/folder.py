@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from replicate.errors import UserError
 from replicate.loaders import Batch
 from replicate.loaders.base import BaseLoader, as_batch
 from replicate.loaders.data import open_sources
@@ -37,7 +38,14 @@ class _Crops(Dataset):
     def __init__(self, loader: "FolderLoader", epoch: int) -> None:
         self.loader, self.number, self.image_size = loader, epoch, loader.image_size
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> np.ndarray | UserError:
+        try:
+            return self._crop(index)
+        except UserError as error:
+            # Returned, not raised: torch would wrap a worker's exception in its traceback, and the policy belongs to the consumer.
+            return error
+
+    def _crop(self, index: int) -> np.ndarray:
         source, one = self.loader.source, np.array([index])
         stored = source.read(index)
         pixels = decode_image(stored, source.names[index]) if isinstance(stored, bytes) else stored
@@ -54,15 +62,19 @@ class FolderLoader(BaseLoader):
         self.source = source_behind(path)
         super().__init__(path, self.source.labels, self.source.class_names, None, **options)
 
-    def _collate(self, index: np.ndarray, images: list[np.ndarray]) -> Batch:
-        return as_batch(np.stack(images), self.labels[index], index)
+    def _collate(self, index: np.ndarray, images: list[np.ndarray | UserError]) -> Batch:
+        good = [position for position, image in enumerate(images) if not isinstance(image, UserError)]
+        for image in images:
+            if isinstance(image, UserError):
+                self.sample_failed(image)
+        empty = np.empty((0, self.image_size, self.image_size, 3), np.uint8)
+        pixels = np.stack([images[position] for position in good]) if good else empty
+        return as_batch(pixels, self.labels[index[good]], index[good], planar=False)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         batches = self.batches(epoch)
         workers = self.workers if self.workers > 1 else 0
-        images = DataLoader(
-            _Crops(self, epoch), batch_sampler=[batch.tolist() for batch in batches], num_workers=workers, collate_fn=list
-        )
+        images = DataLoader(_Crops(self, epoch), batch_sampler=[batch.tolist() for batch in batches], num_workers=workers, collate_fn=list)
         for index, crops_of_batch in zip(batches, images, strict=True):
             yield self._collate(index, crops_of_batch)
 

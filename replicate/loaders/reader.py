@@ -7,7 +7,7 @@ import numpy as np
 
 from replicate.errors import UserError
 from replicate.loaders import beton_format as fmt
-from replicate.loaders.decode import decode, resize_crop
+from replicate.loaders.crop_decode import EXACT, Decoding, decode_crop_resize, resize_pixels
 from replicate.loaders.manifest import Manifest, sample_name
 
 
@@ -40,8 +40,13 @@ class BetonReader:
         """How messages call sample `index`: its number, this file, and the file it was made from where that is known."""
         return f"{self.path}: sample {index}{sample_name(self.path, index)}"
 
+    def check_unchanged(self) -> None:
+        """Raises UserError when the file has shrunk since it was opened: whoever maps it into memory would crash on reading on."""
+        if os.fstat(self._file).st_size < self.tables.num_bytes:
+            raise UserError(f"{self.path}: the file has shrunk since it was opened; write it again")
+
     def read(self, index: int) -> bytes:
-        """The stored bytes of sample `index`. A positioned read, not a memory map: a file that shrinks then is a message, not a
+        """The stored bytes of sample `index`. A positioned read, not a memory map: a file that shrinks is a message then, not a
         crash.
         """
         length = int(self.tables.lengths[index])
@@ -50,19 +55,26 @@ class BetonReader:
             raise UserError(f"{self.name(index)}: the file has shrunk since it was opened; write it again")
         return data
 
-    def crop(self, index: int, box: np.ndarray, flip: bool, image_size: int, interpolation: str = "area") -> np.ndarray:
+    def crop(self, index: int, box: np.ndarray, flip: bool, image_size: int, decoding: Decoding = EXACT, out: np.ndarray | None = None) -> np.ndarray:
         """The part `box` (top, left, height, width) of sample `index`, resized to (image_size, image_size, 3), mirrored if
         `flip`.
+
+        `decoding` says how (planar: (3, image_size, image_size)); `out` receives the pixels if given. Raises UserError naming
+        the sample.
         """
         data = self.read(index)
-        if self.tables.modes[index] == fmt.RAW:
-            height, width = self.tables.sizes[index]
-            pixels = np.frombuffer(data, np.uint8).reshape(height, width, 3)
-            return resize_crop(pixels, box, flip, image_size, interpolation)
         try:
-            return decode(data, box, flip, image_size, name="", interpolation=interpolation)
+            if self.tables.modes[index] == fmt.JPG:
+                return decode_crop_resize(data, box, flip, image_size, decoding, out=out, name="")
         except UserError as error:
             raise UserError(f"{self.name(index)}{error}") from error
+        top, left, height, width = (int(side) for side in box)
+        pixels = np.frombuffer(data, np.uint8).reshape(*self.tables.sizes[index], 3)[top : top + height, left : left + width]
+        resized = resize_pixels(pixels, flip, image_size, decoding)
+        if out is None:
+            return resized
+        out[...] = resized
+        return out
 
     def close(self) -> None:
         if self._file >= 0:

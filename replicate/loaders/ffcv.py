@@ -1,0 +1,322 @@
+"""Loader kind `ffcv`: FFCV's pipeline with a decoder of our own, and its traps handled in one place.
+
+Stock FFCV draws crops from per-thread generators, freezes the crop scale when it compiles, hangs for ever when its thread
+fails, serves garbage for a damaged image, and sets torch's thread count for the whole process. Here - boxes, flips and file
+positions stand in one shared table by sample number, read by address, so nothing is compiled again between epochs; - each
+sample's decode status comes back in that table and is raised, or skipped and counted, with the sample's name; - the thread that
+runs the pipeline hands its exception over, ends when the consumer leaves, and is joined; - batches are copied out of FFCV's
+ring of buffers.
+"""
+
+import queue
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+from replicate.errors import UserError
+from replicate.loaders import Batch, beton_format, crop_decode
+from replicate.loaders.base import BaseLoader, Epoch, ahead, as_batch
+from replicate.loaders.crop_decode import Decoding
+from replicate.loaders.reader import BetonReader
+
+
+@contextmanager
+def _torch_threads_kept() -> Iterator[None]:
+    """FFCV sets torch's thread count when it is imported and whenever a Loader is built; training must not slow down for that."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+with _torch_threads_kept(), warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    # Several loaders at once abort numba's own "workqueue" layer; the layers called safe allow it.
+    numba.config.THREADING_LAYER = "safe"
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.libffcv import imdecode, resize_crop
+    from ffcv.loader import Loader as FFCVLoader
+    from ffcv.loader import OrderOption
+    from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.utils import cast_int_to_byte_ptr
+
+BATCHES_AHEAD = 2
+# How long a consumer waits before it looks whether the pipeline's thread still lives.
+_POLL_SECONDS = 0.2
+
+TOP, LEFT, HEIGHT, WIDTH, FLIP, POINTER, LENGTH, MODE, ROWS, COLUMNS, STATUS = range(11)
+_FIELDS = 11
+_RAW = beton_format.RAW
+
+
+class SampleTable:
+    """int64 (N, 11), one row a sample: what the compiled code needs to know of it, and the status that it leaves there."""
+
+    def __init__(self, tables: beton_format.Tables) -> None:
+        self.rows = np.zeros((len(tables), _FIELDS), np.int64)
+        self.rows[:, POINTER], self.rows[:, LENGTH], self.rows[:, MODE] = tables.pointers, tables.lengths, tables.modes
+        self.rows[:, ROWS : COLUMNS + 1] = tables.sizes
+
+    @property
+    def address(self) -> int:
+        return self.rows.ctypes.data
+
+    def set_epoch(self, plan: Epoch) -> None:
+        self.rows[:, TOP : WIDTH + 1] = plan.boxes
+        self.rows[:, FLIP] = plan.flips
+        self.rows[:, STATUS] = 0
+
+
+def _compile(code: Callable[..., None], parallel: bool) -> Callable[..., None]:
+    return numba.njit(nogil=True, error_model="numpy", parallel=parallel)(code)
+
+
+@numba.njit(nogil=True)
+def _rows_at(address: int, count: int) -> np.ndarray:
+    return numba.carray(cast_int_to_byte_ptr(address), (count * _FIELDS * 8,)).view(np.int64).reshape(count, _FIELDS)
+
+
+@cache
+def _crop_decode_batch(parallel: bool) -> Callable[..., None]:
+    """Compiled once a process: crops of a batch decoded by the package's C library, straight into FFCV's buffer."""
+    decode_jpeg, resize_pixels = crop_decode.function("crop_decode_resize"), crop_decode.function("crop_decode_resize_pixels")
+
+    def decode(indices, destination, data, address, count, size, flags):
+        rows = _rows_at(address, count)
+        for i in numba.prange(len(indices)):
+            row = rows[indices[i]]
+            source, target = data.ctypes.data + row[POINTER], destination[i].ctypes.data
+            if row[MODE] == _RAW:
+                corner = source + 3 * (row[TOP] * row[COLUMNS] + row[LEFT])
+                row[STATUS] = resize_pixels(corner, 3 * row[COLUMNS], row[HEIGHT], row[WIDTH], target, size, size, row[FLIP], flags)
+            else:
+                box = (row[TOP], row[LEFT], row[HEIGHT], row[WIDTH])
+                row[STATUS] = decode_jpeg(source, row[LENGTH], target, size, box[0], box[1], box[2], box[3], row[FLIP], flags)
+
+    return _compile(decode, parallel)
+
+
+@cache
+def _full_decode_batch(parallel: bool) -> Callable[..., None]:
+    """Compiled once a process: FFCV's own calls, whole image first, for a machine where the C library was not built."""
+    decode_jpeg, resize = numba.njit(nogil=True)(imdecode), numba.njit(nogil=True)(resize_crop)
+
+    def decode(indices, destination, scratch, data, address, count):
+        rows = _rows_at(address, count)
+        for i in numba.prange(len(indices)):
+            row = rows[indices[i]]
+            height, width = row[ROWS], row[COLUMNS]
+            source = data[row[POINTER] : row[POINTER] + row[LENGTH]]
+            pixels = source
+            if row[MODE] != _RAW:
+                pixels = scratch[i][: 3 * height * width]
+                h, w = np.uint32(height), np.uint32(width)
+                row[STATUS] = decode_jpeg(source, pixels, h, w, h, w, 0, 0, 1, 1, False, False)
+            image = pixels.reshape(height, width, 3)
+            resize(image, row[TOP], row[TOP] + row[HEIGHT], row[LEFT], row[LEFT] + row[WIDTH], destination[i])
+            if row[FLIP]:
+                for y in range(destination.shape[1]):
+                    destination[i, y] = destination[i, y, ::-1].copy()
+
+    return _compile(decode, parallel)
+
+
+class CropDecoder(SimpleRGBImageDecoder):
+    """Decodes each sample's box only. `output_size` may change between epochs; `decoding` is fixed."""
+
+    def __init__(self, table: SampleTable, output_size: int, decoding: Decoding) -> None:
+        super().__init__()
+        self.table, self.output_size, self.decoding = table, output_size, decoding
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        size = self.output_size
+        return (3, size, size) if self.decoding.planar else (size, size, 3)
+
+    def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, AllocationQuery]:
+        state = replace(previous_state, jit_mode=True, shape=self.shape, dtype=np.dtype("u1"))
+        return state, AllocationQuery(self.shape, np.dtype("u1"))
+
+    def generate_code(self) -> Callable[..., np.ndarray]:
+        run = _crop_decode_batch(Compiler.num_threads > 1)
+        address, count, flags = self.table.address, len(self.table.rows), self.decoding.flags
+
+        def decode(batch_indices, destination, metadata, storage_state):
+            # Square outputs: the middle axis is the side in either order of axes.
+            run(batch_indices, destination, storage_state[0], address, count, destination.shape[2], flags)
+            return destination[: len(batch_indices)]
+
+        return decode
+
+
+class FullDecoder(CropDecoder):
+    """FFCV's decode of the whole image, then its crop and resize: fast DCT, area interpolation."""
+
+    def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, tuple[AllocationQuery, AllocationQuery]]:
+        state, output = super().declare_state_and_memory(previous_state)
+        largest = int(self.table.rows[:, ROWS].max() * self.table.rows[:, COLUMNS].max()) * 3
+        return state, (output, AllocationQuery((largest,), np.dtype("u1")))
+
+    def generate_code(self) -> Callable[..., np.ndarray]:
+        run = _full_decode_batch(Compiler.num_threads > 1)
+        address, count = self.table.address, len(self.table.rows)
+
+        def decode(batch_indices, memory, metadata, storage_state):
+            destination, scratch = memory
+            run(batch_indices, destination, scratch, storage_state[0], address, count)
+            return destination[: len(batch_indices)]
+
+        return decode
+
+
+class _WatchedEpoch(EpochIterator):
+    """FFCV's epoch thread, whose failure reaches the consumer and whose end does not depend on one.
+
+    FFCV's own puts batches until someone takes them and dies in silence; a consumer then waits for ever.
+    """
+
+    error: BaseException | None = None
+
+    def __init__(self, loader: FFCVLoader, order: np.ndarray, reader: BetonReader) -> None:
+        self.reader = reader
+        super().__init__(loader, order)
+
+    def run(self) -> None:
+        try:
+            numba.set_num_threads(self.loader.num_workers)
+            for number, indices in enumerate(self.iter_ixes):
+                self.reader.check_unchanged()
+                slot = number % (self.loader.batches_ahead + 2)
+                images = self.run_pipeline(number, indices, slot, None)[0]
+                if not self._put((indices, images)):
+                    return
+        except BaseException as error:
+            self.error = error
+        self._put(None)
+
+    def _put(self, item: object) -> bool:
+        """Waits for room in the queue; False once the consumer has left."""
+        while not self.terminate_event.is_set():
+            try:
+                self.output_queue.put(item, timeout=_POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def results(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(sample numbers, images) of every batch; images are a view that lasts until the next one is asked for."""
+        while True:
+            try:
+                item = self.output_queue.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                if self.is_alive():
+                    continue
+                item = None
+            if item is None:
+                if self.terminate_event.is_set():
+                    raise RuntimeError("this epoch was left when another one of the same loader began")
+                if self.error is not None:
+                    raise self.error
+                return
+            yield item
+
+    def close(self) -> None:
+        super().close()
+        if self.is_alive():
+            self.join()
+
+
+class FfcvLoader(BaseLoader):
+    """FFCV's Loader behind the common interface; `workers` are its threads."""
+
+    def __init__(self, path: Path, *, decoding: Decoding | None = None, **options: Any) -> None:
+        self.reader = BetonReader(path)
+        super().__init__(path, self.reader.tables.labels, self.reader.class_names, self.reader.tables.sizes, **options)
+        self.table = SampleTable(self.reader.tables)
+        self.decoder = self._decoder(decoding)
+        self.pipeline = self._build()
+        self._running: _WatchedEpoch | None = None
+
+    def _decoder(self, decoding: Decoding | None) -> CropDecoder:
+        interpolation = self.augmentation.interpolation
+        if crop_decode.available():
+            # Augmentations want (S, S, 3), networks (3, S, S).
+            chosen = replace(decoding or Decoding(interpolation=interpolation), planar=not self.augmentation.colours)
+            return CropDecoder(self.table, self.image_size, chosen)
+        if interpolation != "area" or decoding is not None:
+            raise UserError("loader ffcv: only area interpolation and FFCV's own decoder without the C library; use loader beton")
+        return FullDecoder(self.table, self.image_size, Decoding(dct="fast"))
+
+    def _build(self) -> FFCVLoader:
+        names = self.reader.tables.field_names
+        pipelines: dict[str, Any] = dict.fromkeys(names)
+        pipelines[self.reader.tables.image_field] = [self.decoder]
+        with _torch_threads_kept():
+            return FFCVLoader(
+                str(self.path),
+                batch_size=self.batch_size,
+                num_workers=self.workers,
+                order=OrderOption.SEQUENTIAL,
+                drop_last=False,
+                os_cache=True,
+                batches_ahead=BATCHES_AHEAD,
+                pipelines=pipelines,
+            )
+
+    def _raw_batches(self, plan: Epoch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(sample numbers, copied images) of each batch, failed samples raised or left out."""
+        order = np.concatenate(plan.batches) if plan.batches else np.empty(0, np.int64)
+        if self._running is not None:
+            self._running.close()
+        self.table.set_epoch(plan)
+        self.decoder.output_size = self.image_size
+        with _torch_threads_kept():
+            Compiler.set_num_threads(self.workers)
+            self._running = _WatchedEpoch(self.pipeline, order, self.reader)
+        with closing(self._running) as running:
+            for index, images in running.results():
+                good = self.good_samples(index, self.table.rows[index, STATUS])
+                yield index[good], images[good]
+
+    def good_samples(self, index: np.ndarray, status: np.ndarray) -> np.ndarray:
+        """Positions of the samples that decoded; the others are handed to the error policy, with the reader's own words for
+        what is wrong.
+        """
+        failed = np.flatnonzero(status)
+        for position in failed:
+            what = crop_decode.STATUS[status[position]] if 0 <= status[position] < len(crop_decode.STATUS) else "corrupt"
+            self.sample_failed(UserError(f"{self.reader.name(int(index[position]))}: damaged JPEG ({what})"))
+        return np.flatnonzero(status == 0)
+
+    def _finish(self, epoch: int, item: tuple[np.ndarray, np.ndarray]) -> Batch:
+        index, images = item
+        return as_batch(self.augment(images, index, epoch), self.labels[index], index, self.decoder.decoding.planar)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        plan = self.plan(epoch)
+        with closing(self._raw_batches(plan)) as raw:
+            if self.augmentation.colours:
+                yield from ahead(lambda item: self._finish(epoch, item), raw, self.workers)
+            else:
+                yield from (self._finish(epoch, item) for item in raw)
+
+    def close(self) -> None:
+        if self._running is not None:
+            self._running.close()
+        self.reader.close()
+
+
+def open_loader(path: Path, **options: Any) -> FfcvLoader:
+    return FfcvLoader(path, **options)

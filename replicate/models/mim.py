@@ -170,8 +170,9 @@ class MIM(nn.Module):
         if self._units_masked is None:
             return output
         tokens, *rest = output if isinstance(output, tuple) else (output,)
-        first_patch = self.encoder.backbone.first_patch
-        tokens = replace_tokens(tokens, expand_units(self._units_masked, self.mask_grid, self.mask_unit // first_patch), self.mask_token)
+        backbone = self.encoder.backbone
+        first_masked = expand_units(self._units_masked, self.mask_grid, self.mask_unit // backbone.first_patch)
+        tokens = replace_tokens(tokens, first_masked, self.mask_token, backbone.first_tokens_channels_last)
         return (tokens, *rest) if isinstance(output, tuple) else tokens
 
     def _first_width(self) -> int:

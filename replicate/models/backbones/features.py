@@ -35,6 +35,11 @@ class FeatureMap:
         nested = isinstance(self.blocks[0], nn.ModuleList | nn.Sequential)
         return list(self.blocks) if nested else [self.blocks]
 
+    @property
+    def first_tokens_channels_last(self) -> bool:
+        """Whether `embedding` puts channels last, as Transformers do; convolutional stems put them first."""
+        return not hasattr(self, "stem")
+
     def embedding(self) -> nn.Module:
         """The module that turns pixels into the first tokens."""
         for name in ("patch_embed", "stem"):
@@ -130,10 +135,10 @@ def tapped(encoder: Encoder, indices: Sequence[int]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def replace_tokens(tokens: Tensor, masked: Tensor, token: Tensor) -> Tensor:
-    """First tokens with `token` (C,) where `masked` (N, h, w) is 1, for (N, L, C), (N, h, w, C) and (N, C, h, w) alike."""
-    if tokens.ndim == 3:
-        return torch.where(masked.flatten(1)[..., None] > 0, token.to(tokens.dtype), tokens)
-    if tokens.shape[1:3] == masked.shape[1:]:
-        return torch.where(masked[..., None] > 0, token.to(tokens.dtype), tokens)
-    return torch.where(masked[:, None] > 0, token.to(tokens.dtype)[:, None, None], tokens)
+def replace_tokens(tokens: Tensor, masked: Tensor, token: Tensor, channels_last: bool) -> Tensor:
+    """First tokens with `token` (C,) where `masked` (N, h, w) is 1: (N, L, C) or (N, h, w, C) with channels last, else (N, C, h, w)."""
+    token = token.to(tokens.dtype)
+    if not channels_last:
+        return torch.where(masked[:, None] > 0, token[:, None, None], tokens)
+    where = masked.flatten(1) if tokens.ndim == 3 else masked
+    return torch.where(where[..., None] > 0, token, tokens)

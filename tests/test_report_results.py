@@ -24,8 +24,10 @@ def test_tidy_frame_of_every_finished_run(tmp_path):
     write(tmp_path)
     write(tmp_path, run="light_90", results={"seeds": [0], "per_seed": [{"loss": 0.5}]})
     write(tmp_path, run="light_90", budget="smoke")
+    write(tmp_path, run="batch_512", budget="laptop/grid")
     found = results.load("laptop", tmp_path)
-    assert set(found.runs) == {"light_90", "light_90_llrd_65"} and "light_90" in found
+    assert set(found.runs) == {"light_90", "light_90_llrd_65", "batch_512"} and "light_90" in found
+    assert found.runs["batch_512"].paper == "efficient_learners"
     frame = found.frame
     assert list(frame.columns) == ["paper", "run", "metric", "seed", "value"]
     assert frame[(frame.run == "light_90_llrd_65") & (frame.metric == "top1")].value.tolist() == [40.0, 42.0]

@@ -50,14 +50,19 @@ def compute(cell: Cell) -> Computed | None:
 
 
 @functools.cache
-def all_numbers() -> pd.DataFrame:
-    """id, ours, low, high, status, note of every number that a rule recomputes; computed once a process."""
+def numbers(paper: str) -> pd.DataFrame:
+    """id, ours, low, high, status, note of every number of a paper that a rule recomputes; computed once a process."""
     lines = []
-    for cell in published.values().to_dict("records"):
+    for cell in published.values().query("paper == @paper").to_dict("records"):
         found = compute(cell)
         if found is not None:
             lines.append((cell["id"], found.range.value, found.range.low, found.range.high, found.status, found.note))
     return pd.DataFrame(lines, columns=["id", "ours", "low", "high", "status", "note"]).set_index("id")
+
+
+def all_numbers() -> pd.DataFrame:
+    """`numbers` of all papers."""
+    return pd.concat([numbers(paper) for paper in published.PAPERS])
 
 
 def _apply(cell: Cell, rule: Mapping[str, Any]) -> Computed:
@@ -95,7 +100,8 @@ def sibling(cell: Cell, where: Mapping[str, Any]) -> Cell:
 
 def ratio(cell: Cell, of: Mapping[str, Any], over: Mapping[str, Any]) -> Range:
     """of / over."""
-    return printed(sibling(cell, of)) / printed(sibling(cell, over))
+    upper, lower = sibling(cell, of), sibling(cell, over)
+    return Range.exact(1) if upper["id"] == lower["id"] else printed(upper) / printed(lower)
 
 
 def percentage(cell: Cell, of: Mapping[str, Any], over: Mapping[str, Any]) -> Range:

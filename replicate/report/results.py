@@ -1,4 +1,7 @@
-"""Finished runs as one tidy table: `results/<budget>/<paper>/<run>/metrics.json` -> paper, run, metric, seed, value."""
+"""Finished runs as one tidy table: `results/<budget>/<paper>/<run>/metrics.json` -> paper, run, metric, seed, value.
+
+Runs of the full grid lie one folder deeper, in `results/<budget>/grid/<paper>/<run>`; a run's name is its own wherever it lies.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,8 @@ def load(budget: str, root: str | Path = "results") -> Results:
     Raises UserError for a file that is not what a trainer writes, and for two runs of one name.
     """
     runs: dict[str, Run] = {}
-    for path in sorted((Path(root) / budget).glob("*/*/metrics.json")):
+    folder = Path(root) / budget
+    for path in [*sorted(folder.glob("*/*/metrics.json")), *sorted(folder.glob("grid/*/*/metrics.json"))]:
         run = read(path)
         if run.name in runs:
             raise UserError(f"{path}: run '{run.name}' exists in {runs[run.name].path.parent} too; a run's name must be its own")

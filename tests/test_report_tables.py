@@ -1,0 +1,126 @@
+"""Published numbers joined with results: nothing dropped, nothing typed, statuses that mean what they say."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from replicate.report import published, tables
+from replicate.report.intervals import Estimate
+from replicate.report.results import Results, Run
+
+PAPER = "efficient_learners"
+
+
+def made(budget="laptop", **runs):
+    """Results with given top-1 accuracies by seed."""
+    found = {
+        name: Run(PAPER, name, None, tuple(range(len(values))), tuple({"top1": v, "train_hours": 0.1} for v in values))
+        for name, values in runs.items()
+    }
+    return Results(budget, found)
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return tables.cells(PAPER, made(default_100=[40.0, 41.0, 40.5], default_200=[44.0, 45.2, 44.4]))
+
+
+def test_every_printed_number_is_in_its_table_with_a_status(cells):
+    assert cells["id"].tolist() == published.values().query("paper == @PAPER")["id"].tolist()
+    assert set(cells["status"]) <= set(tables.STATUSES)
+
+
+def test_a_measured_number_stands_beside_the_printed_one(cells):
+    table = cells[cells.table == "table_1"].set_index("published")
+    assert table.loc["80.4", "ours"] == pytest.approx(40.5) and table.loc["80.4", "seeds"] == 3
+    assert table.loc["81.8", "run"] == "default_200" and table.loc["81.8", "status"] == tables.TREND
+    assert table.loc["81.8", "ours_low"] < table.loc["81.8", "ours"] < table.loc["81.8", "ours_high"]
+
+
+def test_what_was_not_run_is_said(cells):
+    row = cells[(cells.table == "table_7") & (cells.published == "82.7")].iloc[0]
+    assert row.status == tables.NOT_RUN and "decoder_8_llrd_80" in row.why and math.isnan(row.ours)
+
+
+def test_a_failed_claim_differs():
+    results = made(default_100=[44.0, 45.2, 44.4], default_200=[40.0, 41.0, 40.5])
+    table = tables.cells(PAPER, results).query("table == 'table_1'")
+    assert set(table.status) == {tables.DIFFERS}
+
+
+def test_smoke_is_never_a_finding():
+    table = tables.cells(PAPER, made("smoke", default_100=[44.0, 45.2], default_200=[40.0, 41.0])).query("table == 'table_1'")
+    assert set(table.status) == {tables.SMOKE}
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "status"),
+    [
+        (83.62, 83.5, 83.8, tables.EXACT),
+        (83.9, 83.5, 84.2, tables.TREND),
+        (84.9, 84.5, 85.2, tables.DIFFERS),
+        (84.9, math.nan, math.nan, tables.UNDECIDED),
+    ],
+)
+def test_at_the_papers_own_scale_the_number_itself_is_compared(value, low, high, status):
+    cell = {"value": 83.6, "unit_last_digit": 0.1}
+    assert tables._status(cell, Estimate(value, low, high, 3), "paper", "holds") == status
+
+
+def test_files_are_csv_markdown_and_booktabs(tmp_path):
+    results = made(default_100=[40.0, 41.0, 40.5])
+    written = tables.write(PAPER, results, tmp_path)
+    folder = tmp_path / "laptop" / PAPER
+    assert {path.stem for path in written} == set(published.values().query("paper == @PAPER")["table"])
+    table = pd.read_csv(folder / "table_1.csv")
+    assert {"row", "column", "published", "ours", "ours_low", "ours_high", "seeds", "status"} <= set(table.columns)
+    assert table.published.tolist() == [80.4, 81.8] and table.ours.iloc[0] == pytest.approx(40.5)
+    text = (folder / "table_4.tex").read_text()
+    assert r"\toprule" in text and text.count(r"\\") == 34 and "_" not in text.replace(r"\_", "")
+    lines = (folder / "table_4.md").read_text().splitlines()
+    assert len(lines) == 35 and len({line.count("|") for line in lines}) == 1
+
+
+def test_writing_twice_gives_the_same_bytes(tmp_path):
+    results = made(default_100=[40.0, 41.0, 40.5])
+    first = {path: path.read_bytes() for path in tables.write(PAPER, results, tmp_path)}
+    assert {path: path.read_bytes() for path in tables.write(PAPER, results, tmp_path)} == first
+
+
+def test_labels_show_what_varies():
+    table = tables.one(PAPER, "table_2", made())
+    assert table["row"].tolist() == ["pretrain_batch=512", "pretrain_batch=1024", "pretrain_batch=4096"]
+
+
+def test_runs_are_named_with_the_digits_of_the_setting():
+    setting = {"llrd": "0.65", "mask_ratio": "0.90", "pretrain_epochs": "100", "step": "0.825"}
+    assert tables.fill("a_{mask_ratio}_{llrd}_{pretrain_epochs}_{step}/loss", setting) == "a_90_65_100_825/loss"
+    assert tables.fill({"best": ["x_{llrd}", "y"]}, setting) == {"best": ["x_65", "y"]}
+
+
+@pytest.mark.parametrize("paper", published.PAPERS)
+def test_mappings_are_well_formed(paper):
+    for rule in published.mapping(paper):
+        assert set(rule) <= {"match", "ours", "claim", "status", "why"} and ("ours" in rule) != ("status" in rule)
+        assert rule.get("status", tables.CITED) in (tables.CITED, tables.NOT_BUILT)
+        assert rule.get("claim") is None or rule["claim"] in published.claims()
+        assert not published.select({"paper": paper, **rule["match"]}).empty, rule["match"]
+        if "ours" in rule:
+            assert "claim" in rule
+
+
+def test_every_run_that_is_mapped_is_in_params():
+    params = pytest.importorskip("replicate.params")
+    loaded = params.load(published.FOLDER.parent / "params.yaml")
+    known = set(loaded.pretrain_runs) | set(loaded.evaluate_runs)
+    for paper in published.PAPERS:
+        assert tables.runs_named(paper) <= known, paper
+
+
+def test_numbers_are_shown_to_the_papers_precision():
+    line = {"published": "83.6", "ours": 41.234, "ours_low": 40.0, "ours_high": 42.5}
+    assert tables._number(line) == "41.2 [40.0, 42.5]"
+    assert tables._number(line | {"ours": 0.00272, "ours_low": np.nan}) == "0.0027"
+    assert tables._number(line | {"ours": np.nan}) == ""

@@ -32,8 +32,9 @@ def closure(*entries: str) -> tuple[Path, ...]:
     return tuple(sorted(path.relative_to(ROOT) for path in found))
 
 
+@cache
 def fingerprint(*entries: str) -> str:
-    """A digest of the contents of `closure(*entries)`."""
+    """A digest of the contents of `closure(*entries)`, as they were when this process first asked: an edit while it runs changes nothing."""
     digest = hashlib.sha256()
     for path in closure(*entries):
         digest.update(str(path).encode() + b"\0" + (ROOT / path).read_bytes() + b"\0")

@@ -1,94 +1,29 @@
-"""End-to-end and partial fine-tuning (MAE Table 9; MAE Are Secretly Efficient Learners Table 3b), with layer-wise lr decay, mixup and EMA."""
+"""End-to-end and partial fine-tuning with layer-wise lr decay (MAE Table 9, Figure 9; MAE Are Secretly Efficient Learners Table 3b)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import replicate.compat  # noqa: F401
-from replicate.loaders.pixels import normalise
 from replicate.models.classifier import build_classifier, freeze_for_partial, load_encoder
 from replicate.models.vit import vit_backbone
 from replicate.models.weights import load_weights
 from replicate.schedules.layer_decay import decayed_groups
-from replicate.schedules.stages import View
-from replicate.trainers.accuracy import accuracy
-from replicate.trainers.engine import fit
-from replicate.trainers.pretrain import training_loader
+from replicate.trainers.classify import train_classifier
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
 from replicate.trainers.store import RunStore
 
-from timm.data.mixup import Mixup  # isort: skip
-from timm.data.random_erasing import RandomErasing  # isort: skip
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy  # isort: skip
-from timm.utils import ModelEmaV3  # isort: skip
-
-EVALUATIONS = 10  # how many times during a run the validation images are scored
-
-
-class FinetuneTask(nn.Module):
-    """Classifier with the recipe's batch-level regularisation; forward gives the loss of a batch."""
-
-    def __init__(self, model: nn.Module, run, num_classes: int, device: torch.device) -> None:
-        super().__init__()
-        self.model = model
-        mixed = run.mixup > 0 or run.cutmix > 0
-        self.mixup = Mixup(run.mixup, run.cutmix, label_smoothing=run.label_smoothing, num_classes=num_classes) if mixed else None
-        self.erase = RandomErasing(run.random_erasing, mode="pixel", device=device) if run.random_erasing else None
-        self.criterion = SoftTargetCrossEntropy() if mixed else LabelSmoothingCrossEntropy(run.label_smoothing)
-
-    def set_view(self, view: View) -> None:
-        self.model.set_input_size(img_size=(view.image_size, view.image_size))
-
-    def forward(self, images: Tensor, labels: Tensor, index: Tensor, epoch: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        pixels = normalise(images)
-        if self.erase is not None:
-            pixels = self.erase(pixels)
-        if self.mixup is not None:
-            pixels, labels = self._mixed(pixels, labels)
-        return self.criterion(self.model(pixels).float(), labels), {}
-
-    def _mixed(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """timm's mixup pairs an image with its mirror position in the batch, so an odd batch leaves its last image out."""
-        even = len(pixels) - len(pixels) % 2
-        return self.mixup(pixels[:even], labels[:even])
-
 
 def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
-    """Fine-tune one seed and score it; results are the last epoch's accuracy and the best one seen."""
-    run, session = context.run, context.session
+    """Fine-tune one seed from the same seed's pre-trained encoder; `tuned_blocks` leaves only the last blocks trainable."""
+    run = context.run
     seed_everything(seed)
-    model = build_model(context, seed).to(session.device)
-    task = FinetuneTask(model, run, context.num_classes, session.device)
+    model = build_model(context, seed).to(context.session.device)
     optimizer = torch.optim.AdamW(decayed_groups(model, run.weight_decay, run.layer_decay), lr=run.peak_lr, betas=run.betas)
-    ema = ModelEmaV3(model, decay=run.ema) if run.ema else None
-    period = max(1, run.epochs // EVALUATIONS)
-
-    def after_epoch(epoch: int) -> dict[str, float]:
-        if (epoch + 1) % period and epoch + 1 < run.epochs:
-            return {}
-        return accuracy(ema.module if ema else model, context, run.image_size)
-
-    with training_loader(context, seed) as loader:
-        history = fit(
-            task,
-            optimizer,
-            loader,
-            run,
-            session,
-            store,
-            seed=seed,
-            name=f"{context.name} seed {seed}",
-            after_step=(lambda: ema.update(model)) if ema else None,
-            after_epoch=after_epoch,
-            extra_state={"ema": ema} if ema else None,
-        )
-    scores = [row["top1"] for row in history if "top1" in row]
-    results = {"top1": history[-1]["top1"], "top5": history[-1]["top5"], "best_top1": max(scores), "loss": history[-1]["loss"]}
-    return {"results": results | {"trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)}, "history": history}
+    return train_classifier(context, seed, store, model, optimizer)
 
 
 def build_model(context: RunContext, seed: int) -> nn.Module:

@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from replicate.loaders.manifest import Manifest
 from replicate.params import PretrainRun
 from replicate.sources import evaluate_entries, pretrain_entries
 from replicate.trainers.parallel import end_with_parent, seed_processes, train_seeds_in_processes
@@ -64,8 +63,7 @@ def _with_upstream(params: Params, runs: dict) -> list[str]:
 
 
 def _steps(context: RunContext) -> int:
-    images = Manifest.read(context.manifest_path).splits["train"]["images"]
-    return context.run.epochs * (images // context.run.batch_size)
+    return context.run.epochs * (context.manifest.splits["train"]["images"] // context.run.batch_size)
 
 
 def _trainer(params: Params, name: str) -> TrainSeed:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +45,17 @@ class RunContext:
     upstream_run: Optimisation | None = None
 
     @property
-    def manifest_path(self) -> Path:
-        return self.data_folder / FILE_NAME
+    def manifest(self) -> Manifest:
+        """What the run's data set holds. Raises UserError, with the command that writes it, when it is not there."""
+        return Manifest.read(self.data_folder / FILE_NAME)
+
+    @property
+    def manifest_sha256(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self.manifest), sort_keys=True).encode()).hexdigest()
 
     @property
     def num_classes(self) -> int:
-        return len(Manifest.read(self.manifest_path).class_names)
+        return len(self.manifest.class_names)
 
     def upstream_weights(self, seed: int) -> Path:
         """The pre-trained weights that this seed starts from. Raises UserError when they are not there."""
@@ -61,10 +67,9 @@ class RunContext:
     def store(self, seed: int) -> RunStore:
         """The seed's place in the store of resumable runs. Device, workers and micro-batch are not part of its key."""
         upstream = None if self.upstream is None else sha256(self.upstream_weights(seed))
-        manifest = sha256(self.manifest_path)
         resolved = self.run.model_dump(exclude={"paper"})
-        code = fingerprint(*self.entries)
-        return RunStore(run_key(run=resolved, seed=seed, precision=str(self.session.precision), manifest=manifest, upstream=upstream, code=code))
+        parts = {"run": resolved, "seed": seed, "precision": str(self.session.precision), "manifest": self.manifest_sha256}
+        return RunStore(run_key(**parts, upstream=upstream, code=fingerprint(*self.entries)))
 
 
 TrainSeed = Callable[[RunContext, int, RunStore], dict[str, Any]]
@@ -125,7 +130,7 @@ def _metrics(context: RunContext, finished: list[dict[str, Any]], wall_seconds: 
         "provenance": provenance(
             device=context.session.describe(),
             seeds=list(range(context.seeds)),
-            manifest_sha256=sha256(context.manifest_path),
+            manifest_sha256=context.manifest_sha256,
             wall_seconds=wall_seconds,
             images_per_second=images / seconds if seconds else None,
             peak_memory_bytes=context.session.peak_memory_bytes(),

@@ -1,0 +1,89 @@
+"""Training a classifier on labelled images: what fine-tuning and linear probing share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+import replicate.compat  # noqa: F401
+from replicate.loaders.pixels import normalise
+from replicate.schedules.stages import View
+from replicate.trainers.accuracy import accuracy
+from replicate.trainers.engine import fit
+from replicate.trainers.pretrain import training_loader
+from replicate.trainers.seeds import RunContext
+from replicate.trainers.store import RunStore
+
+from timm.data.mixup import Mixup  # isort: skip  (after replicate.compat)
+from timm.data.random_erasing import RandomErasing  # isort: skip
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy  # isort: skip
+from timm.utils import ModelEmaV3  # isort: skip
+
+if TYPE_CHECKING:
+    from replicate.params import EvaluateRun
+
+EVALUATIONS = 10  # how many times during a run the validation images are scored
+
+
+class ClassifyTask(nn.Module):
+    """Classifier with the recipe's batch-level regularisation; forward gives the loss of a batch."""
+
+    def __init__(self, model: nn.Module, run: EvaluateRun, num_classes: int, device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        mixed = run.mixup > 0 or run.cutmix > 0
+        self.mixup = Mixup(run.mixup, run.cutmix, label_smoothing=run.label_smoothing, num_classes=num_classes) if mixed else None
+        self.erase = RandomErasing(run.random_erasing, mode="pixel", device=device) if run.random_erasing else None
+        self.criterion = SoftTargetCrossEntropy() if mixed else LabelSmoothingCrossEntropy(run.label_smoothing)
+
+    def set_view(self, view: View) -> None:
+        self.model.set_input_size(img_size=(view.image_size, view.image_size))
+
+    def forward(self, images: Tensor, labels: Tensor, index: Tensor, epoch: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels = normalise(images)
+        if self.erase is not None:
+            pixels = self.erase(pixels)
+        if self.mixup is not None:
+            pixels, labels = self._mixed(pixels, labels)
+        return self.criterion(self.model(pixels).float(), labels), {}
+
+    def _mixed(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """timm's mixup pairs an image with its mirror position in the batch, so an odd batch leaves its last image out."""
+        even = len(pixels) - len(pixels) % 2
+        return self.mixup(pixels[:even], labels[:even])
+
+
+def train_classifier(
+    context: RunContext, seed: int, store: RunStore, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Train `model` by the run's recipe and score it; results are the accuracy of the last epoch and the best one seen, in percent."""
+    run, session = context.run, context.session
+    task = ClassifyTask(model, run, context.num_classes, session.device)
+    ema = ModelEmaV3(model, decay=run.ema) if run.ema else None
+    period = max(1, run.epochs // EVALUATIONS)
+
+    def after_epoch(epoch: int) -> dict[str, float]:
+        if (epoch + 1) % period and epoch + 1 < run.epochs:
+            return {}
+        return accuracy(ema.module if ema else model, context, run.image_size)
+
+    with training_loader(context, seed) as loader:
+        history = fit(
+            task,
+            optimizer,
+            loader,
+            run,
+            session,
+            store,
+            seed=seed,
+            name=f"{context.name} seed {seed}",
+            after_step=(lambda: ema.update(model)) if ema else None,
+            after_epoch=after_epoch,
+            extra_state={"ema": ema} if ema else None,
+        )
+    last = history[-1]
+    scores = {"top1": last["top1"], "top5": last["top5"], "best_top1": max(row["top1"] for row in history if "top1" in row)}
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"results": scores | {"loss": last["loss"], "trainable": trainable}, "history": history}

@@ -1,0 +1,65 @@
+"""k-nearest-neighbour classification of frozen features: an evaluation without any training (Wu et al. 2018, as in DINO)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from replicate.loaders import EVALUATION, open_loader
+from replicate.loaders.pixels import normalise
+from replicate.models.classifier import build_classifier, load_encoder
+from replicate.models.vit import vit_backbone
+from replicate.models.weights import load_weights
+from replicate.trainers.seeds import RunContext
+from replicate.trainers.store import RunStore
+
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
+
+
+def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+    """Score one seed's encoder: cosine similarity of the mean patch token, votes weighted by exp(similarity / .07) of the 20 nearest."""
+    run, source = context.run, context.upstream_run
+    backbone = vit_backbone(source.backbone, **source.backbone_kwargs)
+    model = build_classifier(backbone, context.num_classes, image_size=run.image_size)
+    path = context.upstream_weights(seed)
+    load_encoder(model, load_weights(path), source=str(path))
+    model = model.to(context.session.device).eval()
+    bank, bank_labels = features(model, context, "train")
+    queries, labels = features(model, context, "val")
+    votes = knn_votes(queries, bank, bank_labels, context.num_classes)
+    ranked = votes.topk(min(5, votes.shape[1]), dim=1).indices == labels[:, None]
+    top1, top5 = (100.0 * float(hits.float().mean()) for hits in (ranked[:, 0], ranked.any(dim=1)))
+    return {"results": {"top1": top1, "top5": top5}, "history": []}
+
+
+@torch.no_grad()
+def features(model: nn.Module, context: RunContext, split: str) -> tuple[Tensor, Tensor]:
+    """Unit-length features (M, C) and labels (M,) of the centre crops of a split; every process reads all of it."""
+    found, labels = [], []
+    loader = open_loader(
+        context.session.loader,
+        context.data_folder / f"{split}.beton",
+        batch_size=256,
+        image_size=context.run.image_size,
+        augmentation=EVALUATION,
+        seed=0,
+        train=False,
+        workers=context.session.workers,
+    )
+    with loader:
+        for batch in loader.epoch(0):
+            with context.session.autocast():
+                pooled = model.forward_head(model.forward_features(normalise(batch.images.to(context.session.device))), pre_logits=True)
+            found.append(nn.functional.normalize(pooled.float(), dim=1))
+            labels.append(batch.labels.to(context.session.device))
+    return torch.cat(found), torch.cat(labels)
+
+
+def knn_votes(queries: Tensor, bank: Tensor, bank_labels: Tensor, num_classes: int, neighbours: int = NEIGHBOURS) -> Tensor:
+    """Votes (Q, classes) of each query's nearest neighbours in the bank; features are unit vectors (Q, C) and (M, C)."""
+    similarity, nearest = (queries @ bank.T).topk(min(neighbours, len(bank)), dim=1)
+    votes = torch.zeros(len(queries), num_classes, device=queries.device)
+    return votes.scatter_add_(1, bank_labels[nearest], (similarity / TEMPERATURE).exp())

@@ -1,0 +1,44 @@
+"""Linear probing: the encoder frozen, BatchNorm without affine parameters, one linear layer, LARS (MAE Table 10 and appendix A.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+import replicate.compat  # noqa: F401
+from replicate.models.classifier import build_probe, load_encoder
+from replicate.models.vit import vit_backbone
+from replicate.models.weights import load_weights
+from replicate.trainers.classify import train_classifier
+from replicate.trainers.seeds import RunContext
+from replicate.trainers.session import seed_everything
+from replicate.trainers.store import RunStore
+
+from timm.optim import Lars  # isort: skip  (after replicate.compat)
+
+MOMENTUM = 0.9
+TRUST = 0.001
+
+
+def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+    """Train one seed's probe on its own pre-trained encoder."""
+    run, source = context.run, context.upstream_run
+    seed_everything(seed)
+    backbone = vit_backbone(source.backbone, **source.backbone_kwargs)
+    model = build_probe(backbone, context.num_classes, image_size=run.image_size)
+    path = context.upstream_weights(seed)
+    load_encoder(model, load_weights(path), source=str(path))
+    model = model.to(context.session.device)
+    return train_classifier(context, seed, store, model, lars(model.head, run.peak_lr, run.weight_decay))
+
+
+def lars(head: nn.Module, lr: float, weight_decay: float = 0.0) -> Lars:
+    """LARS as the reference uses it: matrices are adapted with trust .001 even without weight decay, 1-D parameters take plain momentum SGD."""
+    matrices = [p for p in head.parameters() if p.ndim > 1]
+    vectors = [p for p in head.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "always_adapt": True, "weight_decay": weight_decay},
+        {"params": vectors, "always_adapt": False, "weight_decay": 0.0},
+    ]
+    return Lars(groups, lr=lr, momentum=MOMENTUM, trust_coeff=TRUST)

@@ -1,0 +1,131 @@
+"""The command line: light to start, and one clear line with exit status 2 for each mistake."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from project import ROOT, write_params
+
+from replicate.__main__ import main
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path)
+    return tmp_path
+
+
+def told(capsys, *arguments: str) -> str:
+    """What a mistaken command says: one line on stderr, exit status 2."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def image_folder(root: Path, classes: int = 2, images: int = 3) -> Path:
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in range(classes):
+            folder = root / split / f"class_{label}"
+            folder.mkdir(parents=True)
+            for number in range(images):
+                Image.fromarray(generator.integers(0, 256, (40, 48, 3), np.uint8)).save(folder / f"{number}.jpg")
+    return root
+
+
+def write_folder_params(project: Path, root: Path) -> None:
+    write_params(project, data={"source": str(root), "train_images": None, "val_images": None})
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from replicate.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_unknown_run_and_wrong_command(project, capsys):
+    assert "no run 'light_9'; did you mean" in told(capsys, "pretrain", "light_9")
+    assert "use `python -m replicate evaluate light_90_llrd_65`" in told(capsys, "pretrain", "light_90_llrd_65")
+
+
+def test_training_without_data_says_how_to_write_it(project, capsys):
+    assert "python -m replicate data write" in told(capsys, "pretrain", "light_90")
+
+
+def test_evaluating_without_weights_says_what_to_train(project, capsys):
+    assert main(["data", "write"]) == 0
+    assert "python -m replicate pretrain light_90" in told(capsys, "evaluate", "light_90_llrd_65")
+    assert not Path("results/smoke/efficient_learners/light_90_llrd_65/metrics.json").exists()
+
+
+def test_missing_data_folder(project, capsys):
+    write_folder_params(project, project / "nowhere")
+    assert "nowhere" in told(capsys, "data", "write")
+
+
+def test_empty_class_folder(project, capsys):
+    root = image_folder(project / "images")
+    (root / "train" / "class_9").mkdir()
+    (root / "val" / "class_9").mkdir()
+    write_folder_params(project, root)
+    assert "class_9" in told(capsys, "data", "write")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text"])
+def test_damaged_source_image_is_named_and_leaves_no_data_set(project, capsys, damage):
+    root = image_folder(project / "images")
+    victim = root / "train" / "class_1" / "1.jpg"
+    victim.write_bytes(victim.read_bytes()[:400] if damage == "truncated" else b"this is no picture\n")
+    write_folder_params(project, root)
+    assert str(Path("class_1") / "1.jpg") in told(capsys, "data", "write")
+    assert not Path("data/smoke/full/manifest.json").exists()
+
+
+def test_truncated_beton_is_named_before_training(project, capsys):
+    assert main(["data", "write"]) == 0
+    beton = Path("data/smoke/full/train.beton")
+    beton.write_bytes(beton.read_bytes()[:-5000])
+    assert "train.beton" in told(capsys, "pretrain", "light_90")
+    assert "train.beton" in told(capsys, "data", "check")
+    assert not Path("results/smoke/efficient_learners/light_90/metrics.json").exists()
+
+
+def test_weights_of_another_model_are_refused(project, capsys):
+    from replicate.models.mae import MAE
+    from replicate.models.weights import save_weights
+
+    assert main(["data", "write"]) == 0
+    weights = Path("results/smoke/efficient_learners/light_90/weights/seed0.safetensors")
+    save_weights(MAE(32, 8, 64, 3, 2, 32, 1, 1).state_dict(), weights)
+    message = told(capsys, "evaluate", "light_90_llrd_65")
+    assert "seed0.safetensors" in message and "width 64, 3 blocks" in message
+
+
+class Malicious:
+    """Writes a file when unpickled."""
+
+    def __reduce__(self):
+        return (Path.write_text, (Path("owned"), "code ran"))
+
+
+def test_pickle_with_code_is_refused_without_running_it(project, capsys):
+    with open("evil.pth", "wb") as file:
+        pickle.dump({"model": Malicious()}, file)
+    assert "evil.pth" in told(capsys, "weights", "import", "evil.pth", "out.safetensors")
+    torch.save({"model": Malicious()}, "evil2.pth")
+    assert "evil2.pth" in told(capsys, "weights", "import", "evil2.pth", "out.safetensors")
+    assert not Path("owned").exists() and not Path("out.safetensors").exists()
+
+
+def test_a_nan_names_the_run_and_the_step(project, capsys):
+    write_params(project, pretrain={"base_lr": 1e9})
+    assert main(["data", "write"]) == 0
+    assert "run light_90 seed 0: the loss became" in told(capsys, "pretrain", "light_90")
+    assert not Path("results/smoke/efficient_learners/light_90/metrics.json").exists()

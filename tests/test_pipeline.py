@@ -1,8 +1,9 @@
-"""dvc.yaml against the code that its stages run: every imported file is a dependency, and no unrelated file is."""
+"""dvc.yaml against the code that its stages run: every file that a stage imports is its dependency, and no other option's file is."""
 
 from pathlib import Path
 
 import pytest
+import yaml
 from dvc.repo import Repo
 
 from replicate.params import load
@@ -10,17 +11,27 @@ from replicate.sources import closure, evaluate_entries, pretrain_entries
 
 ROOT = Path(__file__).resolve().parents[1]
 LENS = {Path("replicate/params.py"), Path("replicate/budget.py")}
+OPTIONS = ("replicate/targets", "replicate/losses", "replicate/models")
 
 
 @pytest.fixture(scope="module")
 def stages():
     with Repo(str(ROOT)) as repo:
-        return {stage.name: stage for stage in repo.index.stages if stage.name}
+        return {(Path(stage.path).parent.name, stage.name): stage for stage in repo.index.stages if stage.name}
 
 
 @pytest.fixture(scope="module")
 def params():
     return load(ROOT / "params.yaml")
+
+
+def all_runs(params):
+    """(folder of the pipeline file, stage name, resolved run, entry modules) of every run."""
+    for folder, group in ((ROOT.name, params), ("grids", params.grid)):
+        for name in group.pretrain:
+            yield folder, f"pretrain@{name}", name, pretrain_entries
+        for name in group.evaluate:
+            yield folder, f"evaluate@{name}", name, evaluate_entries
 
 
 def code_dependencies(stage) -> set[Path]:
@@ -30,26 +41,42 @@ def code_dependencies(stage) -> set[Path]:
     return {file.relative_to(ROOT) for file in files if file.suffix == ".py"}
 
 
-def test_pretrain_stages_depend_on_exactly_what_they_import(stages, params):
-    for name in params.pretrain:
-        wanted = set(closure(*pretrain_entries(params.resolve(name)))) | LENS
-        assert code_dependencies(stages[f"pretrain@{name}"]) == wanted, name
+def test_every_run_is_a_stage_that_depends_on_all_it_imports(stages, params):
+    for folder, stage, name, entries in all_runs(params):
+        wanted = set(closure(*entries(params.resolve(name)))) | LENS
+        assert wanted - code_dependencies(stages[folder, stage]) == set(), stage
 
 
-def test_evaluate_stages_depend_on_exactly_what_they_import(stages, params):
-    for name in params.evaluate:
-        wanted = set(closure(*evaluate_entries(params.resolve(name)))) | LENS
-        assert code_dependencies(stages[f"evaluate@{name}"]) == wanted, name
+def test_no_run_depends_on_another_option_of_the_harness(stages, params):
+    options = {path.relative_to(ROOT) for folder in OPTIONS for path in (ROOT / folder).rglob("*.py")}
+    for folder, stage, name, entries in all_runs(params):
+        foreign = options - set(closure(*entries(params.resolve(name))))
+        assert code_dependencies(stages[folder, stage]) & foreign == set(), stage
 
 
 def test_data_stages_depend_on_exactly_what_they_import(stages, params):
     for name in params.datasets:
-        assert code_dependencies(stages[f"data@{name}"]) == set(closure("replicate.loaders.data")) | LENS, name
+        assert code_dependencies(stages[ROOT.name, f"data@{name}"]) == set(closure("replicate.loaders.data")) | LENS, name
 
 
-def test_every_stage_has_a_parameter_dependency_of_its_own_run_only(stages, params):
-    budget = params.budget
-    for kind, runs in (("pretrain", params.pretrain), ("evaluate", params.evaluate)):
-        for name in runs:
-            keys = {key for dep in stages[f"{kind}@{name}"].deps for key in getattr(dep, "params", [])}
-            assert keys == {f"{kind}.{name}", f"budgets.{budget}"}
+def test_a_stage_depends_on_its_own_run_and_budget_only(stages, params):
+    for folder, stage, name, _ in all_runs(params):
+        kind = stage.partition("@")[0]
+        section = f"grid.{kind}" if folder == "grids" else kind
+        keys = {key for dep in stages[folder, stage].deps for key in getattr(dep, "params", [])}
+        assert keys == {f"{section}.{name}", f"budgets.{params.budget}"}, stage
+
+
+def test_outputs_lie_where_the_package_writes_them(stages, params):
+    for folder, stage, name, _ in all_runs(params):
+        outs = {Path(str(out.fs_path)).resolve().relative_to(ROOT) for out in stages[folder, stage].outs}
+        assert params.results_folder(name) / "metrics.json" in outs, stage
+
+
+def test_the_grid_has_the_stages_of_the_headline_pipeline(stages):
+    """The same commands, dependencies and kinds of output; only where a run's numbers and results lie differs."""
+    headline = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    grid = yaml.safe_load((ROOT / "grids" / "dvc.yaml").read_text())["stages"]
+    for kind in ("pretrain", "evaluate"):
+        own = str(grid[kind]["do"]).replace("grid/${item.paper}", "${item.paper}").replace(f"grid.{kind}.", f"{kind}.")
+        assert own.replace("'wdir': '..', ", "") == str(headline[kind]["do"])

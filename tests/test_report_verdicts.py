@@ -223,3 +223,12 @@ def test_wrong_data_is_named():
         check({"kind": "above", "left": {"sum": ["a"]}, "right": "a"}, runs)
     with pytest.raises(UserError, match="cannot be compared"):
         check({"kind": "above", "left": {"over": ["a", "a"]}, "right": "a"}, runs)
+
+
+def test_a_check_is_told_in_one_line():
+    lines = [verdicts.describe(spec) for claim in published.claims().values() for spec in claim["checks"]]
+    assert all(lines) and not any("{" in line for line in lines)
+    assert "best of light_llrd > light_90_llrd_65" in lines
+    assert "peak of light_llrd between 0.75 and 0.875" in lines
+    assert "full_75/seconds_per_epoch / light_75/seconds_per_epoch > 1.5" in lines
+    assert "(emae_95_ft - emae_plain_95_ft) > (emae_85_ft - emae_plain_85_ft)" in lines

@@ -23,7 +23,7 @@ from replicate.report.results import Results
 
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "fails", "undecided at this scale", "not run"
 NO_FINDING = frozenset({"smoke"})
-COLUMNS = ["claim", "paper", "statement", "size", "verdict", "effect", "low", "high", "seeds", "budget", "note"]
+COLUMNS = ["claim", "paper", "statement", "size", "verdict", "check", "effect", "low", "high", "seeds", "budget", "note"]
 FEWEST_SEEDS = 3
 
 
@@ -37,6 +37,7 @@ class Outcome:
     high: float = math.nan
     seeds: int = 0
     note: str = ""
+    check: str = ""
 
 
 def all_claims(results: Results, claims: dict[str, dict[str, Any]] | None = None) -> pd.DataFrame:
@@ -51,6 +52,7 @@ def all_claims(results: Results, claims: dict[str, dict[str, Any]] | None = None
                 "statement": claim["statement"],
                 "size": claim["size"],
                 "verdict": outcome.verdict,
+                "check": outcome.check,
                 "effect": outcome.effect,
                 "low": outcome.low,
                 "high": outcome.high,
@@ -82,9 +84,49 @@ def check(spec: dict[str, Any], results: Results) -> Outcome:
         raise UserError(f"published/claims.yaml: no check of kind '{spec['kind']}'; there are {', '.join(KINDS)}")
     reader = Reader(results, published.sweeps(), spec.get("metric", "top1"))
     try:
-        return KINDS[spec["kind"]](reader, **arguments)
+        outcome = KINDS[spec["kind"]](reader, **arguments)
     except NotRun as error:
-        return Outcome(NOT_RUN, note=f"not run: {error}")
+        outcome = Outcome(NOT_RUN, note=f"not run: {error}")
+    return replace(outcome, check=describe(spec))
+
+
+def describe(spec: dict[str, Any]) -> str:
+    """A check in one line, for the reader of a verdict: "best of light_llrd > light_90_llrd_65"."""
+    left, right = (_words(spec[side]) if side in spec else "" for side in ("left", "right"))
+    kind, bound = spec["kind"], spec.get("bound")
+    if "left" in spec:
+        margin = spec.get("margin", 0.0) or spec.get("tolerance", 0.0)
+        sign = {"above": ">", "not_below": "≥", "equal": "=", "ratio_above": "/", "ratio_below": "/"}[kind]
+        ending = (
+            {"above": f" + {margin:g}", "not_below": f" - {margin:g}", "equal": f" ± {margin:g}"}.get(kind, "") if margin else ""
+        )
+        limit = f" {'>' if kind == 'ratio_above' else '<'} {bound:g}" if bound is not None else ""
+        return f"{left} {sign} {right}{ending}{limit}"
+    if kind == "computed":
+        return f"by computation: {spec['function'].replace('_', ' ')}"
+    if kind == "rank_correlation":
+        return f"rank correlation of {spec['bins']}* in {spec['run']} > {bound:g}"
+    subject = _words(spec["sweep"]) if "sweep" in spec else ", ".join(spec["runs"])
+    if kind == "peak_between":
+        return f"peak of {subject} between {spec['low']:g} and {spec['high']:g}"
+    if "than" in spec:
+        relation = "no higher than" if kind == "peak_not_above" else f"within {spec['step']:g} of"
+        return f"peak of {subject} {relation} that of {_words(spec['than'])}"
+    return f"range of {subject} ≤ {bound:g}" if kind == "range_below" else f"{subject} {kind}"
+
+
+def _words(quantity: Any) -> str:
+    if not isinstance(quantity, dict):
+        return quantity if isinstance(quantity, str) else ", ".join(map(_words, quantity))
+    kind, argument = next(iter(quantity.items()))
+    if kind in ("best", "worst", "peak"):
+        return f"{kind} of {_words(argument)}"
+    if kind == "times":
+        return f"{argument[0]:g} ({_words(argument[1])})"
+    if kind in ("minus", "over"):
+        first, second = map(_words, argument)
+        return f"({first} {'-' if kind == 'minus' else '/'} {second})"
+    return ", ".join(map(str, quantity.values()))
 
 
 def above(reader: Reader, left: Any, right: Any, margin: float = 0.0) -> Outcome:

@@ -1,0 +1,115 @@
+"""What a paper's notebook works with: the paper, the budget, its results, and where its tables and figures go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from replicate.report import costs, figures, published, results, style, tables, verdicts
+from replicate.report.lens import lens
+from replicate.report.provenance import git_state, machine, versions
+from replicate.report.quantities import Reader
+
+if TYPE_CHECKING:
+    from replicate.params import Params
+
+__all__ = ["Book", "figures", "costs"]
+
+
+@dataclass(frozen=True)
+class Book:
+    """One paper at one budget. Shown in a notebook it says what made its numbers: versions, git revision, machine, runs.
+
+    `budget` None is the active budget of params.yaml. Files are read and written relative to `root`, the repository.
+    """
+
+    paper: str
+    budget: str | None = None
+    root: Path = field(default_factory=lambda: repository())
+
+    @cached_property
+    def params(self) -> Params:
+        from replicate.params import load
+
+        return load(self.root / "params.yaml")
+
+    @cached_property
+    def results(self) -> results.Results:
+        return results.load(self.budget or self.params.budget, self.root / "results")
+
+    @cached_property
+    def reader(self) -> Reader:
+        """Reads quantities (runs, differences, sweeps) from the budget's results."""
+        return Reader(self.results, published.sweeps())
+
+    @cached_property
+    def claims(self) -> pd.DataFrame:
+        """The paper's claims with their verdicts."""
+        return verdicts.all_claims(self.results, {n: c for n, c in published.claims().items() if n.startswith(f"{self.paper}.")})
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """Every printed number of the paper beside ours."""
+        return tables.cells(self.paper, self.results, dict(zip(self.claims["claim"], self.claims["verdict"], strict=True)))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One table as people read it."""
+        return tables.display(self.cells[self.cells["table"] == name])
+
+    def lens(self, runs: Sequence[str]) -> pd.DataFrame:
+        """What the budget makes of some runs: "paper -> this budget"."""
+        return lens(self.params, runs, self.results.budget)
+
+    def histories(self, runs: Sequence[str]) -> dict[str, pd.DataFrame]:
+        """Training histories of those of the runs that have finished."""
+        return {name: self.results.history(name) for name in runs if name in self.results}
+
+    def verdicts(self) -> pd.DataFrame:
+        """The claims for reading: verdict, effect with its interval, seeds, and what would decide the open ones."""
+        shown = self.claims.copy()
+        shown["effect"] = [_effect(line) for line in shown.to_dict("records")]
+        shown["seeds"] = [str(count) if count else "" for count in shown["seeds"]]
+        return shown[["statement", "verdict", "check", "effect", "seeds", "note"]]
+
+    def save_tables(self) -> list[Path]:
+        """Write every table as CSV, Markdown and LaTeX under tables/<budget>/<paper>."""
+        return tables.write(self.paper, self.results, self.root / "tables", self.cells)
+
+    def save(self, figure: style.Figure, name: str) -> style.Figure:
+        """Write a figure as SVG, PDF and PNG under figures/<budget>/<paper>, and hand it back to be shown."""
+        style.save_figure(figure, self.root / "figures" / self.results.budget / self.paper / name)
+        return figure
+
+    def _repr_markdown_(self) -> str:
+        git, here = git_state(), machine()
+        runs = [run for run in self.results.runs.values() if run.paper == self.paper]
+        devices = sorted({str(run.provenance.get("device", "")) for run in runs})
+        lines = {
+            "budget": self.results.budget,
+            "finished runs": f"{len(runs)}, on {', '.join(devices)}" if runs else "none",
+            "git revision": git["revision"][:12] + (" with changes" if git["dirty"] else ""),
+            "machine": f"{here['system']} {here['architecture']}, {here['cores']} cores",
+            "versions": ", ".join(f"{name} {version}" for name, version in versions().items() if version),
+        }
+        return "| | |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in lines.items())
+
+
+def repository() -> Path:
+    """The folder that holds params.yaml: the working folder or the nearest one above it, else the one that this package is in."""
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "params.yaml").exists():
+            return folder
+    return Path(__file__).resolve().parents[2]
+
+
+def _effect(line: dict) -> str:
+    if line["verdict"] == verdicts.NOT_RUN or line["effect"] != line["effect"]:
+        return ""
+    value = f"{line['effect']:.3g}"
+    bounded = line["low"] == line["low"] and line["low"] != line["high"]
+    return value + (f" [{line['low']:.3g}, {line['high']:.3g}]" if bounded else "")

@@ -1,0 +1,67 @@
+"""The frame of every rendered page: one HTML file that needs nothing else, light and dark, readable on a phone, no script."""
+
+from __future__ import annotations
+
+import functools
+import html
+
+# nbconvert's basic template, with code folded away behind its first line: a reader of results wants the prose and the pictures.
+CODE_CELLS = """
+{%- extends 'basic/index.html.j2' -%}
+{%- block input_group -%}
+<details class="code"><summary>code</summary>{{ super() }}</details>
+{%- endblock input_group -%}
+"""
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --ink: #1b1b1b; --paper: #ffffff; --soft: #f3f4f6; --line: #d4d7dc; --faint: #5b6068; --link: #0060a0;
+}
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e6; --paper: #14161a; --soft: #1f2329; --line: #3a4049; --faint: #a2a9b4; --link: #7cc0ff; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
+main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.4rem; } h3 { font-size: 1.05rem; }
+a { color: var(--link); } a.anchor-link { display: none; }
+p, li { max-width: 46rem; overflow-wrap: anywhere; }
+pre, code { font: .86rem/1.45 ui-monospace, SFMono-Regular, Menlo, monospace; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
+details.code { margin: .6rem 0; border-left: 3px solid var(--line); padding-left: .8rem; }
+details.code summary { cursor: pointer; color: var(--faint); font-size: .8rem; }
+.highlight { background: var(--soft); padding: .6rem .8rem; border-radius: 4px; }
+.output_area, .scroll { overflow-x: auto; margin: .6rem 0; }
+.output_area img, .output_area svg { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
+.prompt { display: none; }
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .28rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th { border-bottom: 2px solid var(--line); font-weight: 600; }
+td.number { text-align: right; white-space: nowrap; }
+caption { text-align: left; color: var(--faint); padding: .3rem 0; }
+footer { color: var(--faint); font-size: .85rem; margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem; }
+nav { margin-bottom: 1.2rem; font-size: .9rem; }
+nav a { margin-right: 1rem; }
+@media (max-width: 40rem) { main { padding: 1rem .8rem 3rem; } h1 { font-size: 1.4rem; } table { font-size: .8rem; } }
+"""
+
+
+@functools.cache
+def highlighting() -> str:
+    """Colours for code, light and dark."""
+    from pygments.formatters import HtmlFormatter
+
+    light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("default", "github-dark"))
+    clean = "\n".join(line for line in (light + "\n@media (prefers-color-scheme: dark) {\n" + dark + "\n}").splitlines())
+    return clean + "\n.highlight { background: var(--soft) !important; }"
+
+
+def page(title: str, body: str, navigation: str = "", language: str = "en") -> str:
+    """A whole page around a body of HTML."""
+    return (
+        f'<!doctype html>\n<html lang="{language}">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<title>{html.escape(title)}</title>\n<link rel="icon" href="data:,">\n'
+        f"<style>{STYLE}\n{highlighting()}</style>\n</head>\n<body>\n<main>\n{navigation}\n{body}\n</main>\n</body>\n</html>\n"
+    )

@@ -1,0 +1,64 @@
+"""One look for every figure: seaborn's theme set once, Okabe and Ito's colours, which colour-blind readers can tell apart."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib as mpl
+import seaborn as sns
+from matplotlib import figure as mpl_figure
+
+# Okabe and Ito, "Color Universal Design" (2008): blue, bluish green, reddish purple, orange, sky blue, black, and last vermilion,
+# which is kept for the papers' own numbers.
+PALETTE = ["#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#D55E00"]
+OURS, PAPER, REFERENCE = PALETTE[0], PALETTE[-1], "#767676"
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+HEATMAP = "cividis"
+WIDTH, HEIGHT = 6.4, 3.8
+DPI = 160
+
+_SETTINGS = {
+    "figure.figsize": (WIDTH, HEIGHT),
+    "figure.dpi": 110,
+    "savefig.dpi": DPI,
+    "savefig.bbox": "tight",
+    "axes.titlesize": "medium",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 6,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "replicate",
+}
+_DATELESS = {".svg": {"Date": None}, ".pdf": {"CreationDate": None, "ModDate": None}, ".png": {"Software": None}}
+
+
+class Figure(mpl_figure.Figure):
+    """A figure that shows itself in a notebook, although no pyplot knows of it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", metadata=_DATELESS[".png"])
+        return buffer.getvalue()
+
+
+def set_theme() -> None:
+    """Set the theme for this process; called by every drawing function, so that a figure looks the same wherever it is drawn."""
+    sns.set_theme(context="notebook", style="ticks", palette=PALETTE, font_scale=0.9)
+    mpl.rcParams.update(_SETTINGS)
+
+
+def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
+    """Write `<stem>.svg`, `.pdf` and `.png`; the same figure gives the same bytes, so that nothing changes when nothing did."""
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for suffix, metadata in _DATELESS.items():
+        path = stem.with_name(stem.name + suffix)
+        figure.savefig(path, metadata=metadata)
+        written.append(path)
+    return written

@@ -1,0 +1,91 @@
+"""What a notebook works with, on made-up results in a folder of its own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from replicate.report import figures, published
+from replicate.report.book import Book
+from replicate.report.costs import pretraining_costs
+from replicate.report.summary import contrasts
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = "efficient_learners"
+pytestmark = pytest.mark.skipif(not (ROOT / "params.yaml").exists(), reason="needs params.yaml")
+
+
+def finish(root, run, per_seed, seconds=2.0):
+    folder = root / "results" / "laptop" / PAPER / run
+    folder.mkdir(parents=True)
+    results = {"seeds": list(range(len(per_seed))), "per_seed": per_seed}
+    content = {"results": results, "run": {}, "resolved": {}, "provenance": {"device": "cpu", "wall_seconds": 9.0}}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    rows = [{"seed": s, "epoch": e, "loss": 1.0 / (e + 1), "seconds": seconds} for s in range(len(per_seed)) for e in range(3)]
+    pd.DataFrame(rows).to_csv(folder / "history.csv", index=False)
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    root = tmp_path_factory.mktemp("repository")
+    shutil.copy(ROOT / "params.yaml", root)
+    finish(root, "default_100", [{"top1": v} for v in (40.0, 41.0, 40.5)])
+    finish(root, "default_200", [{"top1": v} for v in (44.0, 45.2, 44.4)])
+    finish(root, "light_90", [{"loss": 0.9, "seconds_per_epoch": 2.0}] * 2, seconds=2.0)
+    finish(root, "full_75", [{"loss": 0.6, "seconds_per_epoch": 5.0}] * 2, seconds=120.0)
+    return Book(PAPER, "laptop", root)
+
+
+def test_it_says_what_made_its_numbers(book):
+    text = book._repr_markdown_()
+    assert "| budget | laptop |" in text and "4, on cpu" in text and "python 3" in text and "git revision" in text
+
+
+def test_the_active_budget_is_the_default(book):
+    assert Book(PAPER, None, book.root).results.budget == book.params.budget
+
+
+def test_lens_shows_what_the_budget_changes_and_nothing_else(book):
+    lens = book.lens(["light_90", "full_75"])
+    assert lens.loc["epochs", "light_90"].startswith("100 → ") and lens.loc["epochs", "full_75"].startswith("1600 → ")
+    assert "mask_ratio" not in lens.index and "layer_decay" not in book.lens(["light_90_llrd_80"]).index
+    assert lens.loc["embed_dim", "light_90"].startswith("768 → ")
+    assert Book(PAPER, "paper", book.root).lens(["light_90", "light_90_llrd_80"]).empty
+
+
+def test_tables_and_verdicts_agree(book):
+    assert set(book.table("table_1")["status"]) == {"trend"}
+    line = book.verdicts().set_index(book.claims["claim"]).loc["efficient_learners.default_recipe_not_converged"]
+    assert line.verdict == "holds" and line.check == "default_200 > default_100" and "[" in line.effect
+
+
+def test_files_go_where_the_pipeline_expects_them(book):
+    written = book.save_tables()
+    assert written[0].parent == book.root / "tables/laptop" / PAPER
+    book.save(figures.loss_curves(book.histories(["light_90", "absent"])), "loss")
+    assert (book.root / "figures/laptop" / PAPER / "loss.svg").exists()
+
+
+def test_costs_are_relative_to_the_last_recipe(book):
+    rows = {"paper": PAPER, "table": "table_4", "column": "pretrain_hours"}
+    recipes = {
+        "full": ("full_75", rows | {"method": "MAE-B", "mask_ratio": 0.75}),
+        "unfinished": ("light_75", rows | {"method": "ours", "mask_ratio": 0.75, "pretrain_epochs": 100}),
+        "light": ("light_90", rows | {"method": "ours", "mask_ratio": 0.9}),
+    }
+    costs = pretraining_costs(book.params, book.reader, recipes)
+    assert costs.loc["light"].tolist() == [1.0] * 4
+    assert costs.loc["full"].iloc[0] == pytest.approx(202.2 / 3.4) and costs.loc["full"].iloc[3] == pytest.approx(60.0)
+    assert 55 < costs.loc["full"].iloc[1] < 70 and pd.isna(costs.loc["unfinished"].iloc[3])
+
+
+def test_contrasts(book):
+    table = contrasts(book.reader, {"longer": ("default_200", "default_100"), "never": ("scratch_llrd_80", "default_100")})
+    assert table.loc["longer", "difference"] == "+4.0" and float(table.loc["longer", "low"]) > 0
+    assert table.loc["never", "left"].startswith("not run")
+
+
+def test_light_and_full_of_figure_3_are_printed_in_this_order():
+    assert published.select({"paper": PAPER, "table": "figure_3"})["value"].tolist() == [1.2, 0.1]

@@ -1,0 +1,129 @@
+"""Notebooks: stripped, executed with names only, rendered to one page; and the committed ones keep the house rules."""
+
+import ast
+import html.parser
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from replicate.errors import UserError
+from replicate.report import notebook, page
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PIPELINE = [path for path in COMMITTED if not path.name.startswith("explore_")]
+
+
+def make(*sources, tagged="budget = None\npaper = None"):
+    book = nbformat.v4.new_notebook()
+    book.cells = [
+        nbformat.v4.new_markdown_cell("# A title"),
+        nbformat.v4.new_code_cell(tagged, metadata={"tags": ["parameters"]}),
+    ]
+    book.cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    return book
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    return tmp_path
+
+
+def test_strip_removes_what_opening_and_saving_changes(tmp_path):
+    book = make("1 + 1")
+    nbformat.write(book, tmp_path / "a.ipynb")
+    book.cells[2].execution_count = 7
+    book.cells[2].outputs = [nbformat.v4.new_output("stream", text="2")]
+    book.metadata = {
+        "kernelspec": {"name": "mine", "display_name": "Mine"},
+        "language_info": {"name": "python", "version": "3.99"},
+    }
+    nbformat.write(book, tmp_path / "b.ipynb")
+    notebook.strip(tmp_path / "a.ipynb", tmp_path / "out" / "a.ipynb")
+    notebook.strip(tmp_path / "b.ipynb", tmp_path / "out" / "b.ipynb")
+    assert (tmp_path / "out/a.ipynb").read_bytes() == (tmp_path / "out/b.ipynb").read_bytes()
+    assert notebook.read(tmp_path / "out/b.ipynb").cells[1].metadata.tags == ["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "no such notebook"), ("{", "not a Jupyter notebook"), ("[]", "not a Jupyter notebook")]
+)
+def test_what_is_no_notebook_is_told_in_one_line(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "a.ipynb").write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        notebook.strip(tmp_path / "a.ipynb", tmp_path / "b.ipynb")
+    assert "\n" not in str(error.value) and not (tmp_path / "b.ipynb").exists()
+
+
+def test_execute_passes_names_and_renders_one_page(here):
+    nbformat.write(make("print(paper, budget)", "import pandas as pd\npd.DataFrame({'a': [1]})"), here / "notebooks/mae.ipynb")
+    path = notebook.execute("mae", "smoke")
+    assert path == Path("executed/smoke/mae.html") and Path("executed/smoke/mae.ipynb").exists()
+    text = path.read_text()
+    assert "mae smoke" in text and "<table" in text and "<title>A title</title>" in text
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    assert _outside(text) == []
+
+
+def test_a_failing_cell_stays_on_disk_with_its_traceback(here):
+    nbformat.write(make("1 / 0"), here / "notebooks/mae.ipynb")
+    Path("executed/smoke").mkdir(parents=True)
+    Path("executed/smoke/mae.html").write_text("an older page")
+    with pytest.raises(UserError, match="executed/smoke/mae.ipynb: cell \\[3\\] failed with ZeroDivisionError"):
+        notebook.execute("mae", "smoke")
+    failed = Path("executed/smoke/mae.ipynb").read_text()
+    assert "ZeroDivisionError" in failed and not Path("executed/smoke/mae.html").exists()
+
+
+def test_a_notebook_without_the_names_is_refused_before_it_runs(here):
+    nbformat.write(make("print(1)", tagged="budgets = None\npaper = None"), here / "notebooks/mae.ipynb")
+    with pytest.raises(UserError, match="does not assign budget"):
+        notebook.execute("mae", "smoke")
+
+
+def test_code_is_escaped_in_the_page():
+    assert "<title>a &lt;b&gt;</title>" in page.page("a <b>", "")
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_notebooks_are_stripped_and_readable(path):
+    book = notebook.read(path)
+    nbformat.validate(book)
+    assert book.cells[0].cell_type == "markdown" and book.cells[0].source.startswith("# ")
+    for cell in book.cells:
+        if cell.cell_type != "code":
+            continue
+        assert cell.outputs == [] and cell.execution_count is None
+        assert len(cell.source.splitlines()) <= 15, cell.source
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 5, node.name
+
+
+@pytest.mark.parametrize("path", PIPELINE, ids=lambda path: path.stem)
+def test_pipeline_notebooks_take_names_and_end_with_table_and_verdict(path):
+    book = notebook.read(path)
+    assert notebook.parameters(book) == ["budget", "paper"]
+    code = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    assert "book" in code[1].splitlines()[-1], "versions, revision and device come first"
+    assert "book.table(" in code[-2] and "book.verdicts()" in code[-1]
+
+
+class _Links(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for name, value in attributes if name in ("src", "href") and value]
+
+
+def _outside(text):
+    """Addresses in a page that would need the network or another file."""
+    links = _Links()
+    links.feed(text)
+    return [link for link in links.found if not link.startswith(("data:", "#"))]

@@ -20,6 +20,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from numba.extending import intrinsic
 
 from replicate.errors import UserError
 from replicate.loaders import Batch, beton_format, crop_decode
@@ -49,7 +50,6 @@ with _torch_threads_kept(), warnings.catch_warnings():
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.compiler import Compiler
-    from ffcv.utils import cast_int_to_byte_ptr
 
 BATCHES_AHEAD = 2
 # How long a consumer waits before it looks whether the pipeline's thread still lives.
@@ -82,9 +82,18 @@ def _compile(code: Callable[..., None], parallel: bool) -> Callable[..., None]:
     return numba.njit(nogil=True, error_model="numpy", parallel=parallel)(code)
 
 
+@intrinsic
+def _int64_pointer(typing_context, address):
+    # Not by way of bytes: FFCV marks numba's shared one-dimensional byte array type as read-only, for everyone in the process.
+    def cast(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return numba.types.CPointer(numba.types.int64)(numba.types.uintp), cast
+
+
 @numba.njit(nogil=True)
 def _rows_at(address: int, count: int) -> np.ndarray:
-    return numba.carray(cast_int_to_byte_ptr(address), (count * _FIELDS * 8,)).view(np.int64).reshape(count, _FIELDS)
+    return numba.carray(_int64_pointer(address), (count, _FIELDS))
 
 
 @cache

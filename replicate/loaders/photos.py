@@ -45,11 +45,11 @@ CUT_SIDES = (48, 200)
 # The main knobs. Difference of the two textures' colour and each texture's own deviation, in grey levels, log-uniform. Measured
 # with a ViT of 12 blocks, 96 wide, from scratch on 1,600 images of 64 pixels: these give 26 % after 200 steps of 32 and 57 %
 # after 400; (40, 100) against (6, 20) gives 11 % and 21 %, (6, 60) against (12, 45) still chance after 440 steps of 64.
-COLOUR_STEP = (60.0, 120.0)
-TEXTURE_CONTRAST = (4.0, 14.0)
+COLOUR_STEP = (80.0, 140.0)
+TEXTURE_CONTRAST = (8.0, 20.0)
 # Direction of the colour step, each channel uniform: the first texture is mostly the brighter one. With a free sign no run of
 # this length learns.
-TINT = (-0.3, 1.0)
+TINT = (-0.5, 1.0)
 # Periods of the layout across the image: below 1.5 bands and blobs look alike, above 4 an 8-pixel patch averages them away.
 PERIODS = (1.5, 3.5)
 # Tilt of the layout in radians and its bend as a share of the image: no column of pixels is always an edge.

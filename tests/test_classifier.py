@@ -4,6 +4,7 @@ import torch
 import replicate.compat  # noqa: F401
 from replicate.errors import UserError
 from replicate.models.classifier import build_classifier, build_probe, freeze_for_partial, load_encoder
+from replicate.models.cpu import plain_torch
 from replicate.models.mae import MAE
 from replicate.models.vit import VIT_SIZES, Backbone, vit_backbone
 
@@ -86,7 +87,7 @@ def test_timms_mae_weights_give_timms_features():
     load_encoder(model, theirs.state_dict())
     load_encoder(probe, theirs.state_dict())
     image = torch.randn(1, 3, 224, 224)
-    with torch.no_grad():
+    with torch.no_grad(), plain_torch():
         torch.testing.assert_close(probe.forward_features(image), theirs.forward_features(image), rtol=0, atol=0)
         theirs.norm = torch.nn.Identity()
         torch.testing.assert_close(model.forward_features(image), theirs.forward_features(image), rtol=0, atol=0)

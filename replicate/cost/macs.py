@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from replicate.masking import num_visible
+from replicate.models.cpu import plain_torch
 from replicate.models.mae import MAE
 from replicate.patches import grid_of, pair
 
@@ -85,9 +86,7 @@ def mae_macs(
     encoded = patches if mask_tokens_in_encoder else visible
     pixels = patch_size**2 * 3
     projected = patches if project_masked else encoded
-    encoder = (
-        projected * pixels * embed_dim + depth * block_macs(1 + encoded, embed_dim, mlp_ratio) + NORM * (1 + encoded) * embed_dim
-    )
+    encoder = projected * pixels * embed_dim + depth * block_macs(1 + encoded, embed_dim, mlp_ratio) + NORM * (1 + encoded) * embed_dim
     tokens = 1 + patches if kept is None else 1 + visible + kept
     decoder = (1 + encoded) * embed_dim * decoder_embed_dim
     decoder += decoder_depth * block_macs(tokens, decoder_embed_dim, mlp_ratio) + NORM * tokens * decoder_embed_dim
@@ -127,7 +126,7 @@ def count_mae(model: MAE, mask_ratio: float | None = None, kept: Tensor | None =
     else:
         visible_first = torch.argsort((~kept).float(), stable=True)[None]
         latent = torch.zeros(latent.shape, device=kept.device)
-        with sdpa_kernel(SDPBackend.MATH):  # the counter does not see the CPU's fused kernel
+        with sdpa_kernel(SDPBackend.MATH), plain_torch():  # the counter does not see a CPU's own kernels
             decoder, _ = _count(model.forward_decoder, latent, torch.argsort(visible_first, 1), kept[None])
     if project_masked and not model.mask_tokens_in_encoder:
         skipped = model.num_patches - num_visible(model.num_patches, ratio)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import replicate.compat  # noqa: F401
 from replicate.errors import UserError
+from replicate.models.cpu import tune_for_cpu
 from replicate.models.pos_embed import resample_pos_embed
 from replicate.models.vit import Backbone
 from replicate.patches import grid_of
@@ -65,7 +66,7 @@ def build_classifier(
         **kwargs,
     )
     _initialize(model)
-    return model
+    return tune_for_cpu(model)
 
 
 def _initialize(model: Classifier) -> None:
@@ -80,9 +81,7 @@ def _initialize(model: Classifier) -> None:
         nn.init.zeros_(model.head.bias)
 
 
-def build_probe(
-    backbone: Backbone, num_classes: int, *, image_size: int | tuple[int, int] = 224, pool: str = "token"
-) -> nn.Module:
+def build_probe(backbone: Backbone, num_classes: int, *, image_size: int | tuple[int, int] = 224, pool: str = "token") -> nn.Module:
     """A linear probe: frozen encoder, then BatchNorm without affine parameters, then one linear layer with std .01
     (appendix A.1, Table 9).
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import replicate.compat  # noqa: F401
 from replicate.errors import UserError
 from replicate.masking import num_visible, sample_mask
+from replicate.models.cpu import linear, tune_for_cpu
 from replicate.models.pos_embed import resample_pos_embed, sincos_2d
 from replicate.models.prediction import Prediction
 from replicate.models.ragged import Packing, pack, ragged_block
@@ -45,7 +46,7 @@ class PatchEmbed(nn.Module):
             columns = tiles.shape[2]
             image = torch.arange(len(images), device=images.device)[:, None]
             patches = tiles[image, ids_keep // columns, ids_keep % columns].flatten(2)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class MAE(nn.Module):
@@ -92,6 +93,7 @@ class MAE(nn.Module):
         self.target_dim = patch_size**2 * 3 if target_dim is None else target_dim
         self.mask, self.mask_ratio, self.mask_tokens_in_encoder = mask, mask_ratio, mask_tokens_in_encoder
         self.decoder_beta, self.with_p2dist, self.score_all = decoder_beta, with_p2dist, score_all
+        self.ragged_kernel = "auto"
         self._built_size = pair(image_size)
         self.grid = grid_of(image_size, patch_size)
         num_visible(self.num_patches, mask_ratio)  # refuses an impossible ratio here, not at the first step
@@ -110,6 +112,7 @@ class MAE(nn.Module):
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=1e-6)
         self.decoder_pred = nn.Linear(decoder_embed_dim, self.target_dim)
         self.initialize_weights()
+        tune_for_cpu(self)
 
     def initialize_weights(self) -> None:
         """Xavier-uniform on every matrix (the fused qkv and the patch projection each as one), N(0, .02) on the two
@@ -203,7 +206,7 @@ class MAE(nn.Module):
         packing = pack(F.pad(kept, (1, 0), value=True))
         tokens = self._packed_tokens(self.decoder_embed(latent), ids_restore, packing)
         for block in self.decoder_blocks:
-            tokens = ragged_block(block, tokens, packing)
+            tokens = ragged_block(block, tokens, packing, self.ragged_kernel)
         pred = self.decoder_pred(self.decoder_norm(tokens))
         dense = pred.new_zeros(kept.shape[0] * (1 + self.num_patches), self.target_dim)
         return dense.index_copy(0, packing.source, pred).unflatten(0, (len(kept), -1))[:, 1:]

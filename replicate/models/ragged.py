@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from replicate.models.cpu import attend
+
 
 class Packing(NamedTuple):
     """Where each packed token comes from.
@@ -52,15 +54,14 @@ def ragged_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing
 
 def _loop(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
     images = zip(*(tensor.transpose(0, 1).split(packing.lengths, dim=1) for tensor in (query, key, value)), strict=True)
-    mixed = [F.scaled_dot_product_attention(q[None], k[None], v[None])[0] for q, k, v in images]
+    mixed = [attend(q[None], k[None], v[None])[0] for q, k, v in images]
     return torch.cat(mixed, dim=1).transpose(0, 1)
 
 
 def _jagged(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
     extent = {"min_seqlen": min(packing.lengths), "max_seqlen": max(packing.lengths)}
     q, k, v = (
-        torch.nested.nested_tensor_from_jagged(tensor.contiguous(), packing.offsets, **extent).transpose(1, 2)
-        for tensor in (query, key, value)
+        torch.nested.nested_tensor_from_jagged(tensor.contiguous(), packing.offsets, **extent).transpose(1, 2) for tensor in (query, key, value)
     )
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).values()
 
@@ -69,9 +70,7 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tens
     images, longest = len(packing.lengths), max(packing.lengths)
     lengths = packing.offsets.diff()
     slot = torch.arange(longest, device=query.device)
-    within = torch.arange(len(query), device=query.device) - torch.repeat_interleave(
-        packing.offsets[:-1], lengths, output_size=len(query)
-    )
+    within = torch.arange(len(query), device=query.device) - torch.repeat_interleave(packing.offsets[:-1], lengths, output_size=len(query))
     image = torch.repeat_interleave(torch.arange(images, device=query.device), lengths, output_size=len(query))
     place = image * longest + within
 

@@ -82,7 +82,5 @@ def _renamed(state: dict[str, Tensor], leaves: dict) -> dict[str, Tensor]:
 def _block_leaf(leaf: str, tensor: Tensor, leaves: dict) -> list[tuple[str, Tensor]]:
     stem, _, kind = leaf.rpartition(".")
     if stem == "attn.qkv":
-        return [
-            (f"{leaves['qkv'].format(part)}.{kind}", piece) for part, piece in zip(leaves["parts"], tensor.chunk(3), strict=True)
-        ]
+        return [(f"{leaves['qkv'].format(part)}.{kind}", piece) for part, piece in zip(leaves["parts"], tensor.chunk(3), strict=True)]
     return [(f"{leaves[stem]}.{kind}", tensor)]

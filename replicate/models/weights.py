@@ -30,11 +30,7 @@ _WRAPPER = "module."
 _NAMED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _ENCODER = ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
 _DECODER = ("mask_token", "decoder_pos_embed", "decoder_embed", "decoder_norm", "decoder_pred")
-_BLOCK = [
-    f"{layer}.{kind}"
-    for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-    for kind in ("weight", "bias")
-]
+_BLOCK = [f"{layer}.{kind}" for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2") for kind in ("weight", "bias")]
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 
 
@@ -57,9 +53,7 @@ def load_safetensors(path: str | Path) -> tuple[State, dict[str, str]]:
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is no readable safetensors file ({error}): it may be truncated; fetch or make it again"
-        ) from None
+        raise UserError(f"{path} is no readable safetensors file ({error}): it may be truncated; fetch or make it again") from None
 
 
 def save_weights(state: State, path: str | Path, metadata: dict[str, str] | None = None) -> None:

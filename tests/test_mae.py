@@ -251,9 +251,7 @@ def test_ragged_attention_kernels_agree(kernel):
     generator = torch.Generator().manual_seed(0)
     packing = pack(torch.rand(4, 9, generator=generator) < 0.7)
     assert packing.source.shape == (sum(packing.lengths),)
-    q, k, v = (
-        torch.randn(len(packing.source), 2, 8, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3)
-    )
+    q, k, v = (torch.randn(len(packing.source), 2, 8, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3))
     mixed = ragged_attention(q, k, v, packing, kernel)
     start = 0
     for length in packing.lengths:
@@ -303,6 +301,4 @@ def test_parity_with_transformers_for_vit_base():
     model = MAE()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        compare_with_transformers(
-            model, torch.randn(2, 3, 224, 224, generator=generator), torch.rand(2, 196, generator=generator)
-        )
+        compare_with_transformers(model, torch.randn(2, 3, 224, 224, generator=generator), torch.rand(2, 196, generator=generator))

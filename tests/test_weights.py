@@ -75,9 +75,7 @@ def test_an_encoder_alone_is_refused_only_when_the_decoder_is_needed(tmp_path, m
     source = released(tmp_path, model, "mae_pretrain_vit.pth", decoder=False)
     ours = tmp_path / "encoder.safetensors"
     for action in (import_weights, export_weights):
-        with pytest.raises(
-            UserError, match="mae_pretrain_vit.pth holds the encoder only.*needs a checkpoint that has the decoder"
-        ):
+        with pytest.raises(UserError, match="mae_pretrain_vit.pth holds the encoder only.*needs a checkpoint that has the decoder"):
             action(source, ours, need_decoder=True)
         assert not ours.exists()
     import_weights(source, ours)

@@ -39,12 +39,14 @@ def write_samples(path: Path, rows: list[tuple[str, int, int, int, str]]) -> Non
         writer.writerows(rows)
 
 
-@lru_cache(maxsize=4)
 def read_samples(path: Path) -> list[dict[str, str]]:
     """The table beside `path` (a .beton file); empty where there is none."""
     table = path.with_suffix(".csv")
-    if not table.is_file():
-        return []
+    return _read_table(table, table.stat().st_mtime_ns) if table.is_file() else []
+
+
+@lru_cache(maxsize=4)
+def _read_table(table: Path, _written: int) -> list[dict[str, str]]:
     with open(table, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

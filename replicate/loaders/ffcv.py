@@ -43,11 +43,11 @@ with _torch_threads_kept(), warnings.catch_warnings():
     warnings.simplefilter("ignore")
     # Several loaders at once abort numba's own "workqueue" layer; the layers called safe allow it.
     numba.config.THREADING_LAYER = "safe"
+    import ffcv.loader.loader as ffcv_loader
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.libffcv import imdecode, resize_crop
-    from ffcv.loader import Loader as FFCVLoader
-    from ffcv.loader import OrderOption
     from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.memory_managers import OSCacheManager
     from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.compiler import Compiler
 
@@ -78,13 +78,33 @@ class SampleTable:
         self.rows[:, STATUS] = 0
 
 
+class _FileMap(OSCacheManager):
+    """FFCV's memory map without its compiled lookup: our decoders know where each sample lies.
+
+    Compiling the lookup would also mark numba's one-dimensional byte array type as read-only for everyone in the process.
+    """
+
+    def compile_reader(self) -> None:
+        return None
+
+
+@contextmanager
+def _own_file_map() -> Iterator[None]:
+    before = ffcv_loader.OSCacheManager
+    ffcv_loader.OSCacheManager = _FileMap
+    try:
+        yield
+    finally:
+        ffcv_loader.OSCacheManager = before
+
+
 def _compile(code: Callable[..., None], parallel: bool) -> Callable[..., None]:
     return numba.njit(nogil=True, error_model="numpy", parallel=parallel)(code)
 
 
 @intrinsic
 def _int64_pointer(typing_context, address):
-    # Not by way of bytes: FFCV marks numba's shared one-dimensional byte array type as read-only, for everyone in the process.
+    # Not by way of bytes: a stock FFCV pipeline in the same process makes numba's byte arrays read-only.
     def cast(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
@@ -197,7 +217,7 @@ class _WatchedEpoch(EpochIterator):
 
     error: BaseException | None = None
 
-    def __init__(self, loader: FFCVLoader, order: np.ndarray, reader: BetonReader) -> None:
+    def __init__(self, loader: ffcv_loader.Loader, order: np.ndarray, reader: BetonReader) -> None:
         self.reader = reader
         super().__init__(loader, order)
 
@@ -268,16 +288,16 @@ class FfcvLoader(BaseLoader):
             raise UserError("loader ffcv: only area interpolation and FFCV's own decoder without the C library; use loader beton")
         return FullDecoder(self.table, self.image_size, Decoding(dct="fast"))
 
-    def _build(self) -> FFCVLoader:
+    def _build(self) -> ffcv_loader.Loader:
         names = self.reader.tables.field_names
         pipelines: dict[str, Any] = dict.fromkeys(names)
         pipelines[self.reader.tables.image_field] = [self.decoder]
-        with _torch_threads_kept():
-            return FFCVLoader(
+        with _torch_threads_kept(), _own_file_map():
+            return ffcv_loader.Loader(
                 str(self.path),
                 batch_size=self.batch_size,
                 num_workers=self.workers,
-                order=OrderOption.SEQUENTIAL,
+                order=ffcv_loader.OrderOption.SEQUENTIAL,
                 drop_last=False,
                 os_cache=True,
                 batches_ahead=BATCHES_AHEAD,

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from replicate.report import figures, style
+from replicate.report.published import Sweep
 from replicate.report.quantities import Reader
 from replicate.report.results import Results, Run
 
@@ -18,7 +19,7 @@ def reader(*names):
         for k, x in enumerate((65, 75, 80, 85, 90)):
             run = f"{name}_{x}"
             runs[run] = Run("p", run, None, (0, 1, 2), tuple({"top1": 40 + k * (4 - k) + 0.3 * s} for s in range(3)))
-    sweeps = {f"{name}_llrd": {x / 100: f"{name}_{x}" for x in (65, 75, 80, 85, 90)} for name in ("light", "full")}
+    sweeps = {f"{name}_llrd": Sweep({x / 100: f"{name}_{x}" for x in (65, 75, 80, 85, 90)}) for name in ("light", "full")}
     return Reader(Results("laptop", runs), sweeps)
 
 

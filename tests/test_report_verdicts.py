@@ -8,6 +8,7 @@ from scipy import stats
 
 from replicate.errors import UserError
 from replicate.report import intervals, published, verdicts
+from replicate.report.published import Sweep
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Results, Run
 from replicate.report.verdicts import FAILS, HOLDS, NOT_RUN, UNDECIDED, check
@@ -75,7 +76,7 @@ def test_ratio_is_judged_in_logarithms():
 
 def test_best_worst_and_multiples():
     runs = results({"a": A, "b": B, "c": [30.0, 30.1, 29.9]})
-    reader = Reader(runs, {"s": {0.0: "a", 1.0: "b", 2.0: "c"}})
+    reader = Reader(runs, {"s": Sweep({0.0: "a", 1.0: "b", 2.0: "c"})})
     assert reader.estimate({"best": "s"}).value == pytest.approx(np.mean(A))
     assert reader.estimate({"worst": ["a", "b"]}).value == pytest.approx(np.mean(B))
     assert reader.estimate({"times": [0.25, {"minus": ["a", "b"]}]}).value == pytest.approx(0.25 * (np.mean(A) - np.mean(B)))
@@ -232,3 +233,13 @@ def test_a_check_is_told_in_one_line():
     assert "peak of light_llrd between 0.75 and 0.875" in lines
     assert "full_75/seconds_per_epoch / light_75/seconds_per_epoch > 1.5" in lines
     assert "(emae_95_ft - emae_plain_95_ft) > (emae_85_ft - emae_plain_85_ft)" in lines
+
+
+def test_a_run_added_to_params_joins_its_sweep():
+    found = results({"light_65": A, "light_80": A, "other_70": B})
+    found.runs["light_70"] = Run("p", "light_70", None, (0, 1, 2), ({"top1": 50.0},) * 3, run={"layer_decay": 0.7})
+    sweep = Sweep({0.65: "light_65", 0.8: "light_80"}, runs="light_*", by="layer_decay")
+    reader = Reader(found, {"s": sweep})
+    assert reader.points("s") == {0.65: "light_65", 0.8: "light_80", 0.7: "light_70"}
+    assert reader.curve("s").x == [0.65, 0.7, 0.8]
+    assert Reader(results({"light_65": A}), {"s": sweep}).points("s") == sweep.points

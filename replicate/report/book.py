@@ -72,7 +72,7 @@ class Book:
     def verdicts(self) -> pd.DataFrame:
         """The claims for reading: verdict, effect with its interval, seeds, and what would decide the open ones."""
         shown = self.claims.copy()
-        shown["effect"] = [_effect(line) for line in shown.to_dict("records")]
+        shown["effect"] = [verdicts.effect_text(line) for line in shown.to_dict("records")]
         shown["seeds"] = [str(count) if count else "" for count in shown["seeds"]]
         return shown[["statement", "verdict", "check", "effect", "seeds", "note"]]
 
@@ -105,11 +105,3 @@ def repository() -> Path:
         if (folder / "params.yaml").exists():
             return folder
     return Path(__file__).resolve().parents[2]
-
-
-def _effect(line: dict) -> str:
-    if line["verdict"] == verdicts.NOT_RUN or line["effect"] != line["effect"]:
-        return ""
-    value = f"{line['effect']:.3g}"
-    bounded = line["low"] == line["low"] and line["low"] != line["high"]
-    return value + (f" [{line['low']:.3g}, {line['high']:.3g}]" if bounded else "")

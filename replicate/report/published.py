@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,23 @@ FOLDER = Path(__file__).resolve().parents[2] / "published"
 PAPERS = ("efficient_learners", "efficient_mae", "mae", "fastmim", "dailymae")
 COLUMNS = ("id", "paper", "table", "panel", "row", "column", "value", "printed", "relation", "unit", "flag", "note")
 ANY = "*"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A curve over one setting: `points` leads from its values to the runs that a claim speaks of.
+
+    Runs that fit the pattern `runs` belong to it as well, at the value of their setting `by`.
+    """
+
+    points: dict[float, str]
+    runs: str = ""
+    by: str = ""
+
+    @classmethod
+    def read(cls, entry: Mapping[Any, Any]) -> Sweep:
+        points = entry.get("points", entry)
+        return cls({float(x): run for x, run in points.items()}, **entry.get("more", {}))
 
 
 @functools.cache
@@ -103,9 +121,9 @@ def claims() -> dict[str, dict[str, Any]]:
 
 
 @functools.cache
-def sweeps() -> dict[str, dict[float, str]]:
-    """sweep name -> {x: run}, the curves that the claims speak of."""
-    return {name: {float(x): run for x, run in points.items()} for name, points in _read("claims.yaml")["sweeps"].items()}
+def sweeps() -> dict[str, Sweep]:
+    """The curves that the claims speak of, by name."""
+    return {name: Sweep.read(entry) for name, entry in _read("claims.yaml")["sweeps"].items()}
 
 
 @functools.cache

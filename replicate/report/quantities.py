@@ -17,6 +17,7 @@ All but `peak` are linear in runs (a ratio is, in logarithms), so an expression 
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ import numpy as np
 from replicate.errors import UserError
 from replicate.report import intervals
 from replicate.report.intervals import Curve, Estimate
+from replicate.report.published import Sweep
 from replicate.report.results import Results
 
 DEFAULT_METRIC = "top1"
@@ -67,7 +69,7 @@ class Reader:
     """Reads quantities from one budget's results."""
 
     results: Results
-    sweeps: dict[str, dict[float, str]] = field(default_factory=dict)
+    sweeps: dict[str, Sweep] = field(default_factory=dict)
     metric: str = DEFAULT_METRIC
 
     def estimate(self, quantity: Any) -> Estimate:
@@ -125,7 +127,12 @@ class Reader:
             return {float(x): run for x, run in sweep.items()}
         if sweep not in self.sweeps:
             raise UserError(f"published/claims.yaml: no sweep '{sweep}'; there are {', '.join(self.sweeps)}")
-        return self.sweeps[sweep]
+        return self.sweeps[sweep].points | self._more(self.sweeps[sweep])
+
+    def _more(self, sweep: Sweep) -> dict[float, str]:
+        """Finished runs that belong to the sweep without being named in it."""
+        fitting = fnmatch.filter(self.results.runs, sweep.runs) if sweep.runs else []
+        return {float(self.results.runs[name].run[sweep.by]): name for name in fitting if sweep.by in self.results.runs[name].run}
 
     def _extreme(self, argument: Any, sign: int) -> str:
         candidates = list(argument) if isinstance(argument, list) else list(self.points(argument).values())

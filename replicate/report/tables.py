@@ -191,8 +191,8 @@ def _status(cell: Mapping[str, Any], found: Estimate, budget: str, verdict: str)
 
 def _runs(quantity: Any) -> set[str]:
     if isinstance(quantity, str):
-        points = published.sweeps().get(quantity)
-        return set(points.values()) if points else {quantity.partition("/")[0]}
+        sweep = published.sweeps().get(quantity)
+        return set(sweep.points.values()) if sweep else {quantity.partition("/")[0]}
     parts = quantity.values() if isinstance(quantity, dict) else quantity if isinstance(quantity, list) else []
     return set().union(*(_runs(part) for part in parts))
 

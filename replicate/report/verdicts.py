@@ -8,7 +8,7 @@ interval unless the check is computed. `smoke` runs are there to exercise the pi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,6 +88,14 @@ def check(spec: dict[str, Any], results: Results) -> Outcome:
     except NotRun as error:
         outcome = Outcome(NOT_RUN, note=f"not run: {error}")
     return replace(outcome, check=describe(spec))
+
+
+def effect_text(line: Mapping[str, Any]) -> str:
+    """A claim's effect with its interval, as a table shows it; nothing for what was not run."""
+    if line["verdict"] == NOT_RUN or not math.isfinite(line["effect"]):
+        return ""
+    bounded = math.isfinite(line["low"]) and line["low"] != line["high"]
+    return f"{line['effect']:.3g}" + (f" [{line['low']:.3g}, {line['high']:.3g}]" if bounded else "")
 
 
 def describe(spec: dict[str, Any]) -> str:

@@ -1,0 +1,212 @@
+"""The scoreboard: every published number with its status, every claim with its verdict, totals per paper.
+
+`tables/<budget>/scoreboard.csv` has one line a number, `claims.csv` one a claim; `scoreboard.md` and
+`executed/<budget>/scoreboard.html` are for reading. The README carries the totals between two markers.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from replicate.errors import UserError
+from replicate.report import published, tables, verdicts
+from replicate.report import results as results_module
+from replicate.report.page import page
+from replicate.report.results import Results
+
+NUMBERS, CLAIMS = "scoreboard.csv", "claims.csv"
+COLUMNS = ["id", "paper", "table", *tables.COLUMNS[1:]]
+VERDICTS = (verdicts.HOLDS, verdicts.FAILS, verdicts.UNDECIDED, verdicts.NOT_RUN)
+TITLES = {
+    "efficient_learners": "MAE Are Secretly Efficient Learners",
+    "efficient_mae": "Efficient MAE",
+    "mae": "Masked Autoencoders",
+    "fastmim": "FastMIM",
+    "dailymae": "DailyMAE",
+}
+MEANING = {
+    tables.EXACT: "computed without training, and equal at the printed precision",
+    tables.ROUNDING: "computed from the paper's own rounded numbers; what rounding allows includes the printed number",
+    tables.TREND: "run at this budget's scale; the claim that the number carries holds",
+    tables.DIFFERS: "run at this budget's scale; the claim that the number carries fails",
+    tables.UNDECIDED: "run at this budget's scale; the interval of the claim's test reaches over its bound",
+    tables.CONTRADICTION: "computed, and not what is printed",
+    tables.CITED: "quoted by the paper from other work, or a description; not rerun here",
+    tables.NOT_RUN: "has a run in params.yaml that has not finished at this budget",
+    tables.NEEDS_SCALE: "needs the paper's own data and scale: budget `paper`",
+    tables.NOT_BUILT: "detection and segmentation are not part of this workbook",
+    tables.SMOKE: "the smoke budget exercises the pipeline and finds nothing",
+}
+START, END = "<!-- scoreboard {budget} -->", "<!-- /scoreboard -->"
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """One budget's numbers (one line a published number) and claims (one line a claim)."""
+
+    budget: str
+    numbers: pd.DataFrame
+    claims: pd.DataFrame
+
+    @property
+    def totals(self) -> pd.DataFrame:
+        """How many numbers of each paper have which status; statuses that nothing has are left out."""
+        return _counts(self.numbers, "status", tables.STATUSES)
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        """How many claims of each paper have which verdict."""
+        return _counts(self.claims, "verdict", VERDICTS)
+
+
+def build(results: Results) -> Scoreboard:
+    """Judge every claim and find the status of every number."""
+    claims = verdicts.all_claims(results)
+    judged = dict(zip(claims["claim"], claims["verdict"], strict=True))
+    numbers = [tables.cells(paper, results, judged).assign(paper=paper) for paper in published.PAPERS]
+    return Scoreboard(results.budget, pd.concat(numbers, ignore_index=True)[COLUMNS], claims)
+
+
+def read(budget: str, root: str | Path = ".") -> Scoreboard:
+    """A scoreboard that was written before. Raises UserError when there is none."""
+    folder = Path(root) / "tables" / budget
+    try:
+        numbers, claims = (_read(folder / name) for name in (NUMBERS, CLAIMS))
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such file; `python -m replicate scoreboard` writes it") from None
+    return Scoreboard(budget, numbers, claims)
+
+
+def write(budget: str, root: str | Path = ".", readme: str | Path | None = "README.md") -> Scoreboard:
+    """Build the scoreboard of a budget from `results/` and write its CSV, Markdown and HTML, and the README's totals.
+
+    The README is left alone for a budget that finds nothing (smoke), and when it is None. Raises UserError for a README without
+    markers.
+    """
+    root = Path(root)
+    board = build(results_module.load(budget, root / "results"))
+    folder = root / "tables" / budget
+    folder.mkdir(parents=True, exist_ok=True)
+    board.numbers.to_csv(folder / NUMBERS, index=False, lineterminator="\n")
+    board.claims.to_csv(folder / CLAIMS, index=False, lineterminator="\n")
+    (folder / "scoreboard.md").write_text(markdown(board), encoding="utf-8")
+    target = root / "executed" / budget / "scoreboard.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(
+        html_page(board, [paper for paper in published.PAPERS if target.with_name(f"{paper}.html").exists()]), "utf-8"
+    )
+    if readme is not None and budget not in verdicts.NO_FINDING:
+        update_readme(root / readme, board)
+    return board
+
+
+def summary(board: Scoreboard) -> str:
+    """Totals and verdicts per paper in Markdown, as the README shows them."""
+    count, claims = len(board.numbers), len(board.claims)
+    text = f"{count:,} published numbers, {claims} claims, at the budget `{board.budget}`:\n\n"
+    return text + tables.markdown(_texts(board.totals)) + "\n" + tables.markdown(_texts(board.verdicts))
+
+
+def update_readme(path: str | Path, board: Scoreboard) -> None:
+    """Replace what stands between the README's markers. Raises UserError when a marker is missing."""
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    before, after = _around_block(path, text)
+    block = f"{START.format(budget=board.budget)}\n{summary(board)}{END}"
+    path.write_text(before + block + after, encoding="utf-8")
+
+
+def readme_is_current(path: str | Path, root: str | Path = ".") -> bool:
+    """Whether the README's totals are those of the scoreboard that it names."""
+    text = Path(path).read_text(encoding="utf-8")
+    before, after = _around_block(Path(path), text)
+    block = text[len(before) : len(text) - len(after)]
+    budget = block.partition("<!-- scoreboard")[2].partition("-->")[0].strip()
+    return not budget or block == f"{START.format(budget=budget)}\n{summary(read(budget, root))}{END}"
+
+
+def markdown(board: Scoreboard) -> str:
+    """The whole scoreboard on one Markdown page."""
+    parts = [f"# Scoreboard, budget {board.budget}", "", summary(board), "## What the statuses mean", ""]
+    parts += [f"- *{status}*: {MEANING[status]}" for status in board.totals.columns if status in MEANING]
+    for paper in published.PAPERS:
+        claims = board.claims[board.claims["paper"] == paper]
+        numbers = board.numbers[board.numbers["paper"] == paper]
+        parts += ["", f"## {TITLES[paper]}", "", "### Claims", "", tables.markdown(_claims(claims)), "### Numbers", ""]
+        for name, table in numbers.groupby("table", sort=False):
+            parts += [f"#### {_place(name)}", "", tables.markdown(tables.display(table))]
+    return "\n".join(parts)
+
+
+def html_page(board: Scoreboard, pages: Sequence[str] = ()) -> str:
+    """The whole scoreboard as one page of HTML; `pages` are the papers that have a page of their own beside it."""
+    links = "".join(f'<a href="{paper}.html">{html.escape(TITLES[paper])}</a>' for paper in pages)
+    parts = [
+        f"<h1>Scoreboard</h1><p>Every published number and every claim, at the budget <b>{html.escape(board.budget)}</b>.</p>"
+    ]
+    parts += ["<h2>Numbers</h2>", _html(_texts(board.totals)), "<h2>Claims</h2>", _html(_texts(board.verdicts))]
+    meaning = "".join(
+        f"<li><i>{status}</i>: {html.escape(MEANING[status])}</li>" for status in board.totals.columns if status in MEANING
+    )
+    parts.append(f"<details><summary>what the statuses mean</summary><ul>{meaning}</ul></details>")
+    for paper in published.PAPERS:
+        claims = board.claims[board.claims["paper"] == paper]
+        parts += [f'<h2 id="{paper}">{html.escape(TITLES[paper])}</h2>', _html(_claims(claims))]
+        for name, table in board.numbers[board.numbers["paper"] == paper].groupby("table", sort=False):
+            parts.append(
+                f"<details><summary>{_place(name)}, {len(table)} numbers</summary>{_html(tables.display(table))}</details>"
+            )
+    return page(f"Scoreboard, {board.budget}", "\n".join(parts), f"<nav>{links}</nav>" if links else "")
+
+
+def _read(path: Path) -> pd.DataFrame:
+    measured = ("ours", "ours_low", "ours_high", "effect", "low", "high")
+    return pd.read_csv(path, dtype={"published": str}, keep_default_na=False, na_values=dict.fromkeys(measured, ""))
+
+
+def _counts(frame: pd.DataFrame, column: str, order: Sequence[str]) -> pd.DataFrame:
+    counts = frame.groupby("paper")[column].value_counts().unstack(fill_value=0)
+    counts = counts.reindex(index=[paper for paper in published.PAPERS if paper in counts.index])
+    counts = counts[[name for name in order if name in counts.columns]]
+    counts.loc["all"] = counts.sum()
+    return counts.assign(sum=counts.sum(axis=1))
+
+
+def _texts(counts: pd.DataFrame) -> pd.DataFrame:
+    shown = counts.astype(int).astype(str)
+    shown.insert(0, "paper", [TITLES.get(paper, paper) for paper in counts.index])
+    return shown.reset_index(drop=True)
+
+
+def _claims(claims: pd.DataFrame) -> pd.DataFrame:
+    shown = claims.assign(
+        claim=[name.partition(".")[2].replace("_", " ") for name in claims["claim"]],
+        effect=[verdicts.effect_text(line) for line in claims.to_dict("records")],
+        seeds=[str(count) if count else "" for count in claims["seeds"]],
+    )
+    return shown[["claim", "statement", "verdict", "check", "effect", "seeds", "note"]]
+
+
+def _place(name: str) -> str:
+    kind, _, number = name.partition("_")
+    return f"{kind.capitalize()} {number}".strip()
+
+
+def _html(table: pd.DataFrame) -> str:
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)
+    lines = ("".join(f"<td>{html.escape(str(text))}</td>" for text in line) for line in table.itertuples(index=False))
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _around_block(path: Path, text: str) -> tuple[str, str]:
+    start = text.find("<!-- scoreboard")
+    end = text.find(END, start)
+    if start < 0 or end < 0:
+        raise UserError(f"{path}: lacks the markers <!-- scoreboard --> and {END}, between which its totals stand")
+    return text[:start], text[end + len(END) :]

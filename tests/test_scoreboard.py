@@ -1,0 +1,137 @@
+"""Every published number accounted for: one line each, a status each, and `exact` only where the numbers are equal."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from replicate.errors import UserError
+from replicate.report import published, scoreboard, tables
+from replicate.report.ranges import last_nonzero_digit
+from replicate.report.results import Results, Run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def made(budget="laptop", **accuracies):
+    runs = {
+        name: Run("efficient_learners", name, None, (0, 1, 2), tuple({"top1": value} for value in values))
+        for name, values in accuracies.items()
+    }
+    return Results(budget, runs)
+
+
+@pytest.fixture(scope="module")
+def board():
+    return scoreboard.build(made(default_100=[40.0, 41.0, 40.5], default_200=[44.0, 45.2, 44.4]))
+
+
+def test_one_line_a_published_number_each_with_a_status(board):
+    assert board.numbers["id"].tolist() == published.values()["id"].tolist() and len(board.numbers) == 1286
+    assert set(board.numbers["status"]) <= set(tables.STATUSES)
+    assert len(board.claims) == 75 and set(board.claims["verdict"]) <= set(scoreboard.VERDICTS)
+
+
+def test_exact_is_never_said_of_numbers_that_differ_as_printed(board):
+    values = published.values()
+    exact = board.numbers[board.numbers["status"] == tables.EXACT]
+    assert len(exact) > 300
+    for line in exact.to_dict("records"):
+        cell = values.loc[line["id"]]
+        if cell["relation"] in ("=", "~") and math.isfinite(line["ours"]):
+            digit = last_nonzero_digit(cell["value"]) if cell["relation"] == "~" else cell["unit_last_digit"]
+            assert abs(line["ours"] - cell["value"]) <= digit / 2 + 1e-9, line["id"]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"column": "gflops", "paper": "efficient_mae", "table": "table_1"},
+        {"column": "params_m", "paper": "fastmim"},
+        {"column": "num_patches"},
+        {"column": "masked_patches_with_visible_neighbour"},
+        {"column": "first_layer_lr_fraction"},
+        {"column": "normalized_pretrain_cost"},
+        {"column": "normalized_total_cost"},
+        {"paper": "dailymae", "table": "table_8"},
+        {"paper": "dailymae", "table": "table_10"},
+        {"paper": "fastmim", "column": "gpu_hours_per_epoch", "table": "table_4"},
+        {"paper": "fastmim", "column": "speedup_per_epoch"},
+        {"column": "pretrain_epochs"},
+        {"column": "visible_patches"},
+    ],
+    ids=lambda condition: "-".join(condition.values()),
+)
+def test_analytic_numbers_are_settled_without_training(board, condition):
+    found = board.numbers.set_index("id").loc[published.select(condition)["id"]]
+    assert set(found["status"]) <= {tables.EXACT, tables.ROUNDING, tables.CONTRADICTION}
+
+
+def test_totals_count_every_number_once(board):
+    totals = board.totals
+    assert totals.loc["all", "sum"] == 1286 and totals.drop(columns="sum").to_numpy().sum() == 2 * 1286
+    assert totals.loc["efficient_learners", tables.TREND] == 2
+    assert board.verdicts["sum"].tolist() == [15] * 5 + [75]
+
+
+def test_what_other_people_measured_is_cited_and_what_is_not_built_is_named(board):
+    numbers = board.numbers.set_index("id")
+    assert (
+        numbers.loc[published.select({"paper": "mae", "table": "table_4", "method": "MAE"})["id"], "status"] == tables.NOT_BUILT
+    ).all()
+    assert (
+        numbers.loc[published.select({"paper": "mae", "table": "table_3", "method": "DINO"})["id"], "status"] == tables.CITED
+    ).all()
+    assert (numbers.loc[numbers["status"] == tables.NOT_BUILT, "why"] != "").all()
+
+
+def test_files_and_readme(tmp_path, monkeypatch, board):
+    monkeypatch.setattr(scoreboard, "build", lambda results: board)
+    (tmp_path / "README.md").write_text("# x\n\n<!-- scoreboard -->\n<!-- /scoreboard -->\n\nrest\n")
+    assert scoreboard.readme_is_current(tmp_path / "README.md", tmp_path)
+    scoreboard.write("laptop", tmp_path)
+    folder = tmp_path / "tables" / "laptop"
+    assert len(pd.read_csv(folder / "scoreboard.csv")) == 1286 and len(pd.read_csv(folder / "claims.csv")) == 75
+    assert {"status"} <= set(pd.read_csv(folder / "scoreboard.csv").columns) and {"verdict"} <= set(
+        pd.read_csv(folder / "claims.csv").columns
+    )
+    text = (tmp_path / "README.md").read_text()
+    assert (
+        "<!-- scoreboard laptop -->" in text
+        and "1,286 published numbers" in text
+        and text.endswith("<!-- /scoreboard -->\n\nrest\n")
+    )
+    assert scoreboard.readme_is_current(tmp_path / "README.md", tmp_path)
+    scoreboard.write("laptop", tmp_path)
+    assert (tmp_path / "README.md").read_text() == text
+    (tmp_path / "README.md").write_text(text.replace("| all |", "| all of them |"))
+    assert not scoreboard.readme_is_current(tmp_path / "README.md", tmp_path)
+
+
+def test_pages_hold_every_table(tmp_path, board):
+    page = scoreboard.html_page(board, ["mae"])
+    assert page.count("<tr>") > 1286 and '<a href="mae.html">' in page and "<script" not in page
+    text = scoreboard.markdown(board)
+    assert all(title in text for title in scoreboard.TITLES.values()) and text.count("#### ") == published.values().groupby(["paper", "table"]).ngroups
+
+
+def test_smoke_leaves_the_readme_alone(tmp_path, monkeypatch, board):
+    monkeypatch.setattr(scoreboard, "build", lambda results: scoreboard.Scoreboard("smoke", board.numbers, board.claims))
+    (tmp_path / "README.md").write_text("no markers")
+    scoreboard.write("smoke", tmp_path)
+    assert (tmp_path / "README.md").read_text() == "no markers"
+    with pytest.raises(UserError, match="lacks the markers"):
+        scoreboard.write("laptop", tmp_path)
+
+
+def test_a_missing_scoreboard_says_how_to_write_it(tmp_path):
+    with pytest.raises(UserError, match="python -m replicate scoreboard"):
+        scoreboard.read("laptop", tmp_path)
+
+
+def test_the_committed_readme_shows_the_committed_scoreboard():
+    text = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+    if "<!-- scoreboard" not in text:
+        pytest.skip("the README has no scoreboard yet")
+    assert scoreboard.readme_is_current(ROOT / "README.md", ROOT)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import replicate.compat  # noqa: F401
 from replicate.errors import UserError
 from replicate.masking import expand_units, num_visible, sample_mask
-from replicate.models.backbones import build_encoder
+from replicate.models.backbones import build_encoder, stride_of
 from replicate.models.backbones.features import Encoder, replace_tokens
 from replicate.models.backbones.resample import Resized
 from replicate.models.prediction import Prediction
@@ -198,6 +198,17 @@ class MIM(nn.Module):
         from replicate.difficulty import p2dist  # a run that weighs nothing must not depend on that file
 
         return p2dist(mask, grid, self.unit)
+
+
+def prediction_unit(backbone: str, backbone_kwargs: dict[str, Any], mask_unit: int | None = None) -> int:
+    """`MIM.unit` of a run before its model is built: the `patch_size` that its target takes.
+
+    Raises UserError for a backbone whose stride is only known once built, when no mask unit is given.
+    """
+    stride = stride_of(backbone, **backbone_kwargs)
+    if stride is None and mask_unit is None:
+        raise UserError(f"backbone {backbone!r}: say mask_unit, the pixels a side of what is masked together")
+    return min(size for size in (stride, mask_unit) if size)
 
 
 def build(run, target_dim: int, with_p2dist: bool) -> MIM:

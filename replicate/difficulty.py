@@ -29,7 +29,6 @@ Grid = tuple[int, int]
 Offset = tuple[int, int]
 
 _CODED = 62  # boundary points that fit into the bits of a number
-_CELLS = 1 << 18  # numbers worked on at a time: they should stay in a core's cache
 _INNER = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1) if (row, column) != (0, 0)]
 _RING = [(row, column) for row in range(-2, 3) for column in range(-2, 3) if max(abs(row), abs(column)) == 2]
 
@@ -72,6 +71,11 @@ def _visible(mask: Tensor, grid: Grid) -> Tensor:
     """(N, L) mask -> (rows, columns, N) flags: with the batch innermost, a shift on the grid is one contiguous slice."""
     rows, columns = grid
     return mask.detach().eq(0).t().reshape(rows, columns, -1).contiguous()
+
+
+def _cells(device: torch.device) -> int:
+    """Numbers worked on at a time: on a CPU they should stay in a core's cache, on a GPU every launch should be worth it."""
+    return 1 << 18 if device.type == "cpu" else 1 << 24
 
 
 def _look_up(table: Tensor, index: Tensor) -> Tensor:
@@ -141,7 +145,7 @@ def _solve(visible: Tensor, patches: Tensor, patch_size: int) -> Tensor:
     seen = _visible_places(visible, place) + (rows - 1) * (2 * columns - 1) + columns
     number = functional.pad(offsets.number, (1, 0), value=offsets.none)  # entry 0 answers for an image's unused slots
     constellations = []
-    for part in patches.split(max(1, _CELLS // max(1, seen.shape[1]))):
+    for part in patches.split(max(1, _cells(seen.device) // max(1, seen.shape[1]))):
         index = (seen[part % images] - place[part // images, None]).clamp_(min=0)
         constellations.append(_undominated(_look_up(number, index), offsets))
     size = max(map(len, constellations))
@@ -201,7 +205,7 @@ def _mean_distance(constellations: Tensor, gaps: _Offsets | _Points) -> Tensor:
     """(K, U) numbers -> (U,): the mean over a patch's pixels of the distance to the nearest of K visible things."""
     patch_size = len(gaps.row_gap)
     means = []
-    for part in constellations.int().split(max(1, _CELLS // patch_size**2), dim=1):
+    for part in constellations.int().split(max(1, _cells(constellations.device) // patch_size**2), dim=1):
         nearest = torch.full((patch_size, patch_size, part.shape[1]), torch.inf, device=part.device)
         for number in part:
             down, across = gaps.row_gap.index_select(1, number), gaps.column_gap.index_select(1, number)
@@ -329,7 +333,7 @@ def _near_points(lattice: Tensor, points: _Points, k: int) -> tuple[Tensor, Tens
     """
     reach = max(max(abs(row), abs(column)) for row, column in points.nearest)
     codes, enough = [], []
-    for part in lattice.split(_CELLS // 2048, dim=2):  # some images at a time, for the cache
+    for part in lattice.split(_cells(lattice.device) // 2048, dim=2):  # some images at a time, for the cache
         padded = functional.pad(part.long(), (0, 0, reach, reach, reach, reach))
         height, width, _ = part.shape
         code = torch.zeros_like(part[1::2, 1::2], dtype=torch.int64)
@@ -367,7 +371,7 @@ def _solve_approx(visible: Tensor, patches: Tensor, points: _Points, k: int) -> 
     seen = _visible_places(_lattice(visible), place.flatten()) + 2 * rows * width + 2 * columns + 1
     number = functional.pad(points.number, (1, 0), value=points.none)
     nearest = []
-    for part in patches.split(max(1, _CELLS // max(1, seen.shape[1]))):
+    for part in patches.split(max(1, _cells(seen.device) // max(1, seen.shape[1]))):
         index = (seen[part % images] - centre[part // images, None]).clamp_(min=0)
         nearest.append(_nearest(_look_up(number, index), points.none, k))
     distinct, same = _distinct(torch.cat(nearest, dim=1), points.none)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from replicate.loaders import Augmentation, data, open_loader
+from replicate.errors import UserError
+from replicate.loaders import Augmentation, crop_decode, data, open_loader
 from replicate.loaders import beton_format as fmt
 from replicate.loaders.manifest import read_samples
 from replicate.loaders.reader import BetonReader
@@ -57,7 +58,7 @@ def test_a_jpeg_keeps_its_bytes_where_the_settings_allow(folder: Path, tmp_path:
             if file.suffix == ".jpg":
                 assert reader.read(index) == file.read_bytes()
                 kept += 1
-        assert reader.manifest.splits["train"]["counts"] == {"kept": kept, "encoded": 21 - kept, "raw": 0, "resized": 0}
+        assert reader.manifest.splits["train"]["counts"] == {"kept": kept, "encoded": 21 - kept, "raw": 0, "resized": 0, "transcoded": 0}
         assert kept == 15
 
 
@@ -150,9 +151,7 @@ def test_crops_do_not_depend_on_workers_batch_size_or_ranks(folder: Path, tmp_pa
         images = {}
         for rank in range(world_size):
             options = dict(augmentation=Augmentation(), seed=2, train=True, drop_last=False, rank=rank, world_size=world_size)
-            with open_loader(
-                "beton", out / "train.beton", batch_size=batch_size, image_size=20, workers=workers, **options
-            ) as loader:
+            with open_loader("beton", out / "train.beton", batch_size=batch_size, image_size=20, workers=workers, **options) as loader:
                 for batch in loader.epoch(1):
                     images |= dict(zip(batch.index.tolist(), batch.images, strict=True))
         return images
@@ -165,9 +164,7 @@ def test_crops_do_not_depend_on_workers_batch_size_or_ranks(folder: Path, tmp_pa
 
 def test_a_stage_changes_size_and_scale_between_epochs(folder: Path, tmp_path: Path) -> None:
     out = _write(folder, tmp_path)
-    with open_loader(
-        "beton", out / "train.beton", batch_size=4, image_size=32, augmentation=Augmentation(), seed=0, train=True
-    ) as loader:
+    with open_loader("beton", out / "train.beton", batch_size=4, image_size=32, augmentation=Augmentation(), seed=0, train=True) as loader:
         before = next(iter(loader.epoch(0))).images
         loader.set_stage(image_size=16, scale=(0.9, 1.0))
         after = next(iter(loader.epoch(0))).images
@@ -181,9 +178,36 @@ def test_info_tells_what_was_written(folder: Path, tmp_path: Path) -> None:
     described = data.describe(out)
     assert [content["images"] for content in described] == [21, 9]
     assert described[0]["counts"]["resized"] > 0 and described[0]["settings"]["resolution"] == 50
-    assert "train.beton" in data.info(out) and "resolution 50" in data.info(out)
+    lines: list[str] = []
+    assert data.info(out, lines.append) == described
+    assert "train.beton" in lines[0] and any("resolution 50" in line for line in lines)
 
 
 def test_check_passes_on_what_was_written(folder: Path, tmp_path: Path) -> None:
     out = _write(folder, tmp_path)
     assert data.check(out) == [out / "train.beton", out / "val.beton"] and data.check(out / "val.beton") == [out / "val.beton"]
+
+
+@pytest.mark.skipif(not crop_decode.available(), reason="the C library is not built")
+@pytest.mark.parametrize("settings", [{"restart": 4}, {"seek": 4}, {"restart": 2, "seek": 2}])
+def test_restart_markers_and_seek_indices_change_no_pixel(folder: Path, tmp_path: Path, settings: dict[str, int]) -> None:
+    plain, fast = _write(folder, tmp_path / "plain"), _write(folder, tmp_path / "fast", settings)
+    options = dict(batch_size=4, image_size=24, augmentation=Augmentation(scale=(0.05, 0.4)), seed=5, train=True)
+    with open_loader("beton", plain / "train.beton", **options) as ours, open_loader("beton", fast / "train.beton", **options) as theirs:
+        assert (theirs.reader.seek is not None) == ("seek" in settings)
+        for a, b in zip(ours.epoch(0), theirs.epoch(0), strict=True):
+            assert torch.equal(a.images, b.images)
+    counts = data.describe(fast)[0]["counts"]
+    assert counts["transcoded" if "restart" in settings else "kept"] == 15
+    assert data.check(fast)
+
+
+@pytest.mark.skipif(not crop_decode.available(), reason="the C library is not built")
+def test_an_old_seek_index_never_outlives_its_file(folder: Path, tmp_path: Path) -> None:
+    assert (_write(folder, tmp_path, {"seek": 4}) / "train.seek").is_file()
+    with open(tmp_path / "train.seek", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    with pytest.raises(UserError, match="train.seek: its checksum"):
+        data.check(tmp_path)
+    assert not (_write(folder, tmp_path) / "train.seek").exists()

@@ -3,6 +3,7 @@ reads it.
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from replicate.loaders.manifest import FILE_NAME, Manifest, read_samples, sha256
 from replicate.loaders.photos import LAYOUTS, PhotosSource
 from replicate.loaders.reader import BetonReader
 from replicate.loaders.sources import Source, open_folder
-from replicate.loaders.writer import WriteSettings, Written, write_beton
+from replicate.loaders.writer import SEEK_SUFFIX, WriteSettings, Written, write_beton
 
 SPLITS = ("train", "val")
 PHOTOS = "photos"
@@ -53,13 +54,15 @@ def open_sources(
 
 
 def _record(path: Path, source: Source, written: Written, settings: WriteSettings) -> dict[str, Any]:
+    seek = path.with_suffix(SEEK_SUFFIX)
     return {
         "file": path.name,
         "images": len(source),
         "bytes": path.stat().st_size,
         "sha256": sha256(path),
+        "seek_sha256": sha256(seek) if seek.is_file() else None,
         "settings": vars(settings),
-        "counts": {how: written.counts[how] for how in ("kept", "encoded", "raw", "resized")},
+        "counts": {how: written.counts[how] for how in ("kept", "transcoded", "encoded", "raw", "resized")},
     }
 
 
@@ -88,8 +91,7 @@ def write_dataset(
     (out / FILE_NAME).unlink(missing_ok=True)
     settings = dict(zip(SPLITS, (train, val), strict=True))
     splits = {
-        split: _write_split(out / f"{split}.beton", source, settings[split], workers, progress)
-        for split, source in zip(SPLITS, sources, strict=True)
+        split: _write_split(out / f"{split}.beton", source, settings[split], workers, progress) for split, source in zip(SPLITS, sources, strict=True)
     }
     manifest = Manifest(description, sources[0].class_names, splits)
     manifest.write(out / FILE_NAME)
@@ -146,9 +148,7 @@ def write(dataset: DatasetLike, out: Path, *, workers: int = 2, progress: bool =
     """
     encodings = [_write_settings(encoding, dataset.seed) for encoding in (dataset.train, dataset.val)]
     description = {name: getattr(dataset, name) for name in SOURCE_SETTINGS}
-    return write_dataset(
-        open_sources(**description), out, *encodings, description=description, workers=workers, progress=progress
-    )
+    return write_dataset(open_sources(**description), out, *encodings, description=description, workers=workers, progress=progress)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -179,11 +179,15 @@ def _check_samples(reader: BetonReader) -> None:
     for index in range(len(reader)):
         data = reader.read(index)
         if reader.tables.modes[index] == fmt.JPG and not data.endswith(END_OF_IMAGE):
-            raise UserError(
-                f"{reader.name(index)}: damaged JPEG (it does not end with an end-of-image marker); write the data again"
-            )
+            raise UserError(f"{reader.name(index)}: damaged JPEG (it does not end with an end-of-image marker); write the data again")
         if rows and zlib.crc32(data) != int(rows[index]["crc32"]):
             raise UserError(f"{reader.name(index)}: its bytes are not those that were written; write the data again")
+
+
+def _check_sums(file: Path, record: dict[str, Any]) -> None:
+    for path, expected in ((file, record["sha256"]), (file.with_suffix(SEEK_SUFFIX), record["seek_sha256"])):
+        if expected is not None and (not path.is_file() or sha256(path) != expected):
+            raise UserError(f"{path}: its checksum is not the one in {FILE_NAME}; write the data again")
 
 
 def check(path: Path) -> list[Path]:
@@ -195,8 +199,8 @@ def check(path: Path) -> list[Path]:
     for file in files:
         with BetonReader(file) as reader:
             _check_samples(reader)
-            if reader.manifest is not None and sha256(file) != reader.manifest.record(file)["sha256"]:
-                raise UserError(f"{file}: its checksum is not the one in {FILE_NAME}; write the data again")
+            if reader.manifest is not None:
+                _check_sums(file, reader.manifest.record(file))
     return files
 
 
@@ -235,12 +239,13 @@ def describe(path: Path) -> list[dict[str, Any]]:
     return [_describe(file) for file in betons_in(path)]
 
 
-def info(path: Path) -> str:
-    """`python -m replicate data info`: `describe` as text."""
-    lines = []
-    for content in describe(path):
-        lines.append(content.pop("file"))
+def info(path: Path, show: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """`python -m replicate data info`: `describe`, shown line by line and returned."""
+    described = describe(path)
+    for content in described:
+        show(content["file"])
         for key, value in content.items():
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            lines.append(f"  {key:>15}: {text}")
-    return "\n".join(lines)
+            if key != "file":
+                show(f"  {key:>15}: {text}")
+    return described

@@ -55,18 +55,21 @@ BATCHES_AHEAD = 2
 # How long a consumer waits before it looks whether the pipeline's thread still lives.
 _POLL_SECONDS = 0.2
 
-TOP, LEFT, HEIGHT, WIDTH, FLIP, POINTER, LENGTH, MODE, ROWS, COLUMNS, STATUS = range(11)
-_FIELDS = 11
+TOP, LEFT, HEIGHT, WIDTH, FLIP, POINTER, LENGTH, MODE, ROWS, COLUMNS, SEEK, SEEK_LENGTH, STATUS = range(13)
+_FIELDS = 13
 _RAW = beton_format.RAW
 
 
 class SampleTable:
-    """int64 (N, 11), one row a sample: what the compiled code needs to know of it, and the status that it leaves there."""
+    """int64 (N, 13), one row a sample: what the compiled code needs to know of it, and the status that it leaves there."""
 
-    def __init__(self, tables: beton_format.Tables) -> None:
+    def __init__(self, reader: BetonReader) -> None:
+        tables = reader.tables
         self.rows = np.zeros((len(tables), _FIELDS), np.int64)
         self.rows[:, POINTER], self.rows[:, LENGTH], self.rows[:, MODE] = tables.pointers, tables.lengths, tables.modes
         self.rows[:, ROWS : COLUMNS + 1] = tables.sizes
+        if reader.seek is not None:
+            self.rows[:, SEEK], self.rows[:, SEEK_LENGTH] = reader.seek.addresses, reader.seek.lengths
 
     @property
     def address(self) -> int:
@@ -119,7 +122,7 @@ def _rows_at(address: int, count: int) -> np.ndarray:
 @cache
 def _crop_decode_batch(parallel: bool) -> Callable[..., None]:
     """Compiled once a process: crops of a batch decoded by the package's C library, straight into FFCV's buffer."""
-    decode_jpeg, resize_pixels = crop_decode.function("crop_decode_resize"), crop_decode.function("crop_decode_resize_pixels")
+    decode_jpeg, resize_pixels = crop_decode.function("crop_decode_resize_indexed"), crop_decode.function("crop_decode_resize_pixels")
 
     def decode(indices, destination, data, address, count, size, flags):
         rows = _rows_at(address, count)
@@ -130,8 +133,9 @@ def _crop_decode_batch(parallel: bool) -> Callable[..., None]:
                 corner = source + 3 * (row[TOP] * row[COLUMNS] + row[LEFT])
                 row[STATUS] = resize_pixels(corner, 3 * row[COLUMNS], row[HEIGHT], row[WIDTH], target, size, size, row[FLIP], flags)
             else:
-                box = (row[TOP], row[LEFT], row[HEIGHT], row[WIDTH])
-                row[STATUS] = decode_jpeg(source, row[LENGTH], target, size, box[0], box[1], box[2], box[3], row[FLIP], flags)
+                top, left, height, width = row[TOP], row[LEFT], row[HEIGHT], row[WIDTH]
+                seek, seek_length, length, flip = row[SEEK], row[SEEK_LENGTH], row[LENGTH], row[FLIP]
+                row[STATUS] = decode_jpeg(source, length, seek, seek_length, target, size, size, top, left, height, width, flip, flags, 0)
 
     return _compile(decode, parallel)
 
@@ -273,7 +277,7 @@ class FfcvLoader(BaseLoader):
     def __init__(self, path: Path, *, decoding: Decoding | None = None, **options: Any) -> None:
         self.reader = BetonReader(path)
         super().__init__(path, self.reader.tables.labels, self.reader.class_names, self.reader.tables.sizes, **options)
-        self.table = SampleTable(self.reader.tables)
+        self.table = SampleTable(self.reader)
         self.decoder = self._decoder(decoding)
         self.pipeline = self._build()
         self._running: _WatchedEpoch | None = None

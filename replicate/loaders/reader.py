@@ -1,5 +1,6 @@
 """Reads .beton files without ffcv: NumPy for the tables, one positioned read an image, and a decoder for the crop."""
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import numpy as np
 
 from replicate.errors import UserError
 from replicate.loaders import beton_format as fmt
-from replicate.loaders.crop_decode import EXACT, Decoding, decode_crop_resize, resize_pixels
+from replicate.loaders.crop_decode import EXACT, Decoding, available, decode_crop_resize, resize_pixels
 from replicate.loaders.manifest import Manifest, sample_name
+from replicate.loaders.restart import SeekIndex
 
 
 class BetonReader:
@@ -25,6 +27,18 @@ class BetonReader:
         if self.manifest is not None:
             self.manifest.check_tables(self.tables)
         self._file = os.open(path, os.O_RDONLY)
+        self.seek = self._open_seek()
+
+    def _open_seek(self) -> SeekIndex | None:
+        """The index beside the file, where the manifest says that it was written with this one and the C library can use it."""
+        if self.manifest is None or not self.manifest.record(self.path)["settings"].get("seek") or not available():
+            return None
+        return SeekIndex(self.path.with_suffix(".seek"), len(self.tables))
+
+    def _seek_of(self, index: int) -> np.ndarray | None:
+        if self.seek is None or not self.seek.lengths[index]:
+            return None
+        return np.ctypeslib.as_array((ctypes.c_uint8 * int(self.seek.lengths[index])).from_address(int(self.seek.addresses[index])))
 
     def __len__(self) -> int:
         return len(self.tables)
@@ -65,7 +79,7 @@ class BetonReader:
         data = self.read(index)
         try:
             if self.tables.modes[index] == fmt.JPG:
-                return decode_crop_resize(data, box, flip, image_size, decoding, out=out, name="")
+                return decode_crop_resize(data, box, flip, image_size, decoding, index=self._seek_of(index), out=out, name="")
         except UserError as error:
             raise UserError(f"{self.name(index)}{error}") from error
         top, left, height, width = (int(side) for side in box)

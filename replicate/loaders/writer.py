@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from replicate.errors import UserError
 from replicate.loaders import beton_format as fmt
-from replicate.loaders import crops
+from replicate.loaders import crop_decode, crops, restart
 from replicate.loaders.decode import END_OF_IMAGE, decode_image
 from replicate.loaders.sources import Source
 
@@ -33,17 +33,21 @@ DEFAULT_QUALITY = 95
 MIN_PAGE_SIZE = 1 << 21
 MAX_PAGE_SIZE = 1 << 31
 FIELD_NAMES = ("image", "label")
+SEEK_SUFFIX = ".seek"
 _STREAM = 13
 
 
 @dataclass(frozen=True)
 class WriteSettings:
-    """`resolution`: longest side in pixels at most (FFCV's max_resolution; "500_95" is 500 at quality 95), None = as it is.
+    """How images are stored. Raises UserError for a value outside these.
 
-    `quality`: JPEG quality 1..100; None = the original bytes wherever possible, else 95. `mode`: jpg, raw (pixels), or
-    proportion (a share `proportion` of the images as JPEG, the rest raw). `keep`: a JPEG within `resolution` whose own quality
-    is at most `quality` keeps its bytes; False encodes every image again, as FFCV does. Raises UserError for a value outside
-    those.
+    resolution  longest side in pixels at most (FFCV's max_resolution; "500_95" is 500 at quality 95); None = as it is
+    quality     JPEG quality 1..100; None = the original bytes wherever possible, else 95
+    mode        jpg, raw (pixels), or proportion (a share `proportion` of the images as JPEG, the rest raw)
+    keep        a JPEG within `resolution` whose own quality is at most `quality` keeps its bytes; False encodes all, as FFCV does
+    restart     MCUs between restart markers that JPEGs are given, losslessly; 0 = none
+    seek        MCUs between the entries of an index of decoder states, written beside the file; 0 = none
+    Both let a crop's decoder skip what the crop does not show (`replicate.loaders.restart`), and need the C library.
     """
 
     resolution: int | None = None
@@ -51,23 +55,28 @@ class WriteSettings:
     mode: str = "jpg"
     proportion: float = 0.5
     keep: bool = True
+    restart: int = 0
+    seek: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.resolution is not None and not 1 <= self.resolution <= fmt.MAX_SIDE:
-            raise UserError(
-                f"data resolution: {self.resolution} must lie between 1 and {fmt.MAX_SIDE} pixels, or be null for no cap"
-            )
+            raise UserError(f"data resolution: {self.resolution} must lie between 1 and {fmt.MAX_SIDE} pixels, or be null for no cap")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise UserError(f"data quality: {self.quality} must lie between 1 and 100, or be null to keep the original bytes")
         if self.mode not in MODES:
             raise UserError(f"data mode: {self.mode!r} is none of {', '.join(MODES)}")
         if not 0 <= self.proportion <= 1:
             raise UserError(f"data proportion: {self.proportion} must lie between 0 and 1")
+        for key in ("restart", "seek"):
+            if not 0 <= getattr(self, key) <= 65535:
+                raise UserError(f"data {key}: {getattr(self, key)} must lie between 0 (none) and 65535 MCUs")
 
 
 class Encoded(NamedTuple):
-    """One image as it goes into the file; `how` is kept, encoded or raw, `resized` whether it was larger than the cap."""
+    """One image as it goes into the file. `how`: kept (the original bytes), transcoded (the original coefficients with restart
+    markers), encoded or raw; `resized`: it was larger than the cap; `seek`: its seek index, where one was asked for and can be
+    made."""
 
     data: bytes
     mode: int
@@ -75,6 +84,7 @@ class Encoded(NamedTuple):
     width: int
     how: str
     resized: bool
+    seek: bytes = b""
 
 
 @dataclass
@@ -85,12 +95,14 @@ class Written:
     lengths: list[int] = field(default_factory=list)
     checksums: list[int] = field(default_factory=list)
     how: list[str] = field(default_factory=list)
+    seek: list[bytes] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
 
     def add(self, image: Encoded) -> None:
         self.lengths.append(len(image.data))
         self.checksums.append(zlib.crc32(image.data))
         self.how.append(image.how)
+        self.seek.append(image.seek)
         self.counts[image.how] += 1
         self.counts["resized"] += image.resized
 
@@ -159,23 +171,35 @@ def _wants_jpeg(settings: WriteSettings, index: int) -> bool:
     return settings.mode == "jpg"
 
 
+def _seek_index(jpeg: bytes, step: int, name: str) -> bytes:
+    """Where decoding may start every `step` MCUs; empty for a JPEG that can only be read from its start (progressive)."""
+    return restart.build_index(jpeg, step, name) if crop_decode.jpeg_info(jpeg, name).seekable else b""
+
+
+def _as_jpeg(data: bytes, how: str, size: tuple[int, int], resized: bool, settings: WriteSettings, name: str) -> Encoded:
+    if settings.restart:
+        data = restart.add_restarts(data, settings.restart, name=name)
+        how = "transcoded" if how == "kept" else how
+    seek = _seek_index(data, settings.seek, name) if settings.seek else b""
+    return Encoded(data, fmt.JPG, *size, how, resized, seek)
+
+
 def encode_sample(source: Source, index: int, settings: WriteSettings) -> Encoded:
     """Image number `index` of `source` under `settings`. Raises UserError naming the file when it is no image or damaged."""
     original, name = source.read(index), source.names[index]
     # Decoded even where its bytes are kept: a truncated image must be found now, not in the middle of a training run.
     pixels = decode_image(original, name) if isinstance(original, bytes) else original
     if max(pixels.shape[:2]) > fmt.MAX_SIDE and settings.resolution is None:
-        raise UserError(
-            f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, and the format holds at most {fmt.MAX_SIDE} a side"
-        )
+        raise UserError(f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, and the format holds at most {fmt.MAX_SIDE} a side")
     if _wants_jpeg(settings, index):
         kept = _bytes_to_keep(original, settings) if isinstance(original, bytes) else None
         if kept is not None:
-            return Encoded(kept, fmt.JPG, *pixels.shape[:2], "kept", False)
+            return _as_jpeg(kept, "kept", pixels.shape[:2], False, settings, name)
     small = shrink(pixels, settings.resolution)
     resized = small.shape != pixels.shape
     if _wants_jpeg(settings, index):
-        return Encoded(encode_jpeg(small, settings.quality or DEFAULT_QUALITY), fmt.JPG, *small.shape[:2], "encoded", resized)
+        encoded = encode_jpeg(small, settings.quality or DEFAULT_QUALITY)
+        return _as_jpeg(encoded, "encoded", small.shape[:2], resized, settings, name)
     return Encoded(np.ascontiguousarray(small).tobytes(), fmt.RAW, *small.shape[:2], "raw", resized)
 
 
@@ -213,9 +237,7 @@ class _Layout:
             # Borders of larger pages are borders of smaller ones too, so nothing placed before has to move.
             self.page_size *= 2
             if self.page_size > MAX_PAGE_SIZE:
-                raise UserError(
-                    f"{name}: {length} bytes, more than a page of the format can hold; set data resolution or mode jpg"
-                )
+                raise UserError(f"{name}: {length} bytes, more than a page of the format can hold; set data resolution or mode jpg")
         if self.position % self.page_size + length > self.page_size:
             self.position += self.page_size - self.position % self.page_size
         place, self.position = self.position, self.position + length
@@ -243,6 +265,14 @@ def _write_file(file: BinaryIO, source: Source, settings: WriteSettings, images:
     return written
 
 
+def _replace_seek_index(path: Path, written: Written, settings: WriteSettings) -> None:
+    """An index of other bytes would lead the decoder astray, so an old one never outlives its file."""
+    seek = path.with_suffix(SEEK_SUFFIX)
+    seek.unlink(missing_ok=True)
+    if settings.seek:
+        restart.write_index(seek, written.seek)
+
+
 def write_beton(path: Path, source: Source, settings: WriteSettings, *, workers: int = 2, progress: bool = True) -> Written:
     """Writes `source` to `path`, image and label fields, in the source's order. The file appears under its name only when it is
     complete.
@@ -259,6 +289,7 @@ def write_beton(path: Path, source: Source, settings: WriteSettings, *, workers:
             written = _write_file(file, source, settings, bar)
             file.flush()
             os.fsync(file.fileno())
+        _replace_seek_index(path, written, settings)
         os.replace(part, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was left half-written") from error

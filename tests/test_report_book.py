@@ -17,8 +17,8 @@ PAPER = "efficient_learners"
 pytestmark = pytest.mark.skipif(not (ROOT / "params.yaml").exists(), reason="needs params.yaml")
 
 
-def finish(root, run, per_seed, seconds=2.0):
-    folder = root / "results" / "laptop" / PAPER / run
+def finish(root, run, per_seed, seconds=2.0, place=""):
+    folder = root / "results" / "laptop" / f"{place}{PAPER}" / run
     folder.mkdir(parents=True)
     results = {"seeds": list(range(len(per_seed))), "per_seed": per_seed}
     content = {"results": results, "run": {}, "resolved": {}, "provenance": {"device": "cpu", "wall_seconds": 9.0}}
@@ -35,7 +35,7 @@ def book(tmp_path_factory):
     finish(root, "default_200", [{"top1": v} for v in (44.0, 45.2, 44.4)])
     finish(root, "light_90", [{"loss": 0.9, "seconds_per_epoch": 2.0}] * 2, seconds=2.0)
     finish(root, "full_75", [{"loss": 0.6, "seconds_per_epoch": 5.0}] * 2, seconds=120.0)
-    return Book(PAPER, "laptop", root)
+    return Book(PAPER, "laptop", root=root)
 
 
 def test_it_says_what_made_its_numbers(book):
@@ -44,7 +44,7 @@ def test_it_says_what_made_its_numbers(book):
 
 
 def test_the_active_budget_is_the_default(book):
-    assert Book(PAPER, None, book.root).results.budget == book.params.budget
+    assert Book(PAPER, root=book.root).results.budget == book.params.budget
 
 
 def test_lens_shows_what_the_budget_changes_and_nothing_else(book):
@@ -52,7 +52,7 @@ def test_lens_shows_what_the_budget_changes_and_nothing_else(book):
     assert lens.loc["epochs", "light_90"].startswith("100 → ") and lens.loc["epochs", "full_75"].startswith("1600 → ")
     assert "mask_ratio" not in lens.index and "layer_decay" not in book.lens(["light_90_llrd_80"]).index
     assert lens.loc["embed_dim", "light_90"].startswith("768 → ")
-    assert Book(PAPER, "paper", book.root).lens(["light_90", "light_90_llrd_80"]).empty
+    assert Book(PAPER, "paper", root=book.root).lens(["light_90", "light_90_llrd_80"]).empty
 
 
 def test_tables_and_verdicts_agree(book):
@@ -66,6 +66,13 @@ def test_files_go_where_the_pipeline_expects_them(book):
     assert written[0].parent == book.root / "tables/laptop" / PAPER
     book.save(figures.loss_curves(book.histories(["light_90", "absent"])), "loss")
     assert (book.root / "figures/laptop" / PAPER / "loss.svg").exists()
+
+
+def test_the_grid_is_read_and_written_apart(book):
+    finish(book.root, "batch_512", [{"top1": 40.0}] * 2, place="grid/")
+    full = Book(PAPER, "laptop", "full", book.root)
+    assert "batch_512" in full.results and "batch_512" not in Book(PAPER, "laptop", root=book.root).results
+    assert full.folder("tables") == book.root / "tables/laptop/full"
 
 
 def test_costs_are_relative_to_the_last_recipe(book):

@@ -15,7 +15,7 @@ COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PIPELINE = [path for path in COMMITTED if not path.name.startswith("explore_")]
 
 
-def make(*sources, tagged="budget = None\npaper = None"):
+def make(*sources, tagged="budget = None\npaper = None\nscope = None"):
     book = nbformat.v4.new_notebook()
     book.cells = [
         nbformat.v4.new_markdown_cell("# A title"),
@@ -69,6 +69,12 @@ def test_execute_passes_names_and_renders_one_page(here):
     assert _outside(text) == []
 
 
+def test_the_full_scope_has_a_page_of_its_own(here):
+    nbformat.write(make("print(scope)"), here / "notebooks/mae.ipynb")
+    path = notebook.execute("mae", "smoke", "full")
+    assert path == Path("executed/smoke/full/mae.html") and "full" in path.read_text()
+
+
 def test_a_failing_cell_stays_on_disk_with_its_traceback(here):
     nbformat.write(make("1 / 0"), here / "notebooks/mae.ipynb")
     Path("executed/smoke").mkdir(parents=True)
@@ -80,7 +86,7 @@ def test_a_failing_cell_stays_on_disk_with_its_traceback(here):
 
 
 def test_a_notebook_without_the_names_is_refused_before_it_runs(here):
-    nbformat.write(make("print(1)", tagged="budgets = None\npaper = None"), here / "notebooks/mae.ipynb")
+    nbformat.write(make("print(1)", tagged="budgets = None\npaper = None\nscope = None"), here / "notebooks/mae.ipynb")
     with pytest.raises(UserError, match="does not assign budget"):
         notebook.execute("mae", "smoke")
 
@@ -107,7 +113,7 @@ def test_committed_notebooks_are_stripped_and_readable(path):
 @pytest.mark.parametrize("path", PIPELINE, ids=lambda path: path.stem)
 def test_pipeline_notebooks_take_names_and_end_with_table_and_verdict(path):
     book = notebook.read(path)
-    assert notebook.parameters(book) == ["budget", "paper"]
+    assert notebook.parameters(book) == ["budget", "paper", "scope"]
     code = [cell.source for cell in book.cells if cell.cell_type == "code"]
     assert "book" in code[1].splitlines()[-1], "versions, revision and device come first"
     assert "book.table(" in code[-2] and "book.verdicts()" in code[-1]

@@ -71,7 +71,7 @@ def test_at_the_papers_own_scale_the_number_itself_is_compared(value, low, high,
 
 def test_files_are_csv_markdown_and_booktabs(tmp_path):
     results = made(default_100=[40.0, 41.0, 40.5])
-    written = tables.write(PAPER, results, tmp_path)
+    written = tables.write(PAPER, results, tmp_path / results.budget)
     folder = tmp_path / "laptop" / PAPER
     assert {path.stem for path in written} == set(published.values().query("paper == @PAPER")["table"])
     table = pd.read_csv(folder / "table_1.csv")
@@ -85,8 +85,8 @@ def test_files_are_csv_markdown_and_booktabs(tmp_path):
 
 def test_writing_twice_gives_the_same_bytes(tmp_path):
     results = made(default_100=[40.0, 41.0, 40.5])
-    first = {path: path.read_bytes() for path in tables.write(PAPER, results, tmp_path)}
-    assert {path: path.read_bytes() for path in tables.write(PAPER, results, tmp_path)} == first
+    first = {path: path.read_bytes() for path in tables.write(PAPER, results, tmp_path / results.budget)}
+    assert {path: path.read_bytes() for path in tables.write(PAPER, results, tmp_path / results.budget)} == first
 
 
 def test_labels_show_what_varies():

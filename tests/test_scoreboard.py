@@ -113,7 +113,10 @@ def test_pages_hold_every_table(tmp_path, board):
     page = scoreboard.html_page(board, ["mae"])
     assert page.count("<tr>") > 1286 and '<a href="mae.html">' in page and "<script" not in page
     text = scoreboard.markdown(board)
-    assert all(title in text for title in scoreboard.TITLES.values()) and text.count("#### ") == published.values().groupby(["paper", "table"]).ngroups
+    assert (
+        all(title in text for title in scoreboard.TITLES.values())
+        and text.count("#### ") == published.values().groupby(["paper", "table"]).ngroups
+    )
 
 
 def test_smoke_leaves_the_readme_alone(tmp_path, monkeypatch, board):

@@ -25,11 +25,13 @@ __all__ = ["Book", "figures", "costs"]
 class Book:
     """One paper at one budget. Shown in a notebook it says what made its numbers: versions, git revision, machine, runs.
 
-    `budget` None is the active budget of params.yaml. Files are read and written relative to `root`, the repository.
+    `budget` None is the active budget of params.yaml. `scope` "headline" reads the runs of the default pipeline alone, "full" those
+    of the grid too, and what it writes lies in a folder "full" of its own. Files are read and written relative to `root`.
     """
 
     paper: str
     budget: str | None = None
+    scope: str = "headline"
     root: Path = field(default_factory=lambda: repository())
 
     @cached_property
@@ -40,7 +42,7 @@ class Book:
 
     @cached_property
     def results(self) -> results.Results:
-        return results.load(self.budget or self.params.budget, self.root / "results")
+        return results.load(self.budget or self.params.budget, self.root / "results", grid=self.scope == "full")
 
     @cached_property
     def reader(self) -> Reader:
@@ -65,6 +67,20 @@ class Book:
         """What the budget makes of some runs: "paper -> this budget"."""
         return lens(self.params, runs, self.results.budget)
 
+    def compared(self, table: str, column: str, key: str) -> pd.DataFrame:
+        """The numbers of one column of a table, labelled by a key of their setting, for `figures.comparison`."""
+        found = self.cells[(self.cells["table"] == table) & (self.cells["column"] == column)]
+        labels = [published.setting(row).get(key, "") for row in found["row"]]
+        return found.assign(label=labels)
+
+    def reconstructions(self, run: str, images: int = 4) -> style.Figure | None:
+        """Some validation images through a finished run; None where it has not finished."""
+        from replicate.report.reconstruct import reconstruct
+
+        if run not in self.results:
+            return None
+        return figures.reconstructions(reconstruct(self.params, run, budget=self.results.budget, images=images, root=self.root))
+
     def histories(self, runs: Sequence[str]) -> dict[str, pd.DataFrame]:
         """Training histories of those of the runs that have finished."""
         return {name: self.results.history(name) for name in runs if name in self.results}
@@ -78,12 +94,18 @@ class Book:
 
     def save_tables(self) -> list[Path]:
         """Write every table as CSV, Markdown and LaTeX under tables/<budget>/<paper>."""
-        return tables.write(self.paper, self.results, self.root / "tables", self.cells)
+        return tables.write(self.paper, self.results, self.folder("tables"), self.cells)
 
-    def save(self, figure: style.Figure, name: str) -> style.Figure:
-        """Write a figure as SVG, PDF and PNG under figures/<budget>/<paper>, and hand it back to be shown."""
-        style.save_figure(figure, self.root / "figures" / self.results.budget / self.paper / name)
+    def save(self, figure: style.Figure | None, name: str) -> style.Figure | None:
+        """Write a figure as SVG, PDF and PNG under figures/<budget>/<paper>, and hand it back to be shown; None stays None."""
+        if figure is None:
+            return None
+        style.save_figure(figure, self.folder("figures") / self.paper / name)
         return figure
+
+    def folder(self, kind: str) -> Path:
+        """Where this book's tables or figures lie: <kind>/<budget>, or <kind>/<budget>/full."""
+        return self.root / kind / self.results.budget / ("full" if self.scope == "full" else "")
 
     def _repr_markdown_(self) -> str:
         git, here = git_state(), machine()

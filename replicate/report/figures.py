@@ -85,23 +85,21 @@ def gains(axes: Axes, reader: Reader, sweeps: Mapping[str, str], published: Mapp
     axes.legend()
 
 
-def comparison(table: pd.DataFrame, ylabel: str = ACCURACY) -> Figure:
-    """A small table as two rows of points: the paper's numbers above, ours with their intervals below, on axes of their own.
+def comparison(table: pd.DataFrame, xlabel: str, ylabel: str = ACCURACY) -> Figure:
+    """One column of a table, the paper's numbers on the left and ours with their intervals on the right.
 
     `table` is what `replicate.report.tables.cells` gives, restricted to the numbers to draw, with a `label` each. Absolute values
     differ between scales, so the two are never drawn on one axis.
     """
-    figure, axes = new(2, 1, height=HEIGHT * 1.25, sharex=True)
+    figure, axes = new(1, 2, width=WIDTH * 1.3)
     places = np.arange(len(table))
-    labels = [_wrap(label) for label in table["label"]]
-    axes[0, 0].plot(places, table["value"], color=PAPER, marker="s", linestyle="-")
-    axes[0, 0].set(title="paper", ylabel=ylabel)
-    reach = [table["ours"] - table["ours_low"], table["ours_high"] - table["ours"]]
-    axes[1, 0].errorbar(places, table["ours"], yerr=np.nan_to_num(np.array(reach)), color=OURS, marker="o", capsize=3)
-    axes[1, 0].set(title="ours", ylabel=ylabel)
-    axes[1, 0].set_xticks(places, labels)
-    for axis in axes[:, 0]:
-        axis.margins(x=0.15)
+    axes[0, 0].plot(places, table["value"], color=PAPER, marker="s")
+    reach = np.nan_to_num(np.array([table["ours"] - table["ours_low"], table["ours_high"] - table["ours"]], dtype=float))
+    axes[0, 1].errorbar(places, table["ours"], yerr=reach, color=OURS, marker="o", capsize=3)
+    for axis, title in zip(axes[0], ("paper", "ours"), strict=True):
+        axis.set_xticks(places, table["label"])
+        axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axis.margins(x=0.25, y=0.2)
     return figure
 
 
@@ -175,7 +173,3 @@ def p2dist_map(distance: np.ndarray, beta: float | None = None, axes: Axes | Non
         )
     axis.set(xticks=[], yticks=[])
     return figure
-
-
-def _wrap(label: str) -> str:
-    return label.replace(", ", "\n").replace("_", " ")

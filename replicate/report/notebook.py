@@ -32,11 +32,12 @@ def strip(source: str | Path, destination: str | Path) -> None:
     nbformat.write(stripped, destination)
 
 
-def execute(paper: str, budget: str) -> Path:
+def execute(paper: str, budget: str, scope: str = "headline") -> Path:
     """Run a paper's stripped notebook and render it: `executed/<budget>/<paper>.ipynb` and `.html`; returns the page.
 
-    The notebook gets the names `paper` and `budget` and reads every number through `replicate.params`. Raises UserError when a
-    cell fails; the notebook with its traceback stays where it is.
+    The notebook gets the names `paper`, `budget` and `scope` ("headline", or "full" with the runs of the grid, whose page lies in
+    `executed/<budget>/full/`) and reads every number through `replicate.params`. Raises UserError when a cell fails; the notebook
+    with its traceback stays where it is.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -44,11 +45,11 @@ def execute(paper: str, budget: str) -> Path:
     source = SOURCES / f"{paper}.ipynb"
     if not source.exists():
         strip(f"notebooks/{paper}.ipynb", source)
-    target = EXECUTED / budget / f"{paper}.ipynb"
+    target = EXECUTED / budget / ("full" if scope == "full" else "") / f"{paper}.ipynb"
     page = target.with_suffix(".html")
     target.parent.mkdir(parents=True, exist_ok=True)
     page.unlink(missing_ok=True)
-    names = {"paper": paper, "budget": budget}
+    names = {"paper": paper, "budget": budget, "scope": scope}
     _accepts(source, names)
     options = {"kernel_name": KERNEL, "language": "python", "progress_bar": False, "execution_timeout": CELL_TIMEOUT}
     try:

@@ -78,14 +78,16 @@ class Results:
         return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
 
-def load(budget: str, root: str | Path = "results") -> Results:
-    """All finished runs of a budget; none at all is an empty `Results`, so that a report can be drawn before anything is trained.
+def load(budget: str, root: str | Path = "results", grid: bool = True) -> Results:
+    """All finished runs of a budget, those of the full grid too unless `grid` is False.
 
-    Raises UserError for a file that is not what a trainer writes, and for two runs of one name.
+    None at all is an empty `Results`, so that a report can be drawn before anything is trained. Raises UserError for a file that is
+    not what a trainer writes, and for two runs of one name.
     """
     runs: dict[str, Run] = {}
     folder = Path(root) / budget
-    for path in [*sorted(folder.glob("*/*/metrics.json")), *sorted(folder.glob("grid/*/*/metrics.json"))]:
+    patterns = ("*/*/metrics.json", "grid/*/*/metrics.json") if grid else ("*/*/metrics.json",)
+    for path in [path for pattern in patterns for path in sorted(folder.glob(pattern))]:
         run = read(path)
         if run.name in runs:
             raise UserError(f"{path}: run '{run.name}' exists in {runs[run.name].path.parent} too; a run's name must be its own")

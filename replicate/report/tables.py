@@ -60,12 +60,12 @@ def cells(paper: str, results: Results, judged: Mapping[str, str] | None = None)
     return pd.DataFrame(lines)
 
 
-def write(paper: str, results: Results, root: str | Path = "tables", made: pd.DataFrame | None = None) -> list[Path]:
-    """Write every table of a paper to `<root>/<budget>/<paper>/<table>.{csv,md,tex}`; returns the CSV files.
+def write(paper: str, results: Results, folder: str | Path, made: pd.DataFrame | None = None) -> list[Path]:
+    """Write every table of a paper to `<folder>/<paper>/<table>.{csv,md,tex}`; returns the CSV files.
 
     `made` are the paper's `cells`, for a caller that has them already.
     """
-    folder = Path(root) / results.budget / paper
+    folder = Path(folder) / paper
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, table in (cells(paper, results) if made is None else made).groupby("table", sort=False):

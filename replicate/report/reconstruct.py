@@ -1,0 +1,72 @@
+"""Pictures of what a finished run reconstructs (MAE Figures 2 to 4; MAE Are Secretly Efficient Learners, Figure 1)."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from replicate import targets
+from replicate.errors import UserError
+from replicate.loaders import EVALUATION, open_loader
+from replicate.loaders.pixels import denormalise, normalise
+from replicate.models.weights import load_weights
+from replicate.patches import unpatchify
+
+if TYPE_CHECKING:
+    from replicate.params import Params, PretrainRun
+
+MASKED, PREDICTED, PASTED, ORIGINAL = "masked", "prediction", "visible and predicted", "original"
+BORROWED = "prediction, true\nmean and contrast"
+
+
+def reconstruct(
+    params: Params,
+    name: str,
+    *,
+    budget: str | None = None,
+    images: int = 4,
+    mask_ratio: float | None = None,
+    seed: int = 0,
+    root: Path = Path(),
+) -> list[dict[str, np.ndarray]]:
+    """Some validation images through a finished pre-training: a dictionary an image, from a view's title to (H, W, 3) in 0..1.
+
+    Views: masked, prediction, visible patches with predicted ones between them, original. A run that predicts normalised pixels
+    was never told a patch's mean and contrast; its picture borrows them from the original, and its title says so. The masks
+    depend on `seed` alone, so that several runs can be compared on the same ones. Raises UserError when the run's weights are
+    not there or its target is not pixels.
+    """
+    run = params.resolve(name, budget)
+    if run.target != "pixel":
+        raise UserError(f"run {name} predicts {run.target}, which is no picture; choose a run whose target is pixel")
+    model, target = _model(run, root / params.results_folder(name, budget) / "weights" / f"seed{seed}.safetensors")
+    batch = _images(root / params.data_folder(run.dataset, budget), run.image_size, images)
+    noise = torch.rand(len(batch), model.num_patches, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        found = model(normalise(batch), noise, run.mask_ratio if mask_ratio is None else mask_ratio)
+        pixels = denormalise(unpatchify(target.unnormalise(found.pred, batch), run.patch_size, found.grid)).float() / 255
+    hidden = unpatchify(found.mask[..., None].expand(-1, -1, run.patch_size**2), run.patch_size, found.grid, channels=1)
+    original = batch.float() / 255
+    predicted = BORROWED if target.norm_pix else PREDICTED
+    visible = original * (1 - hidden)
+    views = {MASKED: visible + 0.5 * hidden, predicted: pixels, PASTED: visible + pixels * hidden, ORIGINAL: original}
+    return [{title: view[k].permute(1, 2, 0).clamp(0, 1).numpy() for title, view in views.items()} for k in range(len(batch))]
+
+
+def _model(run: PretrainRun, weights: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
+    target = targets.build(run.target, run.patch_size, **run.target_options)
+    model = importlib.import_module(f"replicate.models.{run.method}").build(run, target.dim, False)
+    model.load_state_dict(load_weights(weights))
+    return model.eval(), target
+
+
+def _images(folder: Path, image_size: int, count: int) -> torch.Tensor:
+    """`count` validation images (count, 3, S, S) uint8, spread evenly over the classes as they are stored."""
+    options = {"batch_size": 256, "image_size": image_size, "augmentation": EVALUATION, "seed": 0, "train": False}
+    with open_loader("auto", folder / "val.beton", **options) as loader:
+        wanted = np.linspace(0, loader.num_images - 1, count).round()
+        return torch.cat([batch.images[torch.from_numpy(np.isin(batch.index, wanted))] for batch in loader.epoch(0)])

@@ -25,8 +25,8 @@ __all__ = ["Book", "figures", "costs"]
 class Book:
     """One paper at one budget. Shown in a notebook it says what made its numbers: versions, git revision, machine, runs.
 
-    `budget` None is the active budget of params.yaml. `scope` "headline" reads the runs of the default pipeline alone, "full" those
-    of the grid too, and what it writes lies in a folder "full" of its own. Files are read and written relative to `root`.
+    `budget` None is the active budget of params.yaml. `scope` "headline" reads the runs of the default pipeline alone, "full"
+    those of the grid too, and what it writes lies in a folder "full" of its own. Files are read and written relative to `root`.
     """
 
     paper: str

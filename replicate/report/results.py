@@ -81,8 +81,8 @@ class Results:
 def load(budget: str, root: str | Path = "results", grid: bool = True) -> Results:
     """All finished runs of a budget, those of the full grid too unless `grid` is False.
 
-    None at all is an empty `Results`, so that a report can be drawn before anything is trained. Raises UserError for a file that is
-    not what a trainer writes, and for two runs of one name.
+    None at all is an empty `Results`, so that a report can be drawn before anything is trained. Raises UserError for a file that
+    is not what a trainer writes, and for two runs of one name.
     """
     runs: dict[str, Run] = {}
     folder = Path(root) / budget

@@ -1,5 +1,8 @@
 """Folder sources: subsets that mean what the papers mean, and one clear sentence for each way a folder can be wrong."""
 
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -116,9 +119,7 @@ def _empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"), [(_text, "not a JPEG or PNG"), (_truncate, "damaged image"), (_empty, "not a JPEG or PNG")]
-)
+@pytest.mark.parametrize(("spoil", "message"), [(_text, "not a JPEG or PNG"), (_truncate, "damaged image"), (_empty, "not a JPEG or PNG")])
 def test_a_bad_image_is_named_and_leaves_no_file(root: Path, tmp_path: Path, spoil: object, message: str) -> None:
     spoil(root / "train" / "n001" / "005.JPEG")
     with pytest.raises(UserError, match=f"train/n001/005.JPEG: {message}"):
@@ -126,9 +127,7 @@ def test_a_bad_image_is_named_and_leaves_no_file(root: Path, tmp_path: Path, spo
     assert list((tmp_path / "out").iterdir()) == []
     with (
         pytest.raises(UserError, match="train/n001/005.JPEG"),
-        open_loader(
-            "folder", root / "train", batch_size=10, image_size=8, augmentation=Augmentation(), seed=0, train=True
-        ) as loader,
+        open_loader("folder", root / "train", batch_size=10, image_size=8, augmentation=Augmentation(), seed=0, train=True) as loader,
     ):
         list(loader.epoch(0))
 
@@ -178,3 +177,27 @@ def test_photos_is_a_source_like_any_other(tmp_path: Path) -> None:
     assert manifest.class_names == list(LAYOUTS) and manifest.splits["train"]["images"] == 24
     with pytest.raises(UserError, match="photos classes: 99"):
         data.open_sources("photos", classes=99)
+
+
+@pytest.mark.slow
+def test_kill_9_in_mid_write_leaves_nothing_and_the_next_run_succeeds(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code = (
+        "import time; from replicate.loaders import data, sources, writer\n"
+        "read = sources.FolderSource.read\n"
+        "def slow(self, index):\n    time.sleep(0.05)\n    return read(self, index)\n"
+        "sources.FolderSource.read = slow\n"
+        f"from pathlib import Path\ndata.write(data.DataSettings({str(root)!r}), Path({str(out)!r}), progress=False)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 60
+    while not (out / "train.beton.part").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert (out / "train.beton.part").exists() and not (out / "train.beton").exists()
+    with pytest.raises(UserError, match="no such .beton file"):
+        open_loader("beton", out / "train.beton", batch_size=2, image_size=8, augmentation=Augmentation(), seed=0, train=True)
+    data.write(data.DataSettings(str(root)), out, progress=False)
+    assert sorted(file.name for file in out.iterdir()) == ["manifest.json", "train.beton", "train.csv", "val.beton", "val.csv"]
+    assert len(data.check(out)) == 2

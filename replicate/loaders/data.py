@@ -5,6 +5,7 @@ reads it.
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -175,12 +176,12 @@ def betons_in(path: Path) -> list[Path]:
 
 def _check_samples(reader: BetonReader) -> None:
     """Reads every sample: end marker of each JPEG, and the checksum where there is a table of them."""
-    rows = read_samples(reader.path)
-    for index in range(len(reader)):
+    rows = chain(read_samples(reader.path), repeat(None))
+    for index, row in zip(range(len(reader)), rows, strict=False):
         data = reader.read(index)
         if reader.tables.modes[index] == fmt.JPG and not data.endswith(END_OF_IMAGE):
             raise UserError(f"{reader.name(index)}: damaged JPEG (it does not end with an end-of-image marker); write the data again")
-        if rows and zlib.crc32(data) != int(rows[index]["crc32"]):
+        if row is not None and zlib.crc32(data) != int(row["crc32"]):
             raise UserError(f"{reader.name(index)}: its bytes are not those that were written; write the data again")
 
 

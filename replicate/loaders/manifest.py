@@ -8,8 +8,9 @@ sample: name of the source file, label, stored bytes, CRC-32 of them, and how th
 import csv
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +40,18 @@ def write_samples(path: Path, rows: list[tuple[str, int, int, int, str]]) -> Non
         writer.writerows(rows)
 
 
-def read_samples(path: Path) -> list[dict[str, str]]:
-    """The table beside `path` (a .beton file); empty where there is none."""
+def read_samples(path: Path) -> Iterator[dict[str, str]]:
+    """The table beside `path` (a .beton file), line by line; nothing where there is none."""
     table = path.with_suffix(".csv")
-    return _read_table(table, table.stat().st_mtime_ns) if table.is_file() else []
-
-
-@lru_cache(maxsize=4)
-def _read_table(table: Path, _written: int) -> list[dict[str, str]]:
-    with open(table, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    if table.is_file():
+        with open(table, newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file)
 
 
 def sample_name(path: Path, index: int) -> str:
     """ " (train/cat/1.jpg)" for a message about sample `index`, or nothing where its source file is not known."""
-    rows = read_samples(path)
-    return f" ({rows[index]['name']})" if index < len(rows) else ""
+    row = next(islice(read_samples(path), index, None), None)
+    return f" ({row['name']})" if row is not None else ""
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def _photographs() -> list[np.ndarray]:
     images = [cv2.imread(str(folder / name), cv2.IMREAD_COLOR) for name in PHOTOGRAPHS]
     missing = [name for name, image in zip(PHOTOGRAPHS, images, strict=True) if image is None]
     if missing:
-        raise UserError(f"data source 'photos': {folder / missing[0]} is missing from this scikit-image; versions 0.22 to 0.26 carry it")
+        raise UserError(f"data source 'photos': {folder / missing[0]} is missing from this scikit-image; its 0.26 wheel carries it")
     return [np.ascontiguousarray(image[..., ::-1]) for image in images]
 
 

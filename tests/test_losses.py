@@ -11,7 +11,8 @@ from replicate.errors import UserError
 from replicate.losses import WEIGHTINGS, build_weighting
 from replicate.losses.distillation import Distillation
 from replicate.losses.reconstruction import per_unit_error, reconstruction_loss
-from replicate.losses.supmae import SupMAE
+from replicate.losses.supmae import build as build_supmae
+from replicate.models.prediction import Prediction
 
 
 def reference_mae_loss(pred, target, mask):
@@ -199,17 +200,26 @@ def test_normalisation_follows_patch_size_and_grid():
 
 def test_supmae_head_and_term():
     torch.manual_seed(0)
-    head = SupMAE(width=768, num_classes=1000)
-    shapes = [tuple(parameter.shape) for parameter in head.parameters()]
+    supmae = build_supmae(768, 1000)
+    shapes = [tuple(parameter.shape) for parameter in supmae.parameters()]
     assert shapes == [(3072, 768), (3072,), (3072,), (3072,), (1000, 3072), (1000,)]
     latent, mask, labels = torch.randn(4, 50, 768), torch.ones(4, 196), torch.arange(4)
     mask[:, :49] = 0
-    term, logits = head(latent, mask, labels)
-    probabilities = (head.head(latent[:, 1:].mean(1)) / 10).softmax(-1)
-    torch.testing.assert_close(term, -0.01 * probabilities[range(4), labels].log().mean())
-    assert logits.shape == (4, 1000)
-    everything = torch.cat([latent, torch.full((4, 147, 768), 99.0)], dim=1)
-    torch.testing.assert_close(head(everything, mask, labels)[1], logits)
+
+    def predicted(tokens):
+        return Prediction(None, mask, mask, tokens, None, (14, 14))
+
+    term, logs = supmae(predicted(latent), labels)
+    logits = supmae.head(latent[:, 1:].mean(1))
+    torch.testing.assert_close(term, -0.01 * (logits / 10).softmax(-1)[range(4), labels].log().mean())
+    assert logs["supervised_accuracy"] == (logits.argmax(1) == labels).float().mean()
+    masked = torch.full((4, 147, 768), 99.0)
+    for tokens in (torch.cat([latent, masked], dim=1), torch.cat([latent[:, 1:], masked], dim=1)):
+        torch.testing.assert_close(supmae(predicted(tokens), labels)[0], term)
+    fine = torch.randn(4, 28 * 28, 768)
+    seen = torch.nn.functional.interpolate(1 - mask.reshape(4, 1, 14, 14), scale_factor=2).flatten(1)[..., None]
+    mean = (fine * seen).sum(1) / seen.sum(1)
+    torch.testing.assert_close(supmae(predicted(fine), labels)[0], supmae(predicted(mean[:, None].expand(-1, 784, -1)), labels)[0])
 
 
 def test_distillation_term():

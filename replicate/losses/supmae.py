@@ -6,6 +6,8 @@ encoder's last norm, so the label has to be told from a quarter of the image.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,44 +18,39 @@ TEMPERATURE = 10.0
 
 
 class SupMAE(nn.Module):
-    """The classification head and its loss term, trained with the encoder and thrown away after pre-training.
+    """The classification head and its loss term, trained with the encoder and thrown away after pre-training."""
 
-    prefix_tokens: tokens before the patches in the latent, 1 for MAE's class token, 0 for backbones that mask in image space.
-    """
-
-    def __init__(self, width: int, num_classes: int, prefix_tokens: int = 1, weight: float = WEIGHT, temperature: float = TEMPERATURE) -> None:
+    def __init__(self, width: int, num_classes: int, weight: float = WEIGHT, temperature: float = TEMPERATURE) -> None:
         super().__init__()
         hidden = 4 * width
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
-        self.prefix_tokens, self.weight, self.temperature = prefix_tokens, weight, temperature
-
-    def forward(self, latent: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """latent (N, prefix + T, C), mask (N, L), labels (N,) -> the term to add to the loss, and logits (N, classes)."""
-        logits = self.head(visible_mean(latent[:, self.prefix_tokens :], mask))
-        return self.weight * functional.cross_entropy(logits.float() / self.temperature, labels), logits
-
-
-def visible_mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the visible tokens, (N, C).
-
-    tokens is (N, V, C) where only visible patches were encoded, or (N, L, C), of which the masked ones are left out. A backbone
-    whose output grid is not the mask's (a pyramid) mixes visible and masked units, so there the mean runs over all its tokens.
-    """
-    if tokens.shape[1] != mask.shape[1]:
-        return tokens.mean(dim=1)
-    visible = (1 - mask)[..., None].to(tokens.dtype)
-    return (tokens * visible).sum(dim=1) / visible.sum(dim=1).clamp(min=1)
-
-
-class SupMAETerm(SupMAE):
-    """SupMAE as the trainer calls it: with a model's whole prediction."""
+        self.weight, self.temperature = weight, temperature
 
     def forward(self, prediction: Prediction, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """-> the term to add to the loss, and the accuracy (fraction) of the head on the visible tokens of this batch."""
-        term, logits = super().forward(prediction.latent, prediction.mask, labels)
-        return term, {"supervised_accuracy": (logits.argmax(dim=1) == labels).float().mean()}
+        """labels (N,) -> the term to add to the reconstruction loss, and scalars to log."""
+        logits = self.head(visible_mean(prediction.latent, prediction.mask, prediction.grid)).float()
+        entropy = functional.cross_entropy(logits / self.temperature, labels)
+        accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        return self.weight * entropy, {"supervised": entropy.detach(), "supervised_accuracy": accuracy}
 
 
-def build(width: int, num_classes: int) -> SupMAETerm:
-    """The term for an encoder `width` channels wide."""
-    return SupMAETerm(width, num_classes)
+def build(width: int, num_classes: int) -> SupMAE:
+    """The term for an encoder of this width."""
+    return SupMAE(width, num_classes)
+
+
+def visible_mean(latent: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The mean of the visible tokens, (N, C), without the class token.
+
+    latent is (N, 1 + V, C) from an encoder of visible patches, its class token first; (N, 1 + L, C) where mask tokens entered
+    the encoder; or raster tokens (N, L * s**2, C) from a backbone that masks units of s x s tokens in image space. mask (N, L)
+    tells which of the units on the grid (rows, columns) are visible.
+    """
+    units, tokens = mask.shape[1], latent.shape[1]
+    if tokens < units:
+        return latent[:, 1:].mean(dim=1)
+    if tokens > units + 1:
+        side = math.isqrt(tokens // units)
+        mask = mask.unflatten(1, grid).repeat_interleave(side, dim=1).repeat_interleave(side, dim=2).flatten(1)
+    visible = (1 - mask)[..., None].to(latent.dtype)
+    return (latent[:, -mask.shape[1] :] * visible).sum(dim=1) / visible.sum(dim=1).clamp(min=1)

@@ -54,7 +54,7 @@ def as_batch(images: np.ndarray, labels: np.ndarray, index: np.ndarray, planar: 
 
 
 def ahead(work: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[T]:
-    """work(item) for every item, in order, by `workers` threads that stay about one item each ahead.
+    """work(item) for every item, in order, by `workers` threads, one item in the making for each.
 
     An exception of `work` surfaces here at its item; leaving early waits for the items in work and leaves no thread behind.
     """
@@ -63,7 +63,7 @@ def ahead(work: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[
     try:
         for item in items:
             pending.append(pool.submit(work, item))
-            if len(pending) > 2 * workers:
+            if len(pending) > workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

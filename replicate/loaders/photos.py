@@ -42,9 +42,10 @@ TRAIN_SHARE = 0.75
 
 # Side of a texture's cut in photograph pixels: from fine grain (wide cut) to single objects (narrow cut).
 CUT_SIDES = (48, 200)
-# The main knobs. Difference of the two textures' colour and each texture's own deviation, in grey levels, log-uniform. Measured
-# with a ViT of 12 blocks, 96 wide, from scratch on 1,600 images of 64 pixels: these give 26 % after 200 steps of 32 and 57 %
-# after 400; (40, 100) against (6, 20) gives 11 % and 21 %, (6, 60) against (12, 45) still chance after 440 steps of 64.
+# The main knobs: difference of the two textures' colours, and each texture's own deviation, in grey levels, log-uniform. Measured
+# with a ViT of 12 blocks, 96 wide, from scratch on 1,600 images of 64 pixels, batch 32: these give 26 % after 200 steps, 51 % after
+# 400 and 53 % after 500. (60, 120) against (4, 14): 26, 57 and 59 %, but the photographs hardly show. (40, 100) against (6, 20), with
+# more tilt, light and patches laid over: 21 % after 500. (6, 60) against (12, 45): chance.
 COLOUR_STEP = (80.0, 140.0)
 TEXTURE_CONTRAST = (8.0, 20.0)
 # Direction of the colour step, each channel uniform: the first texture is mostly the brighter one. With a free sign no run of

@@ -66,7 +66,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("notebook", help="execute a paper's notebook; writes its tables, figures and HTML page")
     command.add_argument("paper")
+    command.add_argument("--full", action="store_true", help="with the runs of the full grid")
     command.set_defaults(handler=_notebook)
+
+    command = commands.add_parser("scoreboard", help="every published number with its status, every claim with its verdict")
+    command.set_defaults(handler=_scoreboard)
 
     command = commands.add_parser("weights", help="exchange weights with the papers' released checkpoints")
     actions = command.add_subparsers(metavar="ACTION", required=True)
@@ -153,7 +157,17 @@ def _notebook(options: argparse.Namespace) -> None:
     from replicate.params import load
     from replicate.report.notebook import execute
 
-    execute(options.paper, load(options.params).budget)
+    params = load(options.params)
+    if options.paper not in params.papers:
+        raise UserError(f"there is no notebook of '{options.paper}'; params.yaml names {', '.join(params.papers)}")
+    execute(options.paper, params.budget, "full" if options.full else "headline")
+
+
+def _scoreboard(options: argparse.Namespace) -> None:
+    from replicate.params import load
+    from replicate.report.scoreboard import write
+
+    write(load(options.params).budget)
 
 
 def _weights_import(options: argparse.Namespace) -> None:

@@ -23,6 +23,8 @@ from replicate.params import Budget, EvaluateRun, Params, PretrainRun, Stage
 
 LIGHT_CROP_SCALE = (0.35, 1.0)
 DECODER_HEAD_WIDTH = 32
+PIXELS = ("beta", "start", "end", "interval")
+"""Options of the weightings that are P2Dist values, in pixels at the paper's patch size."""
 
 
 def resolve(params: Params, name: str, budget: Budget) -> PretrainRun | EvaluateRun:
@@ -43,6 +45,9 @@ def resolve_pretrain(run: PretrainRun, budget: Budget) -> PretrainRun:
             "decoder_width": _decoder_width(run.decoder_width, budget),
             "decoder_depth": min(run.decoder_depth, budget.max_depth or run.decoder_depth),
             "decoder_beta": run.decoder_beta and run.decoder_beta * budget.patch_scale,
+            "weighting_options": {
+                key: value * budget.patch_scale if key in PIXELS else value for key, value in run.weighting_options.items()
+            },
         }
     )
 

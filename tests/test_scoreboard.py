@@ -88,8 +88,7 @@ def test_what_other_people_measured_is_cited_and_what_is_not_built_is_named(boar
 
 def test_files_and_readme(tmp_path, monkeypatch, board):
     monkeypatch.setattr(scoreboard, "build", lambda results: board)
-    (tmp_path / "README.md").write_text("# x\n\n<!-- scoreboard -->\n<!-- /scoreboard -->\n\nrest\n")
-    assert scoreboard.readme_is_current(tmp_path / "README.md", tmp_path)
+    (tmp_path / "README.md").write_text("# x\n\n<!-- scoreboard laptop -->\n<!-- /scoreboard -->\n\nrest\n")
     scoreboard.write("laptop", tmp_path)
     folder = tmp_path / "tables" / "laptop"
     assert len(pd.read_csv(folder / "scoreboard.csv")) == 1286 and len(pd.read_csv(folder / "claims.csv")) == 75
@@ -119,13 +118,15 @@ def test_pages_hold_every_table(tmp_path, board):
     )
 
 
-def test_smoke_leaves_the_readme_alone(tmp_path, monkeypatch, board):
+def test_a_readme_that_shows_another_budget_is_left_alone(tmp_path, monkeypatch, board):
     monkeypatch.setattr(scoreboard, "build", lambda results: scoreboard.Scoreboard("smoke", board.numbers, board.claims))
-    (tmp_path / "README.md").write_text("no markers")
+    text = "<!-- scoreboard laptop -->\n<!-- /scoreboard -->\n"
+    (tmp_path / "README.md").write_text(text)
     scoreboard.write("smoke", tmp_path)
-    assert (tmp_path / "README.md").read_text() == "no markers"
+    assert (tmp_path / "README.md").read_text() == text
+    (tmp_path / "README.md").write_text("no markers")
     with pytest.raises(UserError, match="lacks the markers"):
-        scoreboard.write("laptop", tmp_path)
+        scoreboard.update_readme(tmp_path / "README.md", board)
 
 
 def test_a_missing_scoreboard_says_how_to_write_it(tmp_path):

@@ -85,8 +85,8 @@ def read(budget: str, root: str | Path = ".") -> Scoreboard:
 def write(budget: str, root: str | Path = ".", readme: str | Path | None = "README.md") -> Scoreboard:
     """Build the scoreboard of a budget from `results/` and write its CSV, Markdown and HTML, and the README's totals.
 
-    The README is left alone for a budget that finds nothing (smoke), and when it is None. Raises UserError for a README without
-    markers.
+    The README's block is renewed when its marker names this budget, so that a run at another one does not change what the project
+    shows; None leaves the README alone.
     """
     root = Path(root)
     board = build(results_module.load(budget, root / "results"))
@@ -100,7 +100,7 @@ def write(budget: str, root: str | Path = ".", readme: str | Path | None = "READ
     target.write_text(
         html_page(board, [paper for paper in published.PAPERS if target.with_name(f"{paper}.html").exists()]), "utf-8"
     )
-    if readme is not None and budget not in verdicts.NO_FINDING:
+    if readme is not None and (root / readme).exists() and START.format(budget=budget) in (root / readme).read_text(encoding="utf-8"):
         update_readme(root / readme, board)
     return board
 

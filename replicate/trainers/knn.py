@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from replicate.loaders import EVALUATION, open_loader
 from replicate.loaders.pixels import normalise
 from replicate.models.classifier import build_classifier, load_encoder
 from replicate.models.vit import vit_backbone
 from replicate.models.weights import load_weights
+from replicate.trainers.pretrain import whole_loader
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.store import RunStore
 
@@ -39,17 +39,7 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
 def features(model: nn.Module, context: RunContext, split: str) -> tuple[Tensor, Tensor]:
     """Unit-length features (M, C) and labels (M,) of the centre crops of a split; every process reads all of it."""
     found, labels = [], []
-    loader = open_loader(
-        context.session.loader,
-        context.data_folder / f"{split}.beton",
-        batch_size=256,
-        image_size=context.run.image_size,
-        augmentation=EVALUATION,
-        seed=0,
-        train=False,
-        workers=context.session.workers,
-    )
-    with loader:
+    with whole_loader(context, split, context.run.image_size) as loader:
         for batch in loader.epoch(0):
             with context.session.autocast():
                 pooled = model.forward_head(model.forward_features(normalise(batch.images.to(context.session.device))), pre_logits=True)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from replicate.params import PretrainRun
 
 MASK_STREAM = 16  # keeps the masks' random numbers apart from those of crops, flips and order
+EVALUATION_BATCH = 256
 VALIDATION_SEED = 0  # validation losses of all runs and seeds are taken over the same masks
 
 
@@ -39,7 +40,7 @@ class PretrainTask(nn.Module):
     def __init__(self, run: PretrainRun, seed: int, num_classes: int) -> None:
         super().__init__()
         self.seed = seed
-        self.weighting = losses.build_weighting(run.weighting, **run.weighting_options)
+        self.weighting = losses.build_weighting(run.weighting, patch_size=run.patch_size, **run.weighting_options)
         self.target = targets.build(run.target, run.patch_size, **run.target_options)
         self.model = importlib.import_module(f"replicate.models.{run.method}").build(run, self.target.dim, self.weighting.needs_p2dist)
         self.extra = _extra_term(run, self.model.embed_dim, num_classes)
@@ -83,6 +84,8 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
     run, session = context.run, context.session
     seed_everything(seed)
     task = PretrainTask(run, seed, context.num_classes).to(session.device)
+    if getattr(task.target, "needs_fit", False):
+        fit_target(task.target, context)
     history = _train(task, context, seed, store) if run.epochs else []
     results = {"val_loss": validation_loss(task, context), "parameters": sum(p.numel() for p in task.model.parameters())}
     if history:
@@ -91,6 +94,12 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
         metadata = {"run": context.name, "seed": str(seed)}
         save_weights(task.model.state_dict(), store.weights_path, metadata)
     return {"results": results, "history": history}
+
+
+def fit_target(target: nn.Module, context: RunContext) -> None:
+    """Fit a target that is learnt from data (PCA of patches) on centre crops of the training images, in storage order."""
+    with whole_loader(context, "train", context.run.image_size) as loader:
+        target.fit(batch.images.to(context.session.device) for batch in loader.epoch(0))
 
 
 def _train(task: PretrainTask, context: RunContext, seed: int, store: RunStore) -> list[dict[str, float]]:
@@ -125,20 +134,24 @@ def training_loader(context: RunContext, seed: int) -> Loader:
     )
 
 
-def validation_loader(context: RunContext, image_size: int, batch_size: int = 256) -> Loader:
+def validation_loader(context: RunContext, image_size: int) -> Loader:
     """Centre crops of every validation image, each exactly once over all processes."""
-    session = context.session
+    return whole_loader(context, "val", image_size, context.session.rank, context.session.world_size)
+
+
+def whole_loader(context: RunContext, split: str, image_size: int, rank: int = 0, world_size: int = 1) -> Loader:
+    """Centre crops of every image of a split in storage order, shared out over `world_size` processes."""
     return open_loader(
-        session.loader,
-        context.data_folder / "val.beton",
-        batch_size=batch_size,
+        context.session.loader,
+        context.data_folder / f"{split}.beton",
+        batch_size=EVALUATION_BATCH,
         image_size=image_size,
         augmentation=EVALUATION,
         seed=0,
         train=False,
-        workers=session.workers,
-        rank=session.rank,
-        world_size=session.world_size,
+        workers=context.session.workers,
+        rank=rank,
+        world_size=world_size,
     )
 
 

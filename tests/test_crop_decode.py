@@ -229,6 +229,47 @@ def test_python_fallback_gives_the_same_pixels(example, monkeypatch):
     assert info.width == 311
 
 
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB, 99 for equal images."""
+    error = ((a.astype(float) - b) ** 2).mean()
+    return 99.0 if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+@pytest.mark.parametrize("form", ["420", "422", "440", "444", "grey", "restart_7"])
+@pytest.mark.parametrize("interpolation", ["area", "bicubic"])
+def test_fused_differs_from_exact_by_rounding(photos, form, interpolation):
+    rng = np.random.default_rng(11)
+    exact, fused = Decoding(interpolation=interpolation), Decoding(interpolation=interpolation, resize="fused")
+    ratios = []
+    for photo in photos:
+        jpeg = encode(photo, form)
+        index = restart.build_index(jpeg)
+        for size in (224, 96, 33, (50, 70), 1):
+            box, flip = random_box(rng, *photo.shape[:2]), bool(rng.integers(2))
+            expected, got = (crop_decode.decode_crop_resize(jpeg, box, flip, size, mode, index=index) for mode in (exact, fused))
+            ratios.append(psnr(got, expected))
+            assert ratios[-1] > 42, (box, size)
+    assert np.median(ratios) > 50
+
+
+def test_fused_reaches_every_edge_of_small_images(photos):
+    rng = np.random.default_rng(12)
+    for form in ("420", "422", "440", "444"):
+        for width in (1, 2, 3, 4, 5, 6, 7, 15, 16, 17, 33):
+            for height in (1, 2, 3, 5, 16, 17):
+                jpeg = encode(np.ascontiguousarray(photos[0][150 : 150 + height, 100 : 100 + width]), form, 95)
+                box = random_box(rng, height, width)
+                expected, got = (crop_decode.decode_crop_resize(jpeg, box, False, 20, mode) for mode in (Decoding(), Decoding(resize="fused")))
+                assert psnr(got, expected) > 35, (form, height, width, box)
+
+
+@pytest.mark.parametrize("form", ["progressive", "411", "rgb"])
+def test_fused_falls_back_to_exact(photos, form):
+    jpeg, box = encode(photos[0], form), (20, 30, 200, 100)
+    exact, fused = (crop_decode.decode_crop_resize(jpeg, box, True, 64, mode) for mode in (Decoding(), Decoding(resize="fused")))
+    np.testing.assert_array_equal(exact, fused)
+
+
 # ---- batches ------------------------------------------------------------------------------------------------------------------------------
 
 

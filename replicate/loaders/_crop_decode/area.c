@@ -4,10 +4,12 @@
    factors sum integers; enlarging in either direction is OpenCV's 11-bit bilinear variant of the area filter. Compiled without
    fused multiply-add, which would round differently. */
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 typedef float float4 __attribute__((vector_size(16)));
 typedef float float4_unaligned __attribute__((vector_size(16), aligned(4)));
-typedef int int4 __attribute__((vector_size(16)));
-typedef uint8_t byte4 __attribute__((vector_size(4)));
 
 /* Weights of one axis: output i sums weight[i * taps + t] * input[start[i] + t]. */
 typedef struct {
@@ -23,6 +25,13 @@ typedef struct {
     int64_t out_height, out_width;
     bool flip, planar;
 } resize_job;
+
+static void place_axis(arena *a, area_axis *axis, int64_t target)
+{
+    axis->start = take(a, target * sizeof(int));
+    axis->count = take(a, target * sizeof(int));
+    axis->weight = take(a, target * axis->taps * sizeof(float));
+}
 
 static int max_taps(int64_t source, int64_t target) { return (int)(source / target) + 3; }
 
@@ -61,6 +70,22 @@ static void area_weights(area_axis *axis, int64_t source, int64_t target)
     }
 }
 
+static int most_taps(const area_axis *axis, int64_t target)
+{
+    int most = 1;
+    for (int64_t i = 0; i < target; i++) most = axis->count[i] > most ? axis->count[i] : most;
+    return most;
+}
+
+/* Drops taps that no output uses. */
+static void tighten(area_axis *axis, int64_t target)
+{
+    int most = most_taps(axis, target);
+    for (int64_t i = 0; i < target; i++)
+        for (int t = 0; t < most; t++) axis->weight[i * most + t] = axis->weight[i * axis->taps + t];
+    axis->taps = most;
+}
+
 static inline uint8_t round_byte(float value)
 {
     int v = (int)__builtin_rintf(value);
@@ -83,51 +108,138 @@ static void store_row(const resize_job *job, int64_t y, const uint8_t *rgb)
     }
 }
 
-/* One row of pixels to floats, each output column's taps summed in order. Columns go from left to right in the output, so that the
-   fourth lane of a store is overwritten by the next pixel. */
-static void area_row(const uint8_t *restrict row, int64_t values, const area_axis *axis, int64_t target, bool flip,
-                     float *restrict in, float *restrict out)
+/* Weights as the columns pass wants them: in output order, and for two output pixels side by side, each weight four times. */
+typedef struct {
+    int taps;
+    const int *start;
+    float *pairs;
+} area_columns;
+
+static void spread_weights(const area_axis *axis, int64_t target, bool flip, int *start, area_columns *out)
+{
+    out->taps = axis->taps;
+    out->start = start;
+    for (int64_t x = 0; x < (target + 1) / 2 * 2; x++) {
+        int64_t column = x < target ? (flip ? target - 1 - x : x) : (flip ? 0 : target - 1);
+        start[x] = 3 * axis->start[column];
+        for (int t = 0; t < axis->taps; t++)
+            for (int lane = 0; lane < 4; lane++)
+                out->pairs[((x / 2) * axis->taps + t) * 8 + (x & 1) * 4 + lane] = axis->weight[column * axis->taps + t];
+    }
+}
+
+/* Sums of two output pixels, taps in order. The fourth lane of each is of no use, and the next store overwrites it. */
+static inline __attribute__((always_inline)) void sum_columns(const float *in, const area_columns *axis, int taps, int64_t target,
+                                                              float *restrict out)
+{
+    for (int64_t x = 0; x < target; x += 2) {
+        const float *a = in + axis->start[x], *b = in + axis->start[x + 1], *weight = axis->pairs + x / 2 * taps * 8;
+#ifdef __AVX2__
+        __m256 sum = _mm256_mul_ps(_mm256_loadu2_m128(b, a), _mm256_load_ps(weight));
+        for (int t = 1; t < taps; t++)
+            sum = _mm256_add_ps(sum, _mm256_mul_ps(_mm256_loadu2_m128(b + 3 * t, a + 3 * t), _mm256_load_ps(weight + 8 * t)));
+        _mm_storeu_ps(out + 3 * x, _mm256_castps256_ps128(sum));
+        _mm_storeu_ps(out + 3 * x + 3, _mm256_extractf128_ps(sum, 1));
+#else
+        float4 sum_a = *(const float4_unaligned *)a * weight[0], sum_b = *(const float4_unaligned *)b * weight[4];
+        for (int t = 1; t < taps; t++) {
+            sum_a += *(const float4_unaligned *)(a + 3 * t) * weight[8 * t];
+            sum_b += *(const float4_unaligned *)(b + 3 * t) * weight[8 * t + 4];
+        }
+        *(float4_unaligned *)(out + 3 * x) = sum_a;
+        *(float4_unaligned *)(out + 3 * x + 3) = sum_b;
+#endif
+    }
+}
+
+static void area_row(const uint8_t *restrict row, int64_t values, const area_columns *axis, int64_t target, float *restrict in,
+                     float *restrict out)
 {
     for (int64_t i = 0; i < values; i++) in[i] = row[i];
-    int taps = axis->taps;
-    for (int64_t x = 0; x < target; x++) {
-        int64_t column = flip ? target - 1 - x : x;
-        const float *from = in + 3 * axis->start[column], *weight = axis->weight + column * taps;
-        float4 sum = *(const float4_unaligned *)from * weight[0];
-        for (int t = 1; t < taps; t++) sum += *(const float4_unaligned *)(from + 3 * t) * weight[t];
-        *(float4_unaligned *)(out + 3 * x) = sum;
+    switch (axis->taps) {
+    case 2: sum_columns(in, axis, 2, target, out); break;
+    case 3: sum_columns(in, axis, 3, target, out); break;
+    case 4: sum_columns(in, axis, 4, target, out); break;
+    default: sum_columns(in, axis, axis->taps, target, out);
     }
+}
+
+/* Sixteen sums, rounded half to even. */
+static inline void store_sums(const float *sums, uint8_t *out)
+{
+#ifdef __AVX2__
+    __m256i a = _mm256_cvtps_epi32(_mm256_load_ps(sums)), b = _mm256_cvtps_epi32(_mm256_load_ps(sums + 8));
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
+    _mm_storeu_si128((__m128i *)out, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+#else
+    for (int k = 0; k < 16; k++) out[k] = round_byte(sums[k]);
+#endif
+}
+
+static inline __attribute__((always_inline)) void sum_rows_of(const float *const *lines, const float *weight, int taps, int64_t n,
+                                                              uint8_t *out)
+{
+    for (int64_t k = 0; k < n; k += 16) {
+        float sums[16] __attribute__((aligned(32)));
+        for (int i = 0; i < 16; i++) sums[i] = lines[0][k + i] * weight[0];
+        for (int t = 1; t < taps; t++)
+            for (int i = 0; i < 16; i++) sums[i] = lines[t][k + i] * weight[t] + sums[i];
+        store_sums(sums, out + k);
+    }
+}
+
+static void sum_rows(const float *const *lines, const float *weight, int taps, int64_t n, uint8_t *out)
+{
+    switch (taps) {
+    case 1: sum_rows_of(lines, weight, 1, n, out); break;
+    case 2: sum_rows_of(lines, weight, 2, n, out); break;
+    case 3: sum_rows_of(lines, weight, 3, n, out); break;
+    default: sum_rows_of(lines, weight, taps, n, out);
+    }
+}
+
+typedef struct {
+    area_axis x, y;
+    area_columns columns;
+    int *start;
+    float *in, *ring;
+    uint8_t *bytes;
+} area_memory;
+
+/* Called twice: with an empty arena to measure, then to place. */
+static void place_area(arena *a, const resize_job *job, area_memory *m)
+{
+    int64_t n = (job->out_width * 3 + 31) / 16 * 16;
+    place_axis(a, &m->x, job->out_width);
+    place_axis(a, &m->y, job->out_height);
+    m->start = take(a, (job->out_width + 1) * sizeof(int));
+    m->columns.pairs = take(a, (job->out_width + 1) / 2 * m->x.taps * 8 * sizeof(float));
+    m->in = take(a, (job->width + m->x.taps + 2) * 3 * sizeof(float)); /* zero-weighted taps may lie beyond the row */
+    m->ring = take(a, n * m->y.taps * sizeof(float));
+    m->bytes = take(a, n);
 }
 
 static void area_general(context *c, const resize_job *job)
 {
-    int64_t n = job->out_width * 3, padded = n + 16, values = job->width * 3;
-    area_axis x = {.taps = max_taps(job->width, job->out_width)}, y = {.taps = max_taps(job->height, job->out_height)};
-    size_t x_size = job->out_width * (x.taps + 2), y_size = job->out_height * (y.taps + 2);
-    size_t tail = (x.taps + 2) * 3; /* zero-weighted taps may lie beyond the row */
-    float *memory = scratch(c, SCRATCH_RESIZE, (x_size + y_size + 2 * padded + values + tail) * sizeof(float) + n);
-    float *line = memory, *sum = line + padded, *in = sum + padded;
-    x.weight = in + values + tail, x.start = (int *)(x.weight + job->out_width * x.taps), x.count = x.start + job->out_width;
-    y.weight = (float *)(x.count + job->out_width), y.start = (int *)(y.weight + job->out_height * y.taps);
-    y.count = y.start + job->out_height;
-    uint8_t *bytes = (uint8_t *)(y.count + job->out_height);
-    memset(in, 0, (values + tail) * sizeof(float));
-    area_weights(&x, job->width, job->out_width);
-    area_weights(&y, job->height, job->out_height);
-    int have = -1;
+    int64_t n = (job->out_width * 3 + 31) / 16 * 16, values = job->width * 3, ready = 0;
+    area_memory m = {.x.taps = max_taps(job->width, job->out_width), .y.taps = max_taps(job->height, job->out_height)};
+    arena measure = {0};
+    place_area(&measure, job, &m);
+    arena memory = {.base = scratch(c, SCRATCH_RESIZE, measure.used)};
+    place_area(&memory, job, &m);
+    memset(m.in + values, 0, (m.x.taps + 2) * 3 * sizeof(float));
+    area_weights(&m.x, job->width, job->out_width);
+    area_weights(&m.y, job->height, job->out_height);
+    tighten(&m.x, job->out_width);
+    spread_weights(&m.x, job->out_width, job->flip, m.start, &m.columns);
+    const float *lines[m.y.taps];
     for (int64_t i = 0; i < job->out_height; i++) {
-        for (int t = 0; t < y.count[i]; t++) {
-            int row = y.start[i] + t;
-            if (row != have) area_row(job->pixels + row * job->stride, values, &x, job->out_width, job->flip, in, line);
-            have = row;
-            float weight = y.weight[i * y.taps + t];
-            if (t == 0)
-                for (int64_t k = 0; k < n; k++) sum[k] = line[k] * weight;
-            else
-                for (int64_t k = 0; k < n; k++) sum[k] = line[k] * weight + sum[k];
-        }
-        for (int64_t k = 0; k < n; k++) bytes[k] = round_byte(sum[k]);
-        store_row(job, i, bytes);
+        int64_t first = m.y.start[i], end = first + m.y.count[i];
+        for (ready = ready < first ? first : ready; ready < end; ready++)
+            area_row(job->pixels + ready * job->stride, values, &m.columns, job->out_width, m.in, m.ring + ready % m.y.taps * n);
+        for (int t = 0; t < m.y.count[i]; t++) lines[t] = m.ring + (first + t) % m.y.taps * n;
+        sum_rows(lines, m.y.weight + i * m.y.taps, m.y.count[i], job->out_width * 3, m.bytes);
+        store_row(job, i, m.bytes);
     }
 }
 
@@ -152,57 +264,103 @@ static void area_whole(context *c, const resize_job *job, int step_x, int step_y
 }
 
 /* OpenCV's coefficients for enlarging in "area" mode: a step at each pixel border, 11 bits. */
-static void linear_weights(int64_t source, int64_t target, int *start, int16_t (*weight)[2])
+static void linear_weight(int64_t source, int64_t target, int64_t i, int *start, int16_t weight[2])
 {
     double inverse = (double)target / (double)source, scale = 1.0 / inverse;
-    for (int64_t i = 0; i < target; i++) {
-        int64_t at = (int64_t)__builtin_floor(i * scale);
-        float part = (float)((i + 1) - (at + 1) * inverse);
-        part = part <= 0 ? 0.0f : part - __builtin_floorf(part);
-        if (at < 0) part = 0, at = 0;
-        if (at >= source - 1) part = 0, at = source - 1;
-        start[i] = (int)at;
-        weight[i][0] = (int16_t)__builtin_rintf((1.0f - part) * 2048);
-        weight[i][1] = (int16_t)__builtin_rintf(part * 2048);
+    int64_t at = (int64_t)__builtin_floor(i * scale);
+    float part = (float)((i + 1) - (at + 1) * inverse);
+    part = part <= 0 ? 0.0f : part - __builtin_floorf(part);
+    if (at < 0) part = 0, at = 0;
+    if (at >= source - 1) part = 0, at = source - 1;
+    *start = (int)at;
+    weight[0] = (int16_t)__builtin_rintf((1.0f - part) * 2048);
+    weight[1] = (int16_t)__builtin_rintf(part * 2048);
+}
+
+typedef struct {
+    int *start;
+    int16_t (*weight)[2];
+} linear_axis;
+
+/* One row, enlarged: sums of two pixels in 11 bits, of which OpenCV keeps seven; `row` is readable for eight bytes past its end. */
+static void linear_row(const uint8_t *restrict row, const linear_axis *axis, int64_t source, int64_t target, bool flip,
+                       int16_t *restrict out)
+{
+    for (int64_t x = 0; x < target; x++) {
+        int64_t column = flip ? target - 1 - x : x;
+        const uint8_t *from = row + 3 * axis->start[column];
+        const int16_t *weight = axis->weight[column];
+#ifdef __AVX2__
+        const __m128i side_by_side = _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1);
+        int both;
+        memcpy(&both, weight, 4);
+        __m128i pixels = _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *)from), side_by_side);
+        __m128i sums = _mm_srai_epi32(_mm_madd_epi16(pixels, _mm_set1_epi32(both)), 4);
+        _mm_storel_epi64((__m128i *)(out + 3 * x), _mm_packs_epi32(sums, sums));
+        (void)source;
+#else
+        int64_t next = axis->start[column] + 1 < source ? 3 : 0;
+        for (int k = 0; k < 3; k++) out[x * 3 + k] = (int16_t)((from[k] * weight[0] + from[next + k] * weight[1]) >> 4);
+#endif
     }
 }
 
-static void linear_row(const uint8_t *restrict row, const int *start, int16_t (*weight)[2], int64_t source, int64_t target,
-                       bool flip, int *restrict out)
+static void linear_mix(const int16_t *restrict upper, const int16_t *restrict lower, int16_t b0, int16_t b1, int64_t n, uint8_t *restrict out)
 {
-    for (int64_t x = 0; x < target; x++) {
-        int64_t column = flip ? target - 1 - x : x, at = start[column], next = at + 1 < source ? at + 1 : at;
-        for (int k = 0; k < 3; k++) out[x * 3 + k] = row[at * 3 + k] * weight[column][0] + row[next * 3 + k] * weight[column][1];
+    for (int64_t k = 0; k < n; k += 16) {
+#ifdef __AVX2__
+        __m256i u = _mm256_mulhi_epi16(_mm256_loadu_si256((const __m256i *)(upper + k)), _mm256_set1_epi16(b0));
+        __m256i l = _mm256_mulhi_epi16(_mm256_loadu_si256((const __m256i *)(lower + k)), _mm256_set1_epi16(b1));
+        __m256i sum = _mm256_srai_epi16(_mm256_add_epi16(_mm256_add_epi16(u, l), _mm256_set1_epi16(2)), 2);
+        _mm_storeu_si128((__m128i *)(out + k), _mm_packus_epi16(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1)));
+#else
+        for (int i = 0; i < 16; i++) out[k + i] = (uint8_t)((((b0 * upper[k + i]) >> 16) + ((b1 * lower[k + i]) >> 16) + 2) >> 2);
+#endif
     }
+}
+
+static void place_linear(arena *a, linear_axis *axis, int64_t target)
+{
+    axis->start = take(a, target * sizeof(int));
+    axis->weight = take(a, target * sizeof axis->weight[0]);
+}
+
+typedef struct {
+    linear_axis x, y;
+    int16_t *lines[2];
+    uint8_t *row, *bytes;
+} linear_memory;
+
+static void place_enlarge(arena *a, const resize_job *job, linear_memory *m)
+{
+    int64_t n = (job->out_width * 3 + 31) / 16 * 16;
+    place_linear(a, &m->x, job->out_width);
+    place_linear(a, &m->y, job->out_height);
+    for (int i = 0; i < 2; i++) m->lines[i] = take(a, n * sizeof(int16_t));
+    m->row = take(a, job->width * 3 + 16);
+    m->bytes = take(a, n);
 }
 
 static void area_enlarge(context *c, const resize_job *job)
 {
-    int64_t n = job->out_width * 3;
-    size_t ints = 2 * n + 2 * job->out_width + 2 * job->out_height;
-    int *memory = scratch(c, SCRATCH_RESIZE, ints * sizeof(int) + n);
-    int *upper = memory, *lower = upper + n, *x = lower + n, *y = x + job->out_width;
-    int16_t(*weight_x)[2] = (int16_t(*)[2])(y + job->out_height), (*weight_y)[2] = weight_x + job->out_width;
-    uint8_t *bytes = (uint8_t *)(weight_y + job->out_height);
-    linear_weights(job->width, job->out_width, x, weight_x);
-    linear_weights(job->height, job->out_height, y, weight_y);
-    int64_t have_upper = -1, have_lower = -1;
+    linear_memory m = {0};
+    arena measure = {0};
+    place_enlarge(&measure, job, &m);
+    arena memory = {.base = scratch(c, SCRATCH_RESIZE, measure.used)};
+    place_enlarge(&memory, job, &m);
+    for (int64_t i = 0; i < job->out_width; i++) linear_weight(job->width, job->out_width, i, &m.x.start[i], m.x.weight[i]);
+    for (int64_t i = 0; i < job->out_height; i++) linear_weight(job->height, job->out_height, i, &m.y.start[i], m.y.weight[i]);
+    int64_t have[2] = {-1, -1}; /* which row each line holds; row r is kept in line r % 2 */
     for (int64_t i = 0; i < job->out_height; i++) {
-        int64_t first = y[i], second = first + 1 < job->height ? first + 1 : first;
-        if (have_lower == first) {
-            int *swap = upper;
-            upper = lower, lower = swap;
-            have_upper = have_lower, have_lower = -1;
-        }
-        if (have_upper != first)
-            linear_row(job->pixels + first * job->stride, x, weight_x, job->width, job->out_width, job->flip, upper);
-        if (have_lower != second)
-            linear_row(job->pixels + second * job->stride, x, weight_x, job->width, job->out_width, job->flip, lower);
-        have_upper = first, have_lower = second;
-        int b0 = weight_y[i][0], b1 = weight_y[i][1];
-        for (int64_t k = 0; k < n; k++)
-            bytes[k] = (uint8_t)((((b0 * (upper[k] >> 4)) >> 16) + ((b1 * (lower[k] >> 4)) >> 16) + 2) >> 2);
-        store_row(job, i, bytes);
+        int64_t rows[2] = {m.y.start[i], m.y.start[i] + 1 < job->height ? m.y.start[i] + 1 : m.y.start[i]};
+        for (int k = 0; k < 2; k++)
+            if (have[rows[k] & 1] != rows[k]) {
+                memcpy(m.row, job->pixels + rows[k] * job->stride, job->width * 3);
+                linear_row(m.row, &m.x, job->width, job->out_width, job->flip, m.lines[rows[k] & 1]);
+                have[rows[k] & 1] = rows[k];
+            }
+        linear_mix(m.lines[rows[0] & 1], m.lines[rows[1] & 1], m.y.weight[i][0], m.y.weight[i][1], job->out_width * 3, m.bytes);
+        store_row(job, i, m.bytes);
     }
 }
 

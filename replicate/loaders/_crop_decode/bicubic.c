@@ -25,23 +25,39 @@ static int bicubic_taps(int64_t source, int64_t target)
     return (int)__builtin_ceil(2.0 * (scale < 1 ? 1 : scale)) * 2 + 1;
 }
 
-static void bicubic_weights(bicubic_axis *axis, int64_t source, int64_t target)
+/* Taps of output i: where they start, how many, and their weights, not yet normalised; returns their sum. */
+static double bicubic_values(int64_t source, int64_t target, int64_t i, int *start, int *count, double *values)
 {
     double scale = (double)source / target, widened = scale < 1 ? 1 : scale, support = 2.0 * widened;
+    double centre = (i + 0.5) * scale, total = 0;
+    int64_t first = (int64_t)(centre - support + 0.5), end = (int64_t)(centre + support + 0.5);
+    if (first < 0) first = 0;
+    if (end > source) end = source;
+    *start = (int)first;
+    *count = (int)(end - first);
+    for (int k = 0; k < *count; k++) total += values[k] = bicubic_kernel((k + first - centre + 0.5) * (1.0 / widened));
+    return total != 0 ? total : 1;
+}
+
+static void bicubic_weights(bicubic_axis *axis, int64_t source, int64_t target)
+{
     double values[axis->taps];
     for (int64_t i = 0; i < target; i++) {
-        double centre = (i + 0.5) * scale, total = 0;
-        int64_t first = (int64_t)(centre - support + 0.5), end = (int64_t)(centre + support + 0.5);
-        if (first < 0) first = 0;
-        if (end > source) end = source;
-        int n = (int)(end - first);
-        for (int k = 0; k < n; k++) total += values[k] = bicubic_kernel((k + first - centre + 0.5) * (1.0 / widened));
-        for (int k = 0; k < axis->taps; k++) {
-            double v = k < n ? (total != 0 ? values[k] / total : values[k]) * (1 << BICUBIC_BITS) : 0;
+        double total = bicubic_values(source, target, i, &axis->start[i], &axis->count[i], values);
+        for (int k = 0; k < axis->count[i]; k++) {
+            double v = values[k] / total * (1 << BICUBIC_BITS);
             axis->weight[i * axis->taps + k] = (int)(v < 0 ? v - 0.5 : v + 0.5);
         }
-        axis->start[i] = (int)first;
-        axis->count[i] = n;
+    }
+}
+
+/* The same as fractions. */
+static void bicubic_fractions(area_axis *axis, int64_t source, int64_t target)
+{
+    double values[axis->taps];
+    for (int64_t i = 0; i < target; i++) {
+        double total = bicubic_values(source, target, i, &axis->start[i], &axis->count[i], values);
+        for (int k = 0; k < axis->count[i]; k++) axis->weight[i * axis->taps + k] = (float)(values[k] / total);
     }
 }
 

@@ -54,16 +54,32 @@ static struct jpeg_error_mgr *error_manager(struct jpeg_error_mgr *errors)
     return errors;
 }
 
-/* Grows only; contents are lost. 64 spare bytes on both sides let vector code read and write past either end. */
+/* Grows only; contents are lost. Aligned to 64 bytes, with 64 spare bytes on both sides for vector code that reads or writes past
+   either end. */
 static void *scratch(context *c, int kind, size_t bytes)
 {
     scratch_buffer *buffer = &c->scratch[kind];
     if (buffer->capacity < bytes) {
+        size_t capacity = (bytes + bytes / 4 + 63) / 64 * 64;
         free(buffer->data);
         buffer->capacity = 0;
-        buffer->data = calloc(1, bytes + bytes / 4 + 128);
+        buffer->data = aligned_alloc(64, capacity + 128);
         if (!buffer->data) fail(c, CD_MEMORY, "out of memory (%zu bytes)", bytes);
-        buffer->capacity = bytes + bytes / 4;
+        memset(buffer->data, 0, capacity + 128);
+        buffer->capacity = capacity;
     }
     return (char *)buffer->data + 64;
+}
+
+/* Hands out parts of one scratch buffer, each aligned to 64 bytes. */
+typedef struct {
+    uint8_t *base;
+    size_t used;
+} arena;
+
+static void *take(arena *a, size_t bytes)
+{
+    void *part = a->base ? a->base + a->used : NULL;
+    a->used += (bytes + 63) / 64 * 64;
+    return part;
 }

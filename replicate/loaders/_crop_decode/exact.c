@@ -20,7 +20,12 @@ static bool can_crop_columns(j_decompress_ptr cinfo)
 }
 
 /* Without an end marker as its last bytes the file may have been cut or overwritten: then all of it must decode. */
-static bool ends_properly(const request *r) { return r->jpeg[r->length - 2] == 0xFF && r->jpeg[r->length - 1] == 0xD9; }
+static bool ends_properly(const request *r)
+{
+    const uint8_t *end = r->jpeg + r->length;
+    while (end - r->jpeg > 2 && end[-1] == 0) end--; /* zeros behind the end marker are padding */
+    return end[-2] == 0xFF && end[-1] == 0xD9;
+}
 
 static void start_pixels(context *c, const request *r)
 {

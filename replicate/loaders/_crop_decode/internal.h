@@ -32,7 +32,7 @@
 
 enum { SCRATCH_PIXELS, SCRATCH_CLEAN, SCRATCH_RESTARTS, SCRATCH_RESIZE, SCRATCH_PLANES, SCRATCH_KINDS };
 
-#define LOOK_BITS 10
+#define LOOK_BITS 11
 
 /* One Huffman table, derived for decoding. It is rebuilt only when the JPEG's table differs from the last one. */
 typedef struct {
@@ -40,7 +40,7 @@ typedef struct {
     bool ready;
     uint32_t limit[18]; /* first 16-bit prefix that is longer than the length */
     int32_t offset[17];
-    uint32_t look[1 << LOOK_BITS];
+    uint64_t look[1 << LOOK_BITS];
 } huffman;
 
 /* Bits not yet consumed: left-justified in acc; next is the first byte not yet (wholly) in acc. */

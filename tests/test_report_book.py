@@ -58,6 +58,7 @@ def test_lens_shows_what_the_budget_changes_and_nothing_else(book):
 def test_tables_and_verdicts_agree(book):
     assert set(book.table("table_1")["status"]) == {"trend"}
     line = book.verdicts().set_index(book.claims["claim"]).loc["efficient_learners.default_recipe_not_converged"]
+    assert len(book.contradictions()) == 14
     assert line.verdict == "holds" and line.check == "default_200 > default_100" and "[" in line.effect
 
 

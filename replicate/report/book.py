@@ -61,7 +61,7 @@ class Book:
 
     def table(self, name: str) -> pd.DataFrame:
         """One table as people read it."""
-        return tables.display(self.cells[self.cells["table"] == name])
+        return _titled(tables.display(self.cells[self.cells["table"] == name]), "row")
 
     def lens(self, runs: Sequence[str]) -> pd.DataFrame:
         """What the budget makes of some runs: "paper -> this budget"."""
@@ -74,10 +74,10 @@ class Book:
         return found.assign(label=labels)
 
     def reconstructions(self, run: str, images: int = 4) -> style.Figure | None:
-        """Some validation images through a finished run; None where it has not finished."""
+        """Some validation images through a finished run; None where the run, or its weights, are not here."""
         from replicate.report.reconstruct import reconstruct
 
-        if run not in self.results:
+        if run not in self.results or not self.results.runs[run].path.with_name("weights").exists():
             return None
         return figures.reconstructions(reconstruct(self.params, run, budget=self.results.budget, images=images, root=self.root))
 
@@ -90,7 +90,12 @@ class Book:
         shown = self.claims.copy()
         shown["effect"] = [verdicts.effect_text(line) for line in shown.to_dict("records")]
         shown["seeds"] = [str(count) if count else "" for count in shown["seeds"]]
-        return shown[["statement", "verdict", "check", "effect", "seeds", "note"]]
+        return _titled(shown[["statement", "verdict", "check", "effect", "seeds", "note"]], "statement")
+
+    def contradictions(self) -> pd.DataFrame:
+        """Where the paper contradicts itself or its formulas."""
+        found = pd.DataFrame(entry for entry in published.contradictions() if entry["paper"] == self.paper)
+        return _titled(found[["place", "kind", "printed", "recomputed", "note"]], "place")
 
     def save_tables(self) -> list[Path]:
         """Write every table as CSV, Markdown and LaTeX under tables/<budget>/<paper>."""
@@ -119,6 +124,11 @@ class Book:
             "versions": ", ".join(f"{name} {version}" for name, version in versions().items() if version),
         }
         return "| | |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in lines.items())
+
+
+def _titled(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """A table whose lines are named by one of its columns."""
+    return frame.set_index(column).rename_axis(None)
 
 
 def repository() -> Path:

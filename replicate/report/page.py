@@ -36,10 +36,13 @@ details.code summary { cursor: pointer; color: var(--faint); font-size: .8rem; }
 .output_area img, .output_area svg { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
 .prompt { display: none; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { border-bottom: 2px solid var(--line); font-weight: 600; }
-td.number { text-align: right; white-space: nowrap; }
-caption { text-align: left; color: var(--faint); padding: .3rem 0; }
+th, td {
+  padding: .28rem .6rem; border: 0 solid var(--line); border-bottom-width: 1px; text-align: left !important; vertical-align: top;
+  min-width: 3.5rem; overflow-wrap: normal;
+}
+thead th { border-bottom-width: 2px; }
+th { font-weight: 600; }
+table.dataframe { border: 0; }
 footer { color: var(--faint); font-size: .85rem; margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem; }
 nav { margin-bottom: 1.2rem; font-size: .9rem; }
 nav a { margin-right: 1rem; }

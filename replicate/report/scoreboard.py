@@ -100,7 +100,11 @@ def write(budget: str, root: str | Path = ".", readme: str | Path | None = "READ
     target.write_text(
         html_page(board, [paper for paper in published.PAPERS if target.with_name(f"{paper}.html").exists()]), "utf-8"
     )
-    if readme is not None and (root / readme).exists() and START.format(budget=budget) in (root / readme).read_text(encoding="utf-8"):
+    if (
+        readme is not None
+        and (root / readme).exists()
+        and START.format(budget=budget) in (root / readme).read_text(encoding="utf-8")
+    ):
         update_readme(root / readme, board)
     return board
 

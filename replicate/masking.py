@@ -99,8 +99,8 @@ def block_masking(noise: Tensor, mask_ratio: float, grid: tuple[int, int]) -> Ma
         masked |= fresh & (added <= room)[:, None]
         overran = (added > room) & (room > 0)
         overrun = torch.where(overran[:, None], block, overrun)
-        # Asking is free on the CPU; on a GPU it would stall the stream at every rectangle.
-        if room.device.type == "cpu" and not room.any():
+        # Asking is free on the CPU; on a GPU it would stall the stream at every rectangle, and it cannot be compiled.
+        if room.device.type == "cpu" and not torch.compiler.is_compiling() and not room.any():
             break
     raster = torch.arange(length, device=noise.device, dtype=noise.dtype) / length
     trimmed = torch.where(overrun, 2 - raster, noise.clamp(0, 0.999))
@@ -135,9 +135,7 @@ def _spans(size: int, start: Tensor, extent: Tensor) -> Tensor:
 def sample_mask(kind: str, noise: Tensor, mask_ratio: float, grid: tuple[int, int]) -> Masking:
     """The sampler named `kind` ("random", "block" or "grid") on noise (N, rows * columns)."""
     if noise.shape[1] != grid[0] * grid[1]:
-        raise UserError(
-            f"noise has {noise.shape[1]} values an image, but a {grid[0]}x{grid[1]} grid has {grid[0] * grid[1]} patches"
-        )
+        raise UserError(f"noise has {noise.shape[1]} values an image, but a {grid[0]}x{grid[1]} grid has {grid[0] * grid[1]} patches")
     if kind == "random":
         return random_masking(noise, mask_ratio)
     if kind == "block":

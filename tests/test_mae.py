@@ -302,3 +302,29 @@ def test_parity_with_transformers_for_vit_base():
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         compare_with_transformers(model, torch.randn(2, 3, 224, 224, generator=generator), torch.rand(2, 196, generator=generator))
+
+
+# Compilation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", ["random", "block", "grid"])
+def test_the_model_compiles_as_one_graph(mask):
+    model = small(mask=mask)
+    images, noise = batch()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images, noise).pred, model(images, noise).pred)
+
+
+@pytest.mark.slow
+def test_ragged_batches_compile_once_for_all_lengths():
+    model = small(mask_ratio=0.85, decoder_beta=13.0)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    for seed in range(10):
+        images, noise = batch(seed=seed)
+        torch.testing.assert_close(compiled(images, noise).pred, model(images, noise).pred, rtol=1e-5, atol=1e-5)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        if seed == 2:
+            settled = graphs
+    assert graphs == settled

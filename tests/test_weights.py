@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from replicate.errors import UserError
+from replicate.models import huggingface
 from replicate.models.classifier import build_classifier, load_encoder
 from replicate.models.mae import MAE
 from replicate.models.vit import vit_backbone
@@ -69,6 +70,20 @@ def test_distributed_and_bare_state_dicts_are_understood(tmp_path, model):
     torch.save({"module." + name: tensor for name, tensor in model.state_dict().items()}, path)
     import_weights(path, tmp_path / "ours.safetensors")
     assert_equal_states(load_weights(tmp_path / "ours.safetensors"), model.state_dict())
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_published_weights_of_transformers_come_in(tmp_path, model, version):
+    names = {4: huggingface._LEAVES_4, 5: huggingface._LEAVES_5}[version]
+    theirs = huggingface._renamed(model.state_dict(), names)
+    save_weights(theirs, tmp_path / "model.safetensors")
+    import_weights(tmp_path / "model.safetensors", tmp_path / "ours.safetensors", need_decoder=True)
+    assert_equal_states(load_weights(tmp_path / "ours.safetensors"), model.state_dict())
+    encoder = {name.removeprefix("vit."): tensor for name, tensor in theirs.items() if name.startswith("vit.")}
+    save_weights(encoder, tmp_path / "encoder.safetensors")
+    import_weights(tmp_path / "encoder.safetensors", tmp_path / "ours.safetensors")
+    with pytest.raises(UserError, match="holds the encoder only"):
+        import_weights(tmp_path / "encoder.safetensors", tmp_path / "ours.safetensors", need_decoder=True)
 
 
 def test_an_encoder_alone_is_refused_only_when_the_decoder_is_needed(tmp_path, model):

@@ -95,12 +95,12 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _onednn_pays(input: Tensor, weight: Tensor) -> bool:
     return (
-        input.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and input.device.type == "cpu"
         and input.dtype == weight.dtype == torch.float32
         and _enabled
         and not torch.is_autocast_enabled("cpu")
         and input.numel() * weight.shape[0] >= WORTHWHILE
-        and not torch.compiler.is_compiling()
         and _onednn_is_faster()
     )
 

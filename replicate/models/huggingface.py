@@ -1,10 +1,14 @@
-"""The same model in transformers' ViTMAE: an independent implementation to test against and to be timed against."""
+"""transformers' ViTMAE: an independent implementation to test against, to be timed against, and to take published weights from."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor, nn
 
-from replicate.models.mae import MAE
+if TYPE_CHECKING:
+    from replicate.models.mae import MAE
 
 _LEAVES_5 = {
     "attn.proj": "attention.o_proj",
@@ -62,6 +66,41 @@ def to_transformers(model: MAE, norm_pix_loss: bool = True) -> nn.Module:
     leaves = _LEAVES_5 if any(name.startswith("vit.layers.") for name in theirs.state_dict()) else _LEAVES_4
     theirs.load_state_dict(_renamed(model.state_dict(), leaves), strict=True)
     return theirs
+
+
+def is_transformers(state: dict[str, Tensor]) -> bool:
+    """True for a state dict with the keys of transformers' ViTMAE (version 4 or 5), with its decoder or without."""
+    return "vit.embeddings.cls_token" in state or "embeddings.cls_token" in state
+
+
+def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of transformers' ViTMAE under the reference's names; keys that have no counterpart keep theirs."""
+    state = {name if name.startswith(("vit.", "decoder.")) else f"vit.{name}": tensor for name, tensor in state.items()}
+    leaves = _LEAVES_5 if any(name.startswith("vit.layers.") for name in state) else _LEAVES_4
+    stacks = {leaves["encoder"]: "blocks.", "decoder.decoder_layers.": "decoder_blocks."}
+    renamed: dict[str, Tensor] = {}
+    for theirs, ours in stacks.items():
+        for index in sorted({int(name[len(theirs) :].split(".")[0]) for name in state if name.startswith(theirs)}):
+            renamed |= {f"{ours}{index}.{leaf}": tensor for leaf, tensor in _taken_block(state, f"{theirs}{index}.", leaves)}
+    stems = {theirs: ours for ours, theirs in _STEMS.items()}
+    for name, tensor in state.items():
+        if name.startswith(tuple(stacks)):
+            continue
+        stem, _, kind = name.rpartition(".")
+        stem, kind = (stem, "." + kind) if kind in ("weight", "bias") else (name, "")
+        renamed[stems.get(stem, stem.removeprefix("decoder.")) + kind] = tensor
+    return renamed
+
+
+def _taken_block(state: dict[str, Tensor], block: str, leaves: dict) -> list[tuple[str, Tensor]]:
+    taken = []
+    for kind in ("weight", "bias"):
+        parts = [state.get(f"{block}{leaves['qkv'].format(part)}.{kind}") for part in leaves["parts"]]
+        if all(part is not None for part in parts):
+            taken.append((f"attn.qkv.{kind}", torch.cat(parts)))
+        names = ((leaf, f"{block}{leaves[leaf]}.{kind}") for leaf in ("norm1", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"))
+        taken += [(f"{leaf}.{kind}", state[name]) for leaf, name in names if name in state]
+    return taken
 
 
 def _renamed(state: dict[str, Tensor], leaves: dict) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ layers, norms and MLPs cost exactly T tokens; only attention has to keep the ima
 
 from __future__ import annotations
 
+import inspect
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from replicate.models.cpu import attend
+
+_TAKES_EXTENT = "max_seqlen" in inspect.signature(torch.nested.nested_tensor_from_jagged).parameters
+"""torch 2.4 finds the longest image by itself, at the price of waiting for the device."""
 
 
 class Packing(NamedTuple):
@@ -32,6 +36,7 @@ class Packing(NamedTuple):
     lengths: list[int]
 
 
+@torch.compiler.disable
 def pack(kept: Tensor) -> Packing:
     """The packing of kept (N, S) bool tokens. Costs one wait for the device: the host must know the lengths."""
     counts = kept.sum(1)
@@ -40,6 +45,7 @@ def pack(kept: Tensor) -> Packing:
     return Packing(flat.nonzero().squeeze(1), flat.cumsum(0) - 1, offsets, counts.tolist())
 
 
+@torch.compiler.disable  # the lengths are new in every batch: compiled, they would be compiled anew
 def ragged_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing, kernel: str = "auto") -> Tensor:
     """Attention within each image over packed (T, heads, d) tensors; returns (T, heads, d).
 
@@ -59,10 +65,9 @@ def _loop(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor
 
 
 def _jagged(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
-    extent = {"min_seqlen": min(packing.lengths), "max_seqlen": max(packing.lengths)}
-    q, k, v = (
-        torch.nested.nested_tensor_from_jagged(tensor.contiguous(), packing.offsets, **extent).transpose(1, 2) for tensor in (query, key, value)
-    )
+    extent = {"min_seqlen": min(packing.lengths), "max_seqlen": max(packing.lengths)} if _TAKES_EXTENT else {}
+    nested = torch.nested.nested_tensor_from_jagged
+    q, k, v = (nested(tensor.contiguous(), packing.offsets, **extent).transpose(1, 2) for tensor in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).values()
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from replicate.errors import UserError
+from replicate.models.huggingface import from_transformers, is_transformers
 
 State = dict[str, Tensor]
 
@@ -47,7 +48,8 @@ def load_weights(path: str | Path) -> State:
 
 
 def load_safetensors(path: str | Path) -> tuple[State, dict[str, str]]:
-    """(state dict, metadata) of a safetensors file, on the CPU. Raises UserError when the file is missing or damaged."""
+    """(state dict, metadata) of a safetensors file, on the CPU. Raises UserError when the file is missing or damaged.
+    """
     path = _existing(path)
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -74,10 +76,13 @@ def save_weights(state: State, path: str | Path, metadata: dict[str, str] | None
 def import_weights(source: str | Path, destination: str | Path, need_decoder: bool = False) -> None:
     """Read a released checkpoint of a masked autoencoder, check it, and write it as ours (safetensors by default).
 
-    Raises UserError when the file is no masked autoencoder's, or when `need_decoder` and it holds the encoder alone.
+    Understands the reference's names and those of transformers' ViTMAE. Raises UserError when the file is no masked
+    autoencoder's, or when `need_decoder` and it holds the encoder alone.
     """
     state = load_weights(source)
     state = {name.removeprefix(_WRAPPER): tensor for name, tensor in state.items()}
+    if is_transformers(state):
+        state = from_transformers(state)
     check_mae(state, str(source), need_decoder)
     save_weights(state, destination, {"format": "pt", "origin": Path(source).name})
 

@@ -4,10 +4,6 @@
    factors sum integers; enlarging in either direction is OpenCV's 11-bit bilinear variant of the area filter. Compiled without
    fused multiply-add, which would round differently. */
 
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
-
 typedef float float4 __attribute__((vector_size(16)));
 typedef float float4_unaligned __attribute__((vector_size(16), aligned(4)));
 
@@ -92,12 +88,20 @@ static inline uint8_t round_byte(float value)
     return v < 0 ? 0 : v > 255 ? 255 : (uint8_t)v;
 }
 
-/* Interleaved output row, or one row in each of three planes. */
+/* Where the bytes of output row y are put together: in place, unless they must be parted into planes, or writing a few bytes too many
+   would leave the output. `spare` holds one row. */
+static uint8_t *row_buffer(const resize_job *job, int64_t y, uint8_t *spare)
+{
+    int64_t bytes = job->out_width * 3;
+    return job->planar || (job->out_height - 1 - y) * bytes < 16 ? spare : job->out + y * bytes;
+}
+
+/* From there into the interleaved output, or one row in each of three planes. */
 static void store_row(const resize_job *job, int64_t y, const uint8_t *rgb)
 {
     int64_t width = job->out_width, plane = job->out_height * width;
     if (!job->planar) {
-        memcpy(job->out + y * width * 3, rgb, width * 3);
+        if (rgb != job->out + y * width * 3) memcpy(job->out + y * width * 3, rgb, width * 3);
         return;
     }
     uint8_t *r = job->out + y * width, *g = r + plane, *b = g + plane;
@@ -238,8 +242,9 @@ static void area_general(context *c, const resize_job *job)
         for (ready = ready < first ? first : ready; ready < end; ready++)
             area_row(job->pixels + ready * job->stride, values, &m.columns, job->out_width, m.in, m.ring + ready % m.y.taps * n);
         for (int t = 0; t < m.y.count[i]; t++) lines[t] = m.ring + (first + t) % m.y.taps * n;
-        sum_rows(lines, m.y.weight + i * m.y.taps, m.y.count[i], job->out_width * 3, m.bytes);
-        store_row(job, i, m.bytes);
+        uint8_t *bytes = row_buffer(job, i, m.bytes);
+        sum_rows(lines, m.y.weight + i * m.y.taps, m.y.count[i], job->out_width * 3, bytes);
+        store_row(job, i, bytes);
     }
 }
 
@@ -359,8 +364,9 @@ static void area_enlarge(context *c, const resize_job *job)
                 linear_row(m.row, &m.x, job->width, job->out_width, job->flip, m.lines[rows[k] & 1]);
                 have[rows[k] & 1] = rows[k];
             }
-        linear_mix(m.lines[rows[0] & 1], m.lines[rows[1] & 1], m.y.weight[i][0], m.y.weight[i][1], job->out_width * 3, m.bytes);
-        store_row(job, i, m.bytes);
+        uint8_t *bytes = row_buffer(job, i, m.bytes);
+        linear_mix(m.lines[rows[0] & 1], m.lines[rows[1] & 1], m.y.weight[i][0], m.y.weight[i][1], job->out_width * 3, bytes);
+        store_row(job, i, bytes);
     }
 }
 

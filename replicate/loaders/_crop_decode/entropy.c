@@ -127,6 +127,17 @@ static uint8_t *unstuff(uint8_t *out, const uint8_t **source, const uint8_t *to)
 {
     const uint8_t *from = *source;
     while (from < to) {
+#ifdef __AVX2__
+        while (to - from >= 32) {
+            __m256i bytes = _mm256_loadu_si256((const __m256i *)from);
+            _mm256_storeu_si256((__m256i *)out, bytes);
+            unsigned found = (unsigned)_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(-1)));
+            int clear = found ? __builtin_ctz(found) : 32;
+            out += clear;
+            from += clear;
+            if (found) break;
+        }
+#endif
         while (to - from >= 8) { /* eight bytes at once as long as none is 0xFF */
             uint64_t word;
             memcpy(&word, from, 8);

@@ -56,56 +56,58 @@ static void set_pixel_window(context *c, const request *r, JDIMENSION first)
     set_window(c, top < 0 ? 0 : top / h, bottom / h, first / w, (first + cinfo->output_width - 1) / w);
 }
 
-/* Rows [top, top + height) to `out`, the crop's columns only. */
-static void read_rows(context *c, const request *r, JDIMENSION first, uint8_t *row, uint8_t *out)
+/* Where decoded pixels stand: the crop's first pixel, and bytes from row to row. */
+typedef struct {
+    uint8_t *pixels;
+    int64_t stride;
+} decoded_crop;
+
+static void read_rows(context *c, uint8_t *rows, int64_t stride, int64_t count)
 {
-    j_decompress_ptr cinfo = &c->cinfo;
-    const uint8_t *wanted = row + (r->left - first) * 3;
-    for (int64_t y = 0; y < r->height; y++) {
-        JSAMPROW rows[1] = {row};
-        if (jpeg_read_scanlines(cinfo, rows, 1) != 1) fail(c, CD_CORRUPT, "premature end of the image");
-        memcpy(out + y * r->width * 3, wanted, r->width * 3);
+    for (int64_t y = 0; y < count; y++) {
+        JSAMPROW row[1] = {rows + y * stride};
+        if (jpeg_read_scanlines(&c->cinfo, row, 1) != 1) fail(c, CD_CORRUPT, "premature end of the image");
     }
 }
 
-static void read_all(context *c, const request *r, uint8_t *row, uint8_t *out)
+/* Every row is decoded; those above and below the crop go to a spare row. */
+static decoded_crop read_all(context *c, const request *r)
 {
     j_decompress_ptr cinfo = &c->cinfo;
-    while (cinfo->output_scanline < cinfo->output_height) {
-        int64_t y = cinfo->output_scanline;
-        JSAMPROW rows[1] = {row};
-        if (jpeg_read_scanlines(cinfo, rows, 1) != 1) fail(c, CD_CORRUPT, "premature end of the image");
-        if (y >= r->top && y < r->top + r->height) memcpy(out + (y - r->top) * r->width * 3, row + r->left * 3, r->width * 3);
-    }
+    int64_t stride = (int64_t)cinfo->output_width * 3;
+    uint8_t *rows = scratch(c, SCRATCH_PIXELS, (size_t)stride * (r->height + 1)), *spare = rows + stride * r->height;
+    read_rows(c, spare, 0, r->top);
+    read_rows(c, rows, stride, r->height);
+    read_rows(c, spare, 0, cinfo->output_height - r->top - r->height);
     jpeg_finish_decompress(cinfo);
+    return (decoded_crop){rows + r->left * 3, stride};
 }
 
-static void read_crop(context *c, const request *r, bool own_entropy, uint8_t *out)
+static decoded_crop read_crop(context *c, const request *r, bool own_entropy)
 {
     j_decompress_ptr cinfo = &c->cinfo;
-    JDIMENSION first = 0;
+    JDIMENSION first = 0, top = (JDIMENSION)r->top;
     crop_columns(c, r, &first);
-    uint8_t *row = scratch(c, SCRATCH_RESIZE, (size_t)cinfo->output_width * 3);
+    int64_t stride = (int64_t)cinfo->output_width * 3;
+    uint8_t *rows = scratch(c, SCRATCH_PIXELS, (size_t)stride * r->height);
     if (own_entropy) {
         begin_entropy(c, r);
         set_pixel_window(c, r, first);
         hook_entropy(c);
     }
-    if (r->top && jpeg_skip_scanlines(cinfo, (JDIMENSION)r->top) != (JDIMENSION)r->top) fail(c, CD_CORRUPT, "premature end of the image");
-    read_rows(c, r, first, row, out);
+    if (top && jpeg_skip_scanlines(cinfo, top) != top) fail(c, CD_CORRUPT, "premature end of the image");
+    read_rows(c, rows, stride, r->height);
     if (own_entropy && (r->flags & CD_VERIFY)) verify_rest(c);
+    return (decoded_crop){rows + (r->left - first) * 3, stride};
 }
 
-/* The crop's pixels, rows of width * 3 bytes, into `out`. Header already read. */
-static void decode_pixels(context *c, const request *r, uint8_t *out)
+/* The crop's pixels in scratch memory. Header already read. */
+static decoded_crop decode_pixels(context *c, const request *r)
 {
     bool own_entropy = is_seekable(&c->cinfo) && !(r->flags & CD_LIBJPEG_HUFFMAN);
     bool full = (r->flags & CD_FULL) || !ends_properly(r) || !can_crop_columns(&c->cinfo) || ((r->flags & CD_VERIFY) && !own_entropy);
     start_pixels(c, r);
-    if (full)
-        read_all(c, r, scratch(c, SCRATCH_RESIZE, (size_t)c->cinfo.output_width * 3), out);
-    else
-        read_crop(c, r, own_entropy, out);
+    return full ? read_all(c, r) : read_crop(c, r, own_entropy);
 }
 
 static void mirror_pixels(uint8_t *pixels, int64_t height, int64_t width)
@@ -127,7 +129,8 @@ static int core_pixels(context *c, const request *r, uint8_t *out)
     if (setjmp(c->escape) == 0) {
         read_header(c, r->jpeg, r->length);
         check_box(c, r);
-        decode_pixels(c, r, out);
+        decoded_crop crop = decode_pixels(c, r);
+        for (int64_t y = 0; y < r->height; y++) memcpy(out + y * r->width * 3, crop.pixels + y * crop.stride, r->width * 3);
         if (r->flip) mirror_pixels(out, r->height, r->width);
     }
     finish(c);

@@ -15,6 +15,10 @@
 
 #include <jerror.h>
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #include "crop_decode.h"
 
 #ifndef LIBJPEG_TURBO_VERSION

@@ -17,9 +17,8 @@ static int core_resize(context *c, const request *r, uint8_t *out, int64_t out_h
         if ((r->flags & CD_FUSED) && can_fuse(c, r)) {
             resize_fused(c, r, out, out_height, out_width);
         } else {
-            uint8_t *pixels = scratch(c, SCRATCH_PIXELS, (size_t)r->height * r->width * 3);
-            decode_pixels(c, r, pixels);
-            resize_job job = {.pixels = pixels, .stride = r->width * 3, .height = r->height, .width = r->width, .out = out,
+            decoded_crop crop = decode_pixels(c, r);
+            resize_job job = {.pixels = crop.pixels, .stride = crop.stride, .height = r->height, .width = r->width, .out = out,
                               .out_height = out_height, .out_width = out_width, .flip = r->flip, .planar = r->flags & CD_PLANAR};
             resize_exact(c, &job, r->flags);
         }

@@ -54,9 +54,7 @@ def test_a_number_equals_what_is_printed(values):
             assert float(printed) == cell["value"]
 
 
-@pytest.mark.parametrize(
-    ("printed", "worth"), [("83.6", 0.1), ("150", 1.0), ("1.20", 0.01), ("102:35", 1 / 60), ("2.2 GB/s", 100.0), ("-0.2", 0.1)]
-)
+@pytest.mark.parametrize(("printed", "worth"), [("83.6", 0.1), ("150", 1.0), ("1.20", 0.01), ("102:35", 1 / 60), ("2.2 GB/s", 100.0), ("-0.2", 0.1)])
 def test_the_last_printed_digit(printed, worth):
     assert published.last_digit(printed) == pytest.approx(worth)
 
@@ -108,10 +106,7 @@ def test_contradictions_are_complete():
 def test_conditions_compare_numbers_as_numbers():
     found = published.select({"paper": "efficient_mae", "table": "table_4", "mask_ratio": 0.9, "column": "top1"})
     assert found["printed"].tolist() == ["83.7", "84.3"]
-    assert (
-        published.one({"paper": "mae", "table": "table_1", "panel": "b", "decoder_width": 128, "column": "ft_top1"})["value"]
-        == 84.9
-    )
+    assert published.one({"paper": "mae", "table": "table_1", "panel": "b", "decoder_width": 128, "column": "ft_top1"})["value"] == 84.9
     assert len(published.select({"paper": "fastmim", "table": "table_10", "mask_token": "*"})) == 6
 
 

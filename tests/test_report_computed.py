@@ -90,9 +90,7 @@ def test_perceptual_ratio_against_sampling():
     expected = np.sqrt(area).mean()
     found = analytic.perceptual_ratio({"sigma_minus": "0.28", "sigma_plus": "1"})
     assert found.value == pytest.approx(expected, abs=1e-3)
-    assert analytic.apparent_size({"sigma_minus": "0.28", "sigma_plus": "1", "res": "160"}).value == pytest.approx(
-        160 / found.value
-    )
+    assert analytic.apparent_size({"sigma_minus": "0.28", "sigma_plus": "1", "res": "160"}).value == pytest.approx(160 / found.value)
 
 
 def test_ranges_carry_the_rounding_of_their_inputs():

@@ -54,16 +54,11 @@ def test_loss_curves_average_over_seeds_and_skip_what_is_missing():
 
 
 def test_comparison_keeps_the_papers_scale_apart_from_ours():
-    table = pd.DataFrame(
-        {"label": ["a", "b"], "value": [80.4, 81.8], "ours": [40.0, 44.0], "ours_low": [39, 43], "ours_high": [41, 45]}
-    )
+    table = pd.DataFrame({"label": ["a", "b"], "value": [80.4, 81.8], "ours": [40.0, 44.0], "ours_low": [39, 43], "ours_high": [41, 45]})
     paper, ours = figures.comparison(table, "epochs").axes
     assert paper.get_ylim()[0] > ours.get_ylim()[1]
     assert [text.get_text() for text in ours.get_xticklabels()] == ["a", "b"]
-    assert (
-        figures.comparison(table.assign(ours=np.nan, ours_low=np.nan, ours_high=np.nan), "epochs").axes[1].get_title(loc="left")
-        == "ours"
-    )
+    assert figures.comparison(table.assign(ours=np.nan, ours_low=np.nan, ours_high=np.nan), "epochs").axes[1].get_title(loc="left") == "ours"
 
 
 def test_reconstructions_are_one_row_an_image():

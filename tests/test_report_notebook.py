@@ -48,9 +48,7 @@ def test_strip_removes_what_opening_and_saving_changes(tmp_path):
     assert notebook.read(tmp_path / "out/b.ipynb").cells[1].metadata.tags == ["parameters"]
 
 
-@pytest.mark.parametrize(
-    ("text", "words"), [(None, "no such notebook"), ("{", "not a Jupyter notebook"), ("[]", "not a Jupyter notebook")]
-)
+@pytest.mark.parametrize(("text", "words"), [(None, "no such notebook"), ("{", "not a Jupyter notebook"), ("[]", "not a Jupyter notebook")])
 def test_what_is_no_notebook_is_told_in_one_line(tmp_path, text, words):
     if text is not None:
         (tmp_path / "a.ipynb").write_text(text)

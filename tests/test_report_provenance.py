@@ -28,9 +28,7 @@ def test_says_what_a_reader_needs_to_repeat_the_run():
 
 def test_git_state_sees_a_tracked_change_and_ignores_an_untracked_result(tmp_path):
     def git(*arguments):
-        subprocess.run(
-            ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *arguments], check=True, capture_output=True
-        )
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *arguments], check=True, capture_output=True)
 
     (tmp_path / "replicate").mkdir()
     code = tmp_path / "replicate" / "code.py"
@@ -54,9 +52,7 @@ def test_without_git_the_revision_is_unknown(monkeypatch, tmp_path):
     assert git_state.__wrapped__(tmp_path)["revision"] == "unknown"
 
 
-@pytest.mark.parametrize(
-    "change", [{"wall_seconds": -1.0}, {"images_per_second": math.nan}, {"peak_memory_bytes": -1}, {"seeds": []}]
-)
+@pytest.mark.parametrize("change", [{"wall_seconds": -1.0}, {"images_per_second": math.nan}, {"peak_memory_bytes": -1}, {"seeds": []}])
 def test_a_value_that_cannot_be_is_refused_by_name(change):
     with pytest.raises(UserError, match=next(iter(change))):
         provenance(**{**GIVEN, **change})

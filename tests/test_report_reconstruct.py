@@ -15,9 +15,7 @@ class Params:
     """As much of `replicate.params.Params` as the function uses."""
 
     def __init__(self, **options):
-        self.run = SimpleNamespace(
-            target="pixel", target_options=options, patch_size=8, image_size=32, mask_ratio=0.75, method="mae", dataset="full"
-        )
+        self.run = SimpleNamespace(target="pixel", target_options=options, patch_size=8, image_size=32, mask_ratio=0.75, method="mae", dataset="full")
 
     def resolve(self, name, budget):
         return self.run

@@ -15,10 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def made(budget="laptop", **accuracies):
-    runs = {
-        name: Run("efficient_learners", name, None, (0, 1, 2), tuple({"top1": value} for value in values))
-        for name, values in accuracies.items()
-    }
+    runs = {name: Run("efficient_learners", name, None, (0, 1, 2), tuple({"top1": value} for value in values)) for name, values in accuracies.items()}
     return Results(budget, runs)
 
 
@@ -77,12 +74,8 @@ def test_totals_count_every_number_once(board):
 
 def test_what_other_people_measured_is_cited_and_what_is_not_built_is_named(board):
     numbers = board.numbers.set_index("id")
-    assert (
-        numbers.loc[published.select({"paper": "mae", "table": "table_4", "method": "MAE"})["id"], "status"] == tables.NOT_BUILT
-    ).all()
-    assert (
-        numbers.loc[published.select({"paper": "mae", "table": "table_3", "method": "DINO"})["id"], "status"] == tables.CITED
-    ).all()
+    assert (numbers.loc[published.select({"paper": "mae", "table": "table_4", "method": "MAE"})["id"], "status"] == tables.NOT_BUILT).all()
+    assert (numbers.loc[published.select({"paper": "mae", "table": "table_3", "method": "DINO"})["id"], "status"] == tables.CITED).all()
     assert (numbers.loc[numbers["status"] == tables.NOT_BUILT, "why"] != "").all()
 
 
@@ -92,15 +85,9 @@ def test_files_and_readme(tmp_path, monkeypatch, board):
     scoreboard.write("laptop", tmp_path)
     folder = tmp_path / "tables" / "laptop"
     assert len(pd.read_csv(folder / "scoreboard.csv")) == 1286 and len(pd.read_csv(folder / "claims.csv")) == 75
-    assert {"status"} <= set(pd.read_csv(folder / "scoreboard.csv").columns) and {"verdict"} <= set(
-        pd.read_csv(folder / "claims.csv").columns
-    )
+    assert {"status"} <= set(pd.read_csv(folder / "scoreboard.csv").columns) and {"verdict"} <= set(pd.read_csv(folder / "claims.csv").columns)
     text = (tmp_path / "README.md").read_text()
-    assert (
-        "<!-- scoreboard laptop -->" in text
-        and "1,286 published numbers" in text
-        and text.endswith("<!-- /scoreboard -->\n\nrest\n")
-    )
+    assert "<!-- scoreboard laptop -->" in text and "1,286 published numbers" in text and text.endswith("<!-- /scoreboard -->\n\nrest\n")
     assert scoreboard.readme_is_current(tmp_path / "README.md", tmp_path)
     scoreboard.write("laptop", tmp_path)
     assert (tmp_path / "README.md").read_text() == text
@@ -113,8 +100,7 @@ def test_pages_hold_every_table(tmp_path, board):
     assert page.count("<tr>") > 1286 and '<a href="mae.html">' in page and "<script" not in page
     text = scoreboard.markdown(board)
     assert (
-        all(title in text for title in scoreboard.TITLES.values())
-        and text.count("#### ") == published.values().groupby(["paper", "table"]).ngroups
+        all(title in text for title in scoreboard.TITLES.values()) and text.count("#### ") == published.values().groupby(["paper", "table"]).ngroups
     )
 
 

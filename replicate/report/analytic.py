@@ -247,11 +247,18 @@ def first_block_rate(setting: Setting) -> Range:
 
 
 def perceptual_ratio(setting: Setting) -> Range:
-    """E[sigma] of a crop whose area is uniform between the squares of sigma_minus and sigma_plus (DailyMAE Eq. 2)."""
-    low, high = (float(setting[key]) for key in ("sigma_minus", "sigma_plus"))
-    return Range.exact(2 / 3 * (high**3 - low**3) / (high**2 - low**2))
+    """E[sigma] of a stage's crops (DailyMAE Eq. 2)."""
+    from replicate.schedules import perceptual
+
+    return Range.exact(perceptual.perceptual_ratio(*_sides(setting)))
 
 
 def apparent_size(setting: Setting) -> Range:
-    """The paper's E[h / sigma], h over E[sigma], in pixels (DailyMAE Eq. 1)."""
-    return Range.exact(float(setting["res"])) / perceptual_ratio(setting)
+    """The paper's E[h / sigma] of a stage's crops, in pixels (DailyMAE Eq. 1)."""
+    from replicate.schedules import perceptual
+
+    return Range.exact(perceptual.apparent_size(int(setting["res"]), *_sides(setting)))
+
+
+def _sides(setting: Setting) -> tuple[float, float]:
+    return float(setting["sigma_minus"]), float(setting["sigma_plus"])

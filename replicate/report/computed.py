@@ -276,9 +276,7 @@ def efficient_learners_total_factor_is_smaller() -> Answer:
 
 ANSWERS: dict[str, Callable[..., Answer]] = {
     "efficient_learners_total_factor_is_smaller": efficient_learners_total_factor_is_smaller,
-    "neighbour_fractions": lambda tolerance: within(
-        {"paper": "efficient_mae", "column": "masked_patches_with_visible_neighbour"}, tolerance
-    ),
+    "neighbour_fractions": lambda tolerance: within({"paper": "efficient_mae", "column": "masked_patches_with_visible_neighbour"}, tolerance),
     "decoded_patch_counts": lambda tolerance: within({"paper": "efficient_mae", "column": "num_patches"}, tolerance),
     "efficient_mae_multiply_adds": lambda relative: within(
         {"paper": "efficient_mae", "table": "table_3", "column": "gflops", "method": ["MAE", "EfficientMAE"]}, relative=relative

@@ -21,9 +21,7 @@ from replicate.report.style import HEATMAP, HEIGHT, MARKERS, OURS, PALETTE, PAPE
 ACCURACY = "top-1 accuracy (%)"
 
 
-def new(
-    rows: int = 1, columns: int = 1, width: float = WIDTH, height: float = HEIGHT, **options: Any
-) -> tuple[Figure, np.ndarray]:
+def new(rows: int = 1, columns: int = 1, width: float = WIDTH, height: float = HEIGHT, **options: Any) -> tuple[Figure, np.ndarray]:
     """An empty figure with the theme and its axes (rows, columns)."""
     set_theme()
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -34,9 +32,7 @@ def curve(axes: Axes, data: Curve, label: str, index: int = 0) -> None:
     """One sweep with the 95 % interval of every point, and a tick on the axis for each."""
     points = [intervals.mean(list(point.values())) for point in data.values]
     reach = [point.half_width if point.has_interval else 0.0 for point in points]
-    axes.errorbar(
-        data.x, [p.value for p in points], yerr=reach, label=label, color=PALETTE[index], marker=MARKERS[index], capsize=3
-    )
+    axes.errorbar(data.x, [p.value for p in points], yerr=reach, label=label, color=PALETTE[index], marker=MARKERS[index], capsize=3)
 
 
 def llrd_curve(reader: Reader, sweeps: Mapping[str, str], published: Mapping[str, tuple[float, float]] | None = None) -> Figure:
@@ -168,8 +164,6 @@ def p2dist_map(distance: np.ndarray, beta: float | None = None, axes: Axes | Non
     if beta is not None:
         rows, columns = np.nonzero(distance > beta)
         axis.scatter(columns, rows, marker="x", color="white", s=14, linewidths=1)
-        axis.set_title(
-            f"decoded {int(((distance > 0) & (distance <= beta)).sum())} of {int((distance > 0).sum())} masked patches"
-        )
+        axis.set_title(f"decoded {int(((distance > 0) & (distance <= beta)).sum())} of {int((distance > 0).sum())} masked patches")
     axis.set(xticks=[], yticks=[])
     return figure

@@ -55,9 +55,7 @@ def execute(paper: str, budget: str, scope: str = "headline") -> Path:
     try:
         papermill.execute_notebook(str(source), str(target), parameters=names, **options)
     except PapermillExecutionError as error:
-        raise UserError(
-            f"{target}: cell [{error.exec_count}] failed with {error.ename}: {_one_line(error.evalue)}; it holds the traceback"
-        ) from None
+        raise UserError(f"{target}: cell [{error.exec_count}] failed with {error.ename}: {_one_line(error.evalue)}; it holds the traceback") from None
     page.write_text(render(read(target)), encoding="utf-8")
     return page
 

@@ -97,14 +97,8 @@ def write(budget: str, root: str | Path = ".", readme: str | Path | None = "READ
     (folder / "scoreboard.md").write_text(markdown(board), encoding="utf-8")
     target = root / "executed" / budget / "scoreboard.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(
-        html_page(board, [paper for paper in published.PAPERS if target.with_name(f"{paper}.html").exists()]), "utf-8"
-    )
-    if (
-        readme is not None
-        and (root / readme).exists()
-        and START.format(budget=budget) in (root / readme).read_text(encoding="utf-8")
-    ):
+    target.write_text(html_page(board, [paper for paper in published.PAPERS if target.with_name(f"{paper}.html").exists()]), "utf-8")
+    if readme is not None and (root / readme).exists() and START.format(budget=budget) in (root / readme).read_text(encoding="utf-8"):
         update_readme(root / readme, board)
     return board
 
@@ -150,21 +144,15 @@ def markdown(board: Scoreboard) -> str:
 def html_page(board: Scoreboard, pages: Sequence[str] = ()) -> str:
     """The whole scoreboard as one page of HTML; `pages` are the papers that have a page of their own beside it."""
     links = "".join(f'<a href="{paper}.html">{html.escape(TITLES[paper])}</a>' for paper in pages)
-    parts = [
-        f"<h1>Scoreboard</h1><p>Every published number and every claim, at the budget <b>{html.escape(board.budget)}</b>.</p>"
-    ]
+    parts = [f"<h1>Scoreboard</h1><p>Every published number and every claim, at the budget <b>{html.escape(board.budget)}</b>.</p>"]
     parts += ["<h2>Numbers</h2>", _html(_texts(board.totals)), "<h2>Claims</h2>", _html(_texts(board.verdicts))]
-    meaning = "".join(
-        f"<li><i>{status}</i>: {html.escape(MEANING[status])}</li>" for status in board.totals.columns if status in MEANING
-    )
+    meaning = "".join(f"<li><i>{status}</i>: {html.escape(MEANING[status])}</li>" for status in board.totals.columns if status in MEANING)
     parts.append(f"<details><summary>what the statuses mean</summary><ul>{meaning}</ul></details>")
     for paper in published.PAPERS:
         claims = board.claims[board.claims["paper"] == paper]
         parts += [f'<h2 id="{paper}">{html.escape(TITLES[paper])}</h2>', _html(_claims(claims))]
         for name, table in board.numbers[board.numbers["paper"] == paper].groupby("table", sort=False):
-            parts.append(
-                f"<details><summary>{_place(name)}, {len(table)} numbers</summary>{_html(tables.display(table))}</details>"
-            )
+            parts.append(f"<details><summary>{_place(name)}, {len(table)} numbers</summary>{_html(tables.display(table))}</details>")
     return page(f"Scoreboard, {board.budget}", "\n".join(parts), f"<nav>{links}</nav>" if links else "")
 
 

@@ -103,9 +103,7 @@ def latex(table: pd.DataFrame) -> str:
     lines = [" & ".join(_escaped(text) for text in line) + r" \\" for line in table.itertuples(index=False)]
     head = " & ".join(_escaped(name) for name in table.columns) + r" \\"
     columns = "ll" + "r" * (len(table.columns) - 3) + "l"
-    return "\n".join(
-        [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""]
-    )
+    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def fill(quantity: Any, setting: Mapping[str, str]) -> Any:
@@ -168,11 +166,7 @@ def _measured(cell: Mapping[str, Any], rule: Mapping[str, Any], reader: Reader, 
     except NotRun as error:
         return named | {"status": NOT_RUN, "why": f"not run: {error}"}
     numbers = {"ours": found.value, "ours_low": found.low, "ours_high": found.high, "seeds": found.seeds}
-    return (
-        named
-        | numbers
-        | {"status": _status(cell, found, reader.results.budget, judged.get(rule.get("claim", ""), verdicts.NOT_RUN))}
-    )
+    return named | numbers | {"status": _status(cell, found, reader.results.budget, judged.get(rule.get("claim", ""), verdicts.NOT_RUN))}
 
 
 def _status(cell: Mapping[str, Any], found: Estimate, budget: str, verdict: str) -> str:

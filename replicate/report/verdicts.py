@@ -105,9 +105,7 @@ def describe(spec: dict[str, Any]) -> str:
     if "left" in spec:
         margin = spec.get("margin", 0.0) or spec.get("tolerance", 0.0)
         sign = {"above": ">", "not_below": "≥", "equal": "=", "ratio_above": "/", "ratio_below": "/"}[kind]
-        ending = (
-            {"above": f" + {margin:g}", "not_below": f" - {margin:g}", "equal": f" ± {margin:g}"}.get(kind, "") if margin else ""
-        )
+        ending = {"above": f" + {margin:g}", "not_below": f" - {margin:g}", "equal": f" ± {margin:g}"}.get(kind, "") if margin else ""
         limit = f" {'>' if kind == 'ratio_above' else '<'} {bound:g}" if bound is not None else ""
         return f"{left} {sign} {right}{ending}{limit}"
     if kind == "computed":

@@ -95,4 +95,7 @@ def test_colours_stay_apart_for_colour_blind_readers():
 
 
 def test_a_figure_shows_itself():
-    assert figures.new()[0]._repr_png_().startswith(b"\x89PNG")
+    data, metadata = figures.llrd_curve(reader("light"), {"light": "light_llrd"})._repr_png_()
+    assert data.startswith(b"\x89PNG") and metadata == {"alt": "ours: top-1 accuracy (%) against layer-wise learning-rate decay"}
+    image = np.zeros((4, 4, 3))
+    assert figures.reconstructions([{"masked": image, "original": image}]).description == "masked; original"

@@ -58,12 +58,14 @@ def test_what_is_no_notebook_is_told_in_one_line(tmp_path, text, words):
 
 
 def test_execute_passes_names_and_renders_one_page(here):
-    nbformat.write(make("print(paper, budget)", "import pandas as pd\npd.DataFrame({'a': [1]})"), here / "notebooks/mae.ipynb")
+    drawing = "from replicate.report import figures\nfigures.loss_curves({})"
+    nbformat.write(make("print(paper, budget)", "import pandas as pd\npd.DataFrame({'a': [1]})", drawing), here / "notebooks/mae.ipynb")
     path = notebook.execute("mae", "smoke")
     assert path == Path("executed/smoke/mae.html") and Path("executed/smoke/mae.ipynb").exists()
     text = path.read_text()
     assert "mae smoke" in text and "<table" in text and "<title>A title</title>" in text
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    assert 'alt="training loss against fraction of the run"' in text
     assert _outside(text) == []
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import seaborn as sns
 from matplotlib import figure as mpl_figure
+from matplotlib.axes import Axes
 
 # Okabe and Ito, "Color Universal Design" (2008): blue, bluish green, reddish purple, orange, sky blue, black, and last vermilion,
 # which is kept for the papers' own numbers.
@@ -40,10 +41,22 @@ _DATELESS = {".svg": {"Date": None}, ".pdf": {"CreationDate": None, "ModDate": N
 class Figure(mpl_figure.Figure):
     """A figure that shows itself in a notebook, although no pyplot knows of it."""
 
-    def _repr_png_(self) -> bytes:
+    @property
+    def description(self) -> str:
+        """What is drawn, for readers who do not see it: each panel's title and axes."""
+        panels = (_described(axes) for axes in self.axes)
+        return "; ".join(dict.fromkeys(text for text in panels if text)) or "a grid of images"
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", metadata=_DATELESS[".png"])
-        return buffer.getvalue()
+        return buffer.getvalue(), {"alt": self.description}
+
+
+def _described(axes: Axes) -> str:
+    title = axes.get_title(loc="left") or axes.get_title()
+    labels = " against ".join(label for label in (axes.get_ylabel(), axes.get_xlabel()) if label)
+    return ": ".join(text for text in (title, labels) if text)
 
 
 def set_theme() -> None:

@@ -29,9 +29,7 @@ def _inside(boxes: np.ndarray, sizes: np.ndarray) -> bool:
 
 
 @settings(deadline=None, max_examples=100)
-@given(
-    st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=20), st.integers(0, 2**40), st.integers(0, 999), st.floats(0.05, 0.9)
-)
+@given(st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=20), st.integers(0, 2**40), st.integers(0, 999), st.floats(0.05, 0.9))
 def test_every_box_lies_inside_its_image(sizes: list[tuple[int, int]], seed: int, epoch: int, low: float) -> None:
     shapes, index = np.array(sizes), np.arange(len(sizes))
     for boxes in (
@@ -66,9 +64,7 @@ def test_an_image_too_narrow_for_any_attempt_gets_torchvisions_fallback() -> Non
 def test_a_box_depends_on_seed_epoch_and_index_alone() -> None:
     sizes, index = np.tile((300, 400), (50, 1)), np.arange(50)
     whole = crops.random_resized_crop_boxes(sizes, index, seed=1, epoch=2)
-    one_by_one = [
-        crops.random_resized_crop_boxes(sizes[i : i + 1], index[i : i + 1], seed=1, epoch=2)[0] for i in reversed(range(50))
-    ]
+    one_by_one = [crops.random_resized_crop_boxes(sizes[i : i + 1], index[i : i + 1], seed=1, epoch=2)[0] for i in reversed(range(50))]
     assert np.array_equal(whole, np.array(one_by_one[::-1]))
     for other in ({"seed": 1, "epoch": 3}, {"seed": 2, "epoch": 2}):
         assert not np.array_equal(whole, crops.random_resized_crop_boxes(sizes, index, **other))
@@ -113,10 +109,7 @@ def test_an_order_is_a_permutation_and_changes_each_epoch() -> None:
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 5), st.booleans())
 def test_ranks_share_an_epoch_evenly(num_images: int, batch_size: int, world_size: int, drop_last: bool) -> None:
     order = crops.epoch_order(num_images, seed=0, epoch=0)
-    ranks = [
-        crops.training_batches(order, batch_size, rank=rank, world_size=world_size, drop_last=drop_last)
-        for rank in range(world_size)
-    ]
+    ranks = [crops.training_batches(order, batch_size, rank=rank, world_size=world_size, drop_last=drop_last) for rank in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
     seen = np.concatenate([np.concatenate([*batches, np.empty(0, int)]) for batches in ranks])
     rest = num_images % (batch_size * world_size)
@@ -136,9 +129,5 @@ def test_two_ranks_see_the_batches_of_one_process() -> None:
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 5))
 def test_evaluation_counts_every_image_once(num_images: int, batch_size: int, world_size: int) -> None:
-    batches = [
-        b
-        for rank in range(world_size)
-        for b in crops.evaluation_batches(num_images, batch_size, rank=rank, world_size=world_size)
-    ]
+    batches = [b for rank in range(world_size) for b in crops.evaluation_batches(num_images, batch_size, rank=rank, world_size=world_size)]
     assert np.concatenate(batches).tolist() == list(range(num_images))

@@ -88,9 +88,7 @@ def _field_positions(path: Path, fields: np.ndarray) -> tuple[list[str], str, st
     types = [int(field["type_id"]) for field in fields]
     unknown = [name for name, type_id in zip(names, types, strict=True) if type_id not in _RECORDS]
     if unknown:
-        raise UserError(
-            f"{path}: field {unknown[0]!r} is neither an RGB image nor a number; only image classification sets are read"
-        )
+        raise UserError(f"{path}: field {unknown[0]!r} is neither an RGB image nor a number; only image classification sets are read")
     if RGB_IMAGE not in types or INT not in types:
         raise UserError(f"{path}: has the fields {', '.join(names)}; an RGB image and an integer label are needed")
     label = names.index("label") if "label" in names else types.index(INT)
@@ -110,9 +108,7 @@ def _read_metadata(path: Path, header: np.void, fields: np.ndarray) -> np.ndarra
 def _read_allocations(path: Path, num_bytes: int, header: np.void) -> np.ndarray:
     start, count = int(header["alloc_table_ptr"]), int(header["num_samples"])
     if num_bytes - start != count * ALLOCATION.itemsize:
-        raise _damaged(
-            path, f"its allocation table has {(num_bytes - start) / ALLOCATION.itemsize:g} entries for {count} samples"
-        )
+        raise _damaged(path, f"its allocation table has {(num_bytes - start) / ALLOCATION.itemsize:g} entries for {count} samples")
     table = np.fromfile(path, ALLOCATION, offset=start)
     return table[np.argsort(table["ptr"], kind="stable")]
 
@@ -123,9 +119,7 @@ def _lengths(path: Path, images: np.ndarray, table: np.ndarray, data_start: int,
     place = np.minimum(np.searchsorted(table["ptr"], pointers), len(table) - 1)
     lengths = table["size"][place]
     # Compared as differences: a garbage size near 2**64 would wrap a sum around.
-    inside = (
-        (pointers >= data_start) & (pointers <= data_end) & (lengths <= data_end - np.minimum(pointers, data_end)) & (lengths > 0)
-    )
+    inside = (pointers >= data_start) & (pointers <= data_end) & (lengths <= data_end - np.minimum(pointers, data_end)) & (lengths > 0)
     raw_ok = (images["mode"] != RAW) | (lengths == images["width"].astype(np.uint64) * images["height"] * np.uint64(3))
     for good, what in (
         (table["ptr"][place] == pointers, "its data is missing from the allocation table"),

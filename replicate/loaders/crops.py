@@ -110,9 +110,7 @@ def epoch_order(num_images: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(hashes(seed, epoch, ORDER, np.arange(num_images)), kind="stable")
 
 
-def training_batches(
-    order: np.ndarray, batch_size: int, *, rank: int = 0, world_size: int = 1, drop_last: bool = True
-) -> list[np.ndarray]:
+def training_batches(order: np.ndarray, batch_size: int, *, rank: int = 0, world_size: int = 1, drop_last: bool = True) -> list[np.ndarray]:
     """This rank's batches: step t of all ranks together is step t of one process with `world_size` times the batch.
 
     Every rank gets the same number of batches and no sample is seen twice. A last, incomplete global batch is dropped, or, with

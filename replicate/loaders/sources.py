@@ -98,10 +98,7 @@ def cap_evenly(files: Sequence[Sequence[Path]], limit: int | None, seed: int) ->
     if limit < len(files):
         raise UserError(f"data images: {limit} must be at least the number of classes, {len(files)}")
     quotas = [limit // len(files) + (label < limit % len(files)) for label in range(len(files))]
-    return [
-        take_share(group, label, min(quota / len(group), 1.0), seed)
-        for label, (group, quota) in enumerate(zip(files, quotas, strict=True))
-    ]
+    return [take_share(group, label, min(quota / len(group), 1.0), seed) for label, (group, quota) in enumerate(zip(files, quotas, strict=True))]
 
 
 def open_folder(

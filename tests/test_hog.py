@@ -58,6 +58,14 @@ def test_an_image_alone_and_in_a_batch_of_several_chunks(monkeypatch: pytest.Mon
     assert all(torch.equal(target(pixels[i : i + 1]), whole[i : i + 1]) for i in range(7))
 
 
+def test_the_threads_of_everything_else_are_left_as_they_were() -> None:
+    before = torch.get_num_threads()
+    hog.Target(16)(random_pixels(8, 224))
+    with pytest.raises(RuntimeError):
+        hog._fill(torch.empty(2, 3), random_pixels(2, 64), lambda some, out: out.copy_(torch.zeros(5)))
+    assert torch.get_num_threads() == before
+
+
 def test_images_need_not_be_square() -> None:
     pixels = random_pixels(2, 96)[:, :, :64]
     np.testing.assert_allclose(hog.dense_hog(pixels).numpy(), scikit_cells(pixels.numpy()), atol=1e-6)

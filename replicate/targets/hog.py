@@ -13,7 +13,9 @@ in which single-precision pixels give exact gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -98,18 +100,47 @@ def _normalised_cells(planes: Tensor, cell: int) -> Tensor:
     return sums.div_(norm)
 
 
-def _histograms(images: Tensor, cell: int) -> Iterator[Tensor]:
-    """The histograms of a batch (N, C, H, W), a few images (n, C, 9, h, w) at a time so that the work stays in cache."""
-    channels, height, width = images.shape[1:]
-    if height % cell or width % cell:
-        raise UserError(f"image size {height}x{width} is not a multiple of the HOG cell, {cell} pixels")
+def _histograms(images: Tensor, cell: int) -> Tensor:
+    """(n, C, H, W) -> (n, C, 9, H / cell, W / cell)."""
+    cells = _normalised_cells(images.flatten(0, 1), cell)
+    return cells.unflatten(1, images.shape[:2]).movedim(0, 2)
+
+
+@contextmanager
+def _serial_operations() -> Iterator[int]:
+    """Within it, an operation uses one thread of the CPU, here and in threads that start; yields how many it used before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fill(out: Tensor, images: Tensor, work: Callable[[Tensor, Tensor], None]) -> Tensor:
+    """Fills `out` (N, ...) by `work(images, out)` on a few images at a time, so that what is worked on stays in cache.
+
+    On a CPU every thread takes its own images: threads that share each of the many short operations would wait for one another at
+    every one of them, for as long as another process holds a core.
+    """
     pixels = eight_bit(images)
-    at_a_time = max(1, _CHUNK.get(images.device.type, _CHUNK_ACCELERATOR) // (channels * height * width))
-    for some in (images if pixels is None else pixels).split(at_a_time):
-        # Autocast would make the pooling product half precision.
+    source = images.detach() if pixels is None else pixels
+    at_a_time = max(1, _CHUNK.get(images.device.type, _CHUNK_ACCELERATOR) // images[:1].numel())
+    parts = source.split(at_a_time), out.split(at_a_time)
+    if images.device.type != "cpu":
+        # Autocast would make the pooling product half precision; threads that start know nothing of it.
         with torch.autocast(images.device.type, enabled=False):
-            cells = _normalised_cells(some.flatten(0, 1), cell)
-        yield cells.unflatten(1, (-1, channels)).movedim(0, 2)
+            list(map(work, *parts))
+        return out
+    with _serial_operations() as threads, ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, *parts))
+    return out
+
+
+def _check_multiple(images: Tensor, size: int, what: str) -> None:
+    height, width = images.shape[-2:]
+    if height % size or width % size:
+        raise UserError(f"image size {height}x{width} is not a multiple of the {what}, {size} pixels")
 
 
 @torch.no_grad()
@@ -121,7 +152,10 @@ def dense_hog(images: Tensor, cell: int = CELL) -> Tensor:
     they are normalised 8-bit pixels, which are rounded back (on an accelerator, finding that out waits for it: hand over the
     uint8 pixels where speed matters). Raises UserError when a side is not a multiple of the cell.
     """
-    return torch.cat([cells.float() for cells in _histograms(images, cell)])
+    _check_multiple(images, cell, "HOG cell")
+    batch, channels, height, width = images.shape
+    out = torch.empty((batch, channels, BINS, height // cell, width // cell), device=images.device)
+    return _fill(out, images, lambda some, cells: cells.copy_(_histograms(some, cell)))
 
 
 @lru_cache(maxsize=8)
@@ -152,25 +186,21 @@ class Target(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, L, dim). Raises UserError when a side is not a multiple of the unit."""
-        height, width = images.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise UserError(f"image size {height}x{width} is not a multiple of the unit, {self.patch_size} pixels")
-        units = torch.empty((len(images), height * width // self.patch_size**2, self.dim), device=images.device)
-        start = 0
-        for cells in _histograms(images, self.cell):
-            self._fill_units(cells.float(), units[start : start + len(cells)])
-            start += len(cells)
-        return units
+        _check_multiple(images, self.patch_size, "unit")
+        count = images.shape[-2] * images.shape[-1] // self.patch_size**2
+        units = torch.empty((len(images), count, self.dim), device=images.device)
+        return _fill(units, images, lambda some, out: self._fill_units(_histograms(some, self.cell).float(), out))
 
     def to_units(self, cells: Tensor) -> Tensor:
         """Dense histograms (N, 3, 9, h, w) -> (N, L, dim), units in raster order."""
         count = cells.shape[-2] * cells.shape[-1] // self.cells_a_side**2
-        return self._fill_units(cells, cells.new_empty((len(cells), count, self.dim)))
+        units = cells.new_empty((len(cells), count, self.dim))
+        self._fill_units(cells, units)
+        return units
 
-    def _fill_units(self, cells: Tensor, out: Tensor) -> Tensor:
+    def _fill_units(self, cells: Tensor, out: Tensor) -> None:
         order = _unit_order(cells.shape[-2], cells.shape[-1], self.cells_a_side, cells.device)
         torch.index_select(cells.flatten(1), 1, order, out=out.flatten(1))
-        return out
 
     def to_dense(self, units: Tensor, grid: tuple[int, int]) -> Tensor:
         """The inverse of `to_units`: targets or predictions (N, L, dim) of a grid (rows, columns) -> (N, 3, 9, h, w)."""

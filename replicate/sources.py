@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 from functools import cache
 from pathlib import Path
 
@@ -52,6 +53,13 @@ def evaluate_entries(run) -> tuple[str, ...]:
     return (f"replicate.trainers.{run.protocol}", *(f"replicate.{loader}" for loader in LOADERS))
 
 
+def notebook_entries(notebook: Path) -> tuple[str, ...]:
+    """Entry modules of `python -m replicate notebook` for a notebook: the command's own, and what the notebook's cells import."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return ("replicate.report.notebook", *_modules_in(ast.parse(code)))
+
+
 def _file_of(module: str) -> Path | None:
     path = ROOT.joinpath(*module.split("."))
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
@@ -63,7 +71,11 @@ def _file_of(module: str) -> Path | None:
 def _imported_modules(path: Path) -> list[str]:
     parts = path.relative_to(ROOT).parts
     modules = [".".join(parts[:depth]) for depth in range(1, len(parts))]
-    tree = ast.parse(path.read_text())
+    return modules + _modules_in(ast.parse(path.read_text()))
+
+
+def _modules_in(tree: ast.Module) -> list[str]:
+    modules = []
     ignored = {id(node) for block in ast.walk(tree) if _is_type_checking(block) for node in ast.walk(block)}
     for node in ast.walk(tree):
         if id(node) in ignored:

@@ -7,7 +7,7 @@ import yaml
 from dvc.repo import Repo
 
 from replicate.params import load
-from replicate.sources import closure, evaluate_entries, pretrain_entries
+from replicate.sources import closure, evaluate_entries, notebook_entries, pretrain_entries
 
 ROOT = Path(__file__).resolve().parents[1]
 LENS = {Path("replicate/params.py"), Path("replicate/budget.py")}
@@ -57,6 +57,13 @@ def test_no_run_depends_on_another_option_of_the_harness(stages, params):
 def test_data_stages_depend_on_exactly_what_they_import(stages, params):
     for name in params.datasets:
         assert code_dependencies(stages[ROOT.name, f"data@{name}"]) == set(closure("replicate.loaders.data")) | LENS, name
+
+
+def test_notebook_stages_depend_on_all_they_import(stages, params):
+    for name, paper in params.papers.items():
+        wanted = set(closure(*notebook_entries(ROOT / paper.notebook)))
+        for folder in (ROOT.name, "grids"):
+            assert wanted - code_dependencies(stages[folder, f"notebook@{name}"]) == set(), folder
 
 
 def test_a_stage_depends_on_its_own_run_and_budget_only(stages, params):

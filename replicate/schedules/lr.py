@@ -1,4 +1,4 @@
-"""Learning rate over iterations: linear warm-up from zero, then half a cosine (MAE Tables 8 and 9; SGDR for the cosine)."""
+"""Learning rate over iterations: linear warm-up from zero, then half a cosine (MAE Tables 7 and 8; SGDR for the cosine)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""End-to-end and partial fine-tuning with layer-wise lr decay (MAE Table 9, Figure 9; MAE Are Secretly Efficient Learners Table 3b)."""
+"""End-to-end and partial fine-tuning with layer-wise lr decay (MAE Table 8, Figure 9; MAE Are Secretly Efficient Learners Table 3b)."""
 
 from __future__ import annotations
 

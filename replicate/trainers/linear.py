@@ -1,4 +1,4 @@
-"""Linear probing: the encoder frozen, BatchNorm without affine parameters, one linear layer, LARS (MAE Table 10 and appendix A.1)."""
+"""Linear probing: the encoder frozen, BatchNorm without affine parameters, one linear layer, LARS (MAE Table 9 and appendix A.1)."""
 
 from __future__ import annotations
 

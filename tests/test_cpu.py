@@ -58,12 +58,14 @@ def test_other_types_and_small_products_take_torchs_path(monkeypatch):
         layer(torch.randn(2, 8))
 
 
-def test_attention_in_bfloat16_equals_the_fused_kernel():
+def test_attention_in_bfloat16_equals_the_fused_kernel(monkeypatch):
     torch.manual_seed(0)
     model = MAE(image_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=4, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        tuned = model(images, noise).pred.float()
+        with monkeypatch.context() as patch:
+            patch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: pytest.fail("the fused kernel ran"))
+            tuned = model(images, noise).pred.float()
         with cpu.plain_torch():
             fused = model(images, noise).pred.float()
     exact = model(images, noise).pred

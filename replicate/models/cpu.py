@@ -62,9 +62,10 @@ class Linear(nn.Linear):
 class CpuAttention(Attention):
     """timm's self-attention, unfused for bfloat16 on a CPU."""
 
-    def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        if arguments or options or not _unfused_pays(x) or (self.training and self.attn_drop.p):
-            return super().forward(x, *arguments, **options)
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        masked = attn_mask is not None or any(options.values())
+        if masked or not _unfused_pays(x) or (self.training and self.attn_drop.p):
+            return super().forward(x, attn_mask=attn_mask, **options)
         query, key, value = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         mixed = attend(self.q_norm(query), self.k_norm(key), value).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(self.norm(mixed)))

@@ -457,6 +457,20 @@ def test_numba_calls_the_function(example):
     assert decode(np.frombuffer(jpeg[:900], np.uint8), out, 64, box, True, 0) == crop_decode.STATUS.index("corrupt")
 
 
+def test_exact_equals_what_ffcv_computes(example):
+    """FFCV's own decoder (fast DCT) and resize, called directly."""
+    libffcv = pytest.importorskip("ffcv.libffcv")
+    jpeg, whole = example
+    height, width = whole.shape[:2]
+    pixels, out = np.empty(whole.shape, np.uint8), np.empty((64, 64, 3), np.uint8)
+    libffcv.imdecode(np.frombuffer(jpeg, np.uint8), pixels, height, width, height, width, 0, 0, 1, 1, False, False)
+    rng = np.random.default_rng(13)
+    for _ in range(40):
+        top, left, tall, wide = random_box(rng, height, width)
+        libffcv.resize_crop(pixels, top, top + tall, left, left + wide, out)
+        np.testing.assert_array_equal(crop_decode.decode_crop_resize(jpeg, (top, left, tall, wide), False, 64, Decoding(dct="fast")), out)
+
+
 @pytest.mark.slow
 def test_20_000_crops_of_real_photographs():
     """REPLICATE_REAL_DATA: a folder with imagenet-sample-167/. Every photograph as it is, with restart markers, and re-encoded at 500 px."""

@@ -1,0 +1,304 @@
+"""What each step of crop decode brings, against stock FFCV and against decoding whole images.
+
+Run: python benchmarks/crop_decode.py [--images FOLDER] [--repeat 30] [--rounds 5] [--quality 90 95] [--threads 1 2] [--size 224]
+
+FOLDER holds photographs (any depth; default: $REPLICATE_REAL_DATA/imagenet-sample-167, else those that scikit-image carries). They are written as
+.beton at 500 px and each quality, `repeat` times over so that epochs are long; boxes are RandomResizedCrop(0.08, 1), and half the images are
+flipped, the same in every case. Everything runs in one process, the cases taking turns. With one thread, time is the process's CPU time, which
+other users of the machine do not add to; with more it is wall time.
+
+The steps, each on top of the one before: `crop` libjpeg decodes the crop's rows and columns (DailyMAE's idea) and our area filter resizes; `entropy`
+adds our Huffman decoder; `restart` and `index` let it jump to the crop (two ways to the same end); `fused` resizes before colour conversion. All
+but `fused` have the pixels of full decode + crop + OpenCV's INTER_AREA; its PSNR stands in its rows. Stock FFCV uses the fast DCT, ours the accurate.
+"""
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import cv2
+import numpy as np
+
+from replicate.cost.bench import Timing, compare, interleave, write_results
+from replicate.errors import UserError
+from replicate.loaders import Augmentation, crop_decode, crops, open_loader
+from replicate.loaders.beton_format import read_tables
+from replicate.loaders.crop_decode import Decoding
+from replicate.loaders.decode import decode_image
+from replicate.loaders.restart import SeekIndex
+from replicate.loaders.sources import EXTENSIONS
+from replicate.loaders.writer import WriteSettings, encode_jpeg, shrink, write_beton
+
+BATCH, RESOLUTION, INTERVAL = 256, 500, 8
+STEPS = {
+    "full": (Decoding(full=True, entropy="libjpeg"), "plain"),
+    "crop": (Decoding(entropy="libjpeg"), "plain"),
+    "crop + entropy": (Decoding(), "plain"),
+    "crop + entropy + restart": (Decoding(), "restart"),
+    "crop + entropy + index": (Decoding(), "index"),
+    "crop + entropy + fused": (Decoding(resize="fused"), "plain"),
+    "crop + entropy + restart + fused": (Decoding(resize="fused"), "restart"),
+    "crop + entropy + index + fused": (Decoding(resize="fused"), "index"),
+}
+
+
+def photographs(folder: Path | None) -> list[np.ndarray]:
+    """The images below a folder, or those of scikit-image, at 500 px."""
+    if folder is None:
+        from skimage import data
+
+        images = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.immunohistochemistry()]
+    else:
+        images = [decode_image(path.read_bytes(), str(path)) for path in sorted(folder.rglob("*")) if path.suffix.lower() in EXTENSIONS]
+    if not images:
+        raise UserError(f"{folder}: no JPEG or PNG file in it")
+    return [shrink(np.ascontiguousarray(image), RESOLUTION) for image in images]
+
+
+class Repeated:
+    """A source for the writer: the same JPEGs over and over."""
+
+    def __init__(self, images: list[np.ndarray], quality: int, repeat: int) -> None:
+        self.jpegs = [encode_jpeg(image, quality) for image in images] * repeat
+        self.labels = np.zeros(len(self.jpegs), np.int64)
+        self.names, self.class_names = [str(i) for i in range(len(self.jpegs))], ["photograph"]
+
+    def __len__(self) -> int:
+        return len(self.jpegs)
+
+    def read(self, index: int) -> bytes:
+        return self.jpegs[index]
+
+
+class Crops:
+    """A .beton mapped into memory, with the epoch's boxes and flips."""
+
+    def __init__(self, path: Path, size: int, seek: bool) -> None:
+        self.path, self.size = path, size
+        self.tables = read_tables(path)
+        self.bytes = np.memmap(path, np.uint8, mode="r")
+        self.addresses = (self.tables.pointers + self.bytes.ctypes.data).astype(np.uint64)
+        self.seek = SeekIndex(path.with_suffix(".seek"), len(self.tables)) if seek else None
+        number = np.arange(len(self.tables))
+        self.boxes = crops.random_resized_crop_boxes(self.tables.sizes, number, seed=0, epoch=0)
+        self.flips = crops.flips(number, seed=0, epoch=0)
+
+    def batches(self) -> list[slice]:
+        return [slice(start, start + BATCH) for start in range(0, len(self.tables), BATCH)]
+
+    def decode(self, decoding: Decoding, threads: int, out: np.ndarray, part: slice) -> np.ndarray:
+        where = (None, None) if self.seek is None else (self.seek.addresses[part], self.seek.lengths[part])
+        addresses, lengths = self.addresses[part], self.tables.lengths[part]
+        result = crop_decode.decode_batch(
+            *(addresses, lengths, self.boxes[part], self.flips[part], self.size, decoding),
+            **{"index_addresses": where[0], "index_lengths": where[1], "threads": threads, "out": out[: len(addresses)]},
+        )
+        if result.messages:
+            raise RuntimeError(f"{self.path}: {result.messages}")
+        return result.images
+
+    def epoch(self, decoding: Decoding, threads: int) -> None:
+        out = np.empty((BATCH, self.size, self.size, 3), np.uint8)
+        for part in self.batches():
+            self.decode(decoding, threads, out, part)
+
+    def epoch_with_opencv(self) -> None:
+        """Whole images through cv2 alone, one thread."""
+        out = np.empty((self.size, self.size, 3), np.uint8)
+        for i, (top, left, height, width) in enumerate(self.boxes):
+            start = self.tables.pointers[i]
+            image = cv2.imdecode(self.bytes[start : start + self.tables.lengths[i]], cv2.IMREAD_COLOR_RGB)
+            cv2.resize(image[top : top + height, left : left + width], (self.size, self.size), dst=out, interpolation=cv2.INTER_AREA)
+            if self.flips[i]:
+                out[:] = out[:, ::-1]
+
+
+def stock_ffcv(crops_: Crops, threads: int, own_boxes: bool = True) -> Iterable[object]:
+    """The batches of FFCV's own pipeline: whole image, crop, area resize, RandomHorizontalFlip. own_boxes: our boxes instead of its random ones."""
+    warnings.simplefilter("ignore")
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+    from ffcv.libffcv import imdecode, resize_crop
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.transforms import RandomHorizontalFlip
+
+    boxes = crops_.boxes.astype(np.int64)
+
+    class GivenCrops(RandomResizedCropRGBImageDecoder):
+        """The stock decoder with a table of boxes where it draws one."""
+
+        def generate_code(self) -> Callable[..., np.ndarray]:
+            read, spread = self.memory_read, Compiler.get_iterator()
+            decode_image, resize = Compiler.compile(imdecode), Compiler.compile(resize_crop)
+
+            def decode(batch_indices, memory, metadata, storage_state):
+                images, whole = memory
+                for i in spread(len(batch_indices)):
+                    field = metadata[batch_indices[i]]
+                    height, width = np.uint32(field["height"]), np.uint32(field["width"])
+                    pixels = whole[i]
+                    decode_image(read(field["data_ptr"], storage_state), pixels, height, width, height, width, 0, 0, 1, 1, False, False)
+                    pixels = pixels.reshape(-1)[: 3 * height * width].reshape(height, width, 3)
+                    top, left, tall, wide = boxes[batch_indices[i]]
+                    resize(pixels, top, top + tall, left, left + wide, images[i])
+                return images[: len(batch_indices)]
+
+            decode.is_parallel = True
+            return decode
+
+    decoder = (GivenCrops if own_boxes else RandomResizedCropRGBImageDecoder)((crops_.size, crops_.size))
+    loader = Loader(
+        str(crops_.path),
+        batch_size=BATCH,
+        num_workers=threads,
+        order=OrderOption.SEQUENTIAL,
+        drop_last=False,
+        pipelines={"image": [decoder, RandomHorizontalFlip()], "label": None},
+    )
+
+    return loader
+
+
+def exhaust(batches: Iterable[object]) -> None:
+    for _ in batches:
+        pass
+
+
+def has_ffcv() -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ffcv.loader  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def fused_psnr(data: Crops) -> dict[str, float]:
+    """PSNR in dB of fused against exact crops: median, first percentile and least over the data set, at most 1,000 crops."""
+    ratios = []
+    for part in data.batches()[:4]:
+        shape = (BATCH, data.size, data.size, 3)
+        exact, fused = (data.decode(Decoding(resize=mode), 1, np.empty(shape, np.uint8), part) for mode in ("exact", "fused"))
+        error = ((exact.astype(np.float32) - fused) ** 2).mean((1, 2, 3))
+        ratios.append(10 * np.log10(255**2 / np.maximum(error, 1e-9)))
+    together = np.concatenate(ratios)
+    return {"psnr_median": float(np.median(together)), "psnr_p1": float(np.percentile(together, 1)), "psnr_min": float(together.min())}
+
+
+def write_files(folder: Path, source: Repeated, quality: int, size: int) -> dict[str, Crops]:
+    plain, marked = folder / f"plain_{quality}.beton", folder / f"restart_{quality}.beton"
+    write_beton(plain, source, WriteSettings(seek=INTERVAL), progress=False)
+    write_beton(marked, source, WriteSettings(restart=INTERVAL), progress=False)
+    files = {"plain": Crops(plain, size, False), "index": Crops(plain, size, True), "restart": Crops(marked, size, False)}
+    images = files["plain"].tables.lengths.sum()
+    for kind, added in (("restart", files["restart"].tables.lengths.sum() - images), ("index", files["index"].seek.lengths.sum())):
+        print(f"quality {quality}: {kind} adds {100 * added / images:.2f} % to {images / len(source) / 1024:.1f} KiB an image")
+    return files
+
+
+def measure(files: dict[str, Crops], quality: int, threads: int, rounds: int) -> list[dict[str, Any]]:
+    plain = files["plain"]
+    cases: dict[str, Callable[[], object]] = {name: partial(files[kind].epoch, mode, threads) for name, (mode, kind) in STEPS.items()}
+    if threads == 1:
+        cases["OpenCV"] = plain.epoch_with_opencv
+    if has_ffcv():
+        cases["stock FFCV"] = partial(exhaust, stock_ffcv(plain, threads))
+        cases["stock FFCV, its own crops"] = partial(exhaust, stock_ffcv(plain, threads, own_boxes=False))
+    clock = process_time if threads == 1 else perf_counter
+    timings = interleave(cases, rounds, 1, clock)
+    rows, count = [], len(plain.tables)
+    psnr = fused_psnr(files["index"])
+    baselines = [name for name in ("stock FFCV", "stock FFCV, its own crops", "OpenCV", "full") if name in timings]
+    for baseline, name in itertools.product(baselines, STEPS):
+        if name == baseline:
+            continue
+        ours, theirs = timings[name], timings[baseline]
+        extra = {
+            "clock": clock.__name__,
+            "images_per_second": [round(count / ours.median, 1), round(count / theirs.median, 1)],
+            "against": baseline,
+            **(psnr if "fused" in name else {}),
+        }
+        case = f"{name} against {baseline}, {RESOLUTION} px quality {quality}, {plain.size} px, flip, {threads} threads"
+        rows.append(compare("crop_decode", case, ours, theirs, **extra))
+    return rows
+
+
+def peak_memory(path: Path, size: int, kind: str) -> int:
+    """Bytes that an epoch at batch 256 adds to a process of its own."""
+    command = [sys.executable, __file__, "--memory-of", kind, "--beton", str(path), "--size", str(size)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def private_bytes() -> int:
+    """Memory of this process that belongs to no file (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+
+
+def print_memory(path: Path, size: int, kind: str) -> None:
+    """Runs an epoch and prints how much memory it added at its peak, asked for at every batch."""
+    has_ffcv()
+    data, before, peak = Crops(path, size, False), private_bytes(), 0
+    if kind == "stock":
+        for _ in stock_ffcv(data, 2):
+            peak = max(peak, private_bytes())
+    else:
+        augmentation = Augmentation(scale=(0.08, 1.0))
+        options = {"batch_size": BATCH, "image_size": size, "augmentation": augmentation, "seed": 0, "train": True, "workers": 2, "drop_last": False}
+        with open_loader("ffcv", path, decoding=Decoding(resize="fused"), **options) as loader:
+            for _ in loader.epoch(0):
+                peak = max(peak, private_bytes())
+    print(peak - before)
+
+
+def memory_row(path: Path, size: int) -> dict[str, Any]:
+    ours, theirs = peak_memory(path, size, "ours"), peak_memory(path, size, "stock")
+    row = compare("crop_decode", f"peak memory of an epoch, batch {BATCH}, FFCV pipeline, 2 threads", Timing((ours,)), Timing((theirs,)))
+    return {**row, "unit": "bytes", "against": "stock FFCV"}
+
+
+def default_images() -> Path | None:
+    root = os.environ.get("REPLICATE_REAL_DATA")
+    return Path(root) / "imagenet-sample-167" if root else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, default=default_images())
+    parser.add_argument("--repeat", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quality", type=int, nargs="+", default=[90, 95])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--memory-of", choices=["stock", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--beton", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print_memory(options.beton, options.size, options.memory_of)
+        return
+    crop_decode.require()
+    cv2.setNumThreads(1)
+    images, rows = photographs(options.images), []
+    with tempfile.TemporaryDirectory() as folder:
+        for quality in options.quality:
+            files = write_files(Path(folder), Repeated(images, quality, options.repeat), quality, options.size)
+            for threads in options.threads:
+                rows += measure(files, quality, threads, options.rounds)
+            if has_ffcv() and quality == options.quality[0]:
+                rows.append(memory_row(files["plain"].path, options.size))
+    write_results("crop_decode", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -91,8 +91,8 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
     if history:
         results |= {"loss": history[-1]["loss"], "seconds_per_epoch": float(np.median([row["seconds"] for row in history]))}
     if session.is_main:
-        metadata = {"run": context.name, "seed": str(seed)}
-        save_weights(task.model.state_dict(), store.weights_path, metadata)
+        # One entry: safetensors writes several in no fixed order, and equal weights must be equal files for whatever is keyed by them.
+        save_weights(task.model.state_dict(), store.weights_path, {"run": f"{context.name}, seed {seed}"})
     return {"results": results, "history": history}
 
 

@@ -8,12 +8,13 @@ PYTHON ?= python3
 VENV ?= $(if $(filter replicate,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX),.venv)
 TORCH_INDEX ?=
 BUDGET ?=
+TARGET ?=
 
 # The stages of the pipeline call `python` and `dvc`: the environment's own come first.
 RUN = PATH="$(abspath $(VENV))/bin:$$PATH" DVC_NO_ANALYTICS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint smoke repro lab lock clean distclean
+.PHONY: help setup test test-all lint smoke repro grid lab lock clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -40,6 +41,10 @@ smoke: setup ## the pipeline at the smoke budget alone
 repro: setup ## the main job: data, training, tables, figures, executed notebooks (BUDGET=smoke|laptop|gpu|paper)
 	$(if $(BUDGET),$(RUN) python -m replicate budget $(BUDGET))
 	$(RUN) dvc repro
+
+grid: setup ## the papers' full grids, or one stage of them (TARGET=evaluate@NAME, TARGET=notebook@PAPER)
+	cp grids/pipeline.yaml grids/dvc.yaml
+	$(RUN) dvc repro grids/dvc.yaml$(if $(TARGET),:$(TARGET))
 
 lab: setup ## JupyterLab with the project's kernel
 	$(RUN) jupyter lab --MultiKernelManager.default_kernel_name=replicate $$([ "$$(id -u)" = 0 ] && echo --allow-root)

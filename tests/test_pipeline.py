@@ -1,5 +1,6 @@
 """dvc.yaml against the code that its stages run: every file that a stage imports is its dependency, and no other option's file is."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,26 @@ LENS = {Path("replicate/params.py"), Path("replicate/budget.py")}
 OPTIONS = ("replicate/targets", "replicate/losses", "replicate/models")
 
 
+HEADLINE, GRID = ".", "grids"
+
+
 @pytest.fixture(scope="module")
-def stages():
-    with Repo(str(ROOT)) as repo:
-        return {(Path(stage.path).parent.name, stage.name): stage for stage in repo.index.stages if stage.name}
+def project(tmp_path_factory):
+    """The repository as DVC sees it once `make grid` has put the grid's pipeline in place."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "grids").mkdir()
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    shutil.copy(ROOT / "params.yaml", folder)
+    shutil.copy(ROOT / "grids" / "pipeline.yaml", folder / "grids" / "dvc.yaml")
+    for name in ("replicate", "notebooks", "published"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stages(project):
+    with Repo.init(str(project), no_scm=True) as repo:
+        return {(str(Path(stage.path).parent.relative_to(project)), stage.name): stage for stage in repo.index.stages if stage.name}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +44,7 @@ def params():
 
 def all_runs(params):
     """(folder of the pipeline file, stage name, resolved run, entry modules) of every run."""
-    for folder, group in ((ROOT.name, params), ("grids", params.grid)):
+    for folder, group in ((HEADLINE, params), (GRID, params.grid)):
         for name in group.pretrain:
             yield folder, f"pretrain@{name}", name, pretrain_entries
         for name in group.evaluate:
@@ -56,34 +73,34 @@ def test_no_run_depends_on_another_option_of_the_harness(stages, params):
 
 def test_data_stages_depend_on_exactly_what_they_import(stages, params):
     for name in params.datasets:
-        assert code_dependencies(stages[ROOT.name, f"data@{name}"]) == set(closure("replicate.loaders.data")) | LENS, name
+        assert code_dependencies(stages[HEADLINE, f"data@{name}"]) == set(closure("replicate.loaders.data")) | LENS, name
 
 
 def test_notebook_stages_depend_on_all_they_import(stages, params):
     for name, paper in params.papers.items():
         wanted = set(closure(*notebook_entries(ROOT / paper.notebook)))
-        for folder in (ROOT.name, "grids"):
+        for folder in (HEADLINE, GRID):
             assert wanted - code_dependencies(stages[folder, f"notebook@{name}"]) == set(), folder
 
 
 def test_a_stage_depends_on_its_own_run_and_budget_only(stages, params):
     for folder, stage, name, _ in all_runs(params):
         kind = stage.partition("@")[0]
-        section = f"grid.{kind}" if folder == "grids" else kind
+        section = f"grid.{kind}" if folder == GRID else kind
         keys = {key for dep in stages[folder, stage].deps for key in getattr(dep, "params", [])}
         assert keys == {f"{section}.{name}", f"budgets.{params.budget}"}, stage
 
 
-def test_outputs_lie_where_the_package_writes_them(stages, params):
+def test_outputs_lie_where_the_package_writes_them(stages, params, project):
     for folder, stage, name, _ in all_runs(params):
-        outs = {Path(str(out.fs_path)).resolve().relative_to(ROOT) for out in stages[folder, stage].outs}
+        outs = {Path(str(out.fs_path)).relative_to(project) for out in stages[folder, stage].outs}
         assert params.results_folder(name) / "metrics.json" in outs, stage
 
 
 def test_the_grid_has_the_stages_of_the_headline_pipeline(stages):
     """The same commands, dependencies and kinds of output; only where a run's numbers and results lie differs."""
     headline = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    grid = yaml.safe_load((ROOT / "grids" / "dvc.yaml").read_text())["stages"]
+    grid = yaml.safe_load((ROOT / "grids" / "pipeline.yaml").read_text())["stages"]
     for kind in ("pretrain", "evaluate"):
         own = str(grid[kind]["do"]).replace("grid/${item.paper}", "${item.paper}").replace(f"grid.{kind}.", f"{kind}.")
         assert own.replace("'wdir': '..', ", "") == str(headline[kind]["do"])

@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-# Before torch is imported, here or in a process that a test starts. Equal sums need equal numbers of threads.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+# Before torch is imported, here or in a process that a test starts. One thread: the models are so small that threads would wait
+# for one another, and equal sums need equal numbers of threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")

@@ -45,7 +45,8 @@ class Pipeline:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        self.env = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1", "MPLBACKEND": "Agg"}
+        # The smoke budget's models are so small that a second thread only waits for the first.
+        self.env = {"OMP_NUM_THREADS": "1", **os.environ, "PATH": path, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1", "MPLBACKEND": "Agg"}
 
     def show(self, *command: str) -> float:
         """Run with the output in view; wall seconds."""

@@ -34,7 +34,7 @@ import numpy as np
 from replicate.errors import UserError
 
 LIBRARY = Path(__file__).resolve().parent / "_crop_decode" / "libcrop_decode.so"
-VERSION = 1
+VERSION = 2
 MESSAGE_BYTES = 160
 STATUS = ("ok", "corrupt", "unsupported", "box", "too large", "memory", "index")
 _FAST_DCT, _PLANAR, _FUSED, _LIBJPEG_HUFFMAN, _NO_SEEK, _FULL, _BICUBIC, _VERIFY = (1 << bit for bit in range(8))
@@ -137,10 +137,10 @@ def library() -> ctypes.CDLL | None:
         for name, count in _ARGUMENTS.items():
             getattr(loaded, name).argtypes = [ctypes.c_int64] * count
             getattr(loaded, name).restype = ctypes.c_int64
+        loaded.crop_decode_isa.restype, loaded.crop_decode_trusted.restype = ctypes.c_char_p, ctypes.c_int64
+        loaded.crop_decode_free.argtypes, loaded.crop_decode_free.restype = [ctypes.c_int64], None
     except (OSError, AttributeError):
         return None
-    loaded.crop_decode_isa.restype = ctypes.c_char_p
-    loaded.crop_decode_free.argtypes, loaded.crop_decode_free.restype = [ctypes.c_int64], None
     return loaded
 
 

@@ -1,4 +1,5 @@
-"""Decodes mutated JPEGs: `python tests/fuzz/mutate_jpegs.py COUNT [SEED]`. Exits with 1 when a mutation was mistreated; a crash speaks for itself.
+"""Decodes mutated JPEGs: `python tests/fuzz/mutate_jpegs.py COUNT [SEED] [--write FOLDER]`. Exits with 1 when a mutation was mistreated; a crash
+speaks for itself. --write only writes the mutations, for `decode_files.c`.
 
 For each mutated file and a random crop, in every mode:
 - an error, or pixels; never a crash or a read out of bounds (run it under valgrind or a sanitizer to see those too);
@@ -6,10 +7,11 @@ For each mutated file and a random crop, in every mode:
 - with verify=True, pixels only where libjpeg's full decode had no complaint.
 """
 
+import argparse
 import io
-import os
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -123,20 +125,28 @@ def check(rng: np.random.Generator, data: bytes, index: bytes | None, counts: Co
     return None
 
 
+def write(folder: Path, count: int, seed: int) -> None:
+    """The files themselves and `count` mutations, each with the seek index of the file that it was made from."""
+    rng = np.random.default_rng(seed)
+    files = seeds(rng)
+    indices = indices_of(files)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(len(files) + count):
+        which = i if i < len(files) else int(rng.integers(len(files)))
+        (folder / f"{i:06d}.jpg").write_bytes(files[which] if i < len(files) else mutate(rng, files[which]))
+        (folder / f"{i:06d}.seek").write_bytes(indices[which] or b"")
+
+
 def main(count: int, seed: int = 0) -> int:
     rng = np.random.default_rng(seed)
     files, counts = seeds(rng), Counter()
-    indices = [restart.build_index(file, 3) if not failed(file) and crop_decode.jpeg_info(file).seekable else None for file in files]
+    indices = indices_of(files)
     for i in range(count):
         which = int(rng.integers(len(files)))
         data = mutate(rng, files[which])
-        if os.environ.get("FUZZ_KEEP"):
-            with open(os.environ["FUZZ_KEEP"], "wb") as file:
-                file.write(data)
         wrong = check(rng, data, indices[which], counts)
         if wrong:
-            with open("mistreated.jpg", "wb") as file:
-                file.write(data)
+            Path("mistreated.jpg").write_bytes(data)
             print(f"mutation {i} of seed {seed}: {wrong}; the file is mistreated.jpg")
             return 1
     for name in sorted(counts):
@@ -144,13 +154,24 @@ def main(count: int, seed: int = 0) -> int:
     return 0
 
 
-def failed(file: bytes) -> bool:
-    try:
-        crop_decode.jpeg_info(file)
-    except DecodeError:
-        return True
-    return False
+def indices_of(files: list[bytes]) -> list[bytes | None]:
+    """Seek indices of the files that can have one."""
+    found: list[bytes | None] = []
+    for file in files:
+        try:
+            found.append(restart.build_index(file, 3))
+        except DecodeError:
+            found.append(None)
+    return found
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("count", type=int)
+    parser.add_argument("seed", type=int, nargs="?", default=0)
+    parser.add_argument("--write", type=Path, metavar="FOLDER")
+    options = parser.parse_args()
+    if options.write:
+        write(options.write, options.count, options.seed)
+    else:
+        sys.exit(main(options.count, options.seed))

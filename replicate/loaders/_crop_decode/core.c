@@ -15,6 +15,7 @@
 #include "fused.c"
 #include "resize.c"
 #include "restart.c"
+#include "selftest.c"
 
 #define STRING_(x) #x
 #define STRING(x) STRING_(x)
@@ -25,4 +26,5 @@ const core CORE = {.name = STRING(CORE_NAME),
                    .resize = core_resize,
                    .resize_pixels = core_resize_pixels,
                    .build_index = core_build_index,
-                   .transcode = core_transcode};
+                   .transcode = core_transcode,
+                   .self_test = core_self_test};

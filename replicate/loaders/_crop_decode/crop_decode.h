@@ -12,7 +12,7 @@
 
 #define CD_PUBLIC __attribute__((visibility("default")))
 
-#define CROP_DECODE_VERSION 1
+#define CROP_DECODE_VERSION 2
 #define CROP_DECODE_MESSAGE 160 /* bytes of an error message, final zero included */
 
 /* Status of one sample. */
@@ -46,6 +46,9 @@ typedef struct {
 
 CD_PUBLIC int64_t crop_decode_version(void);
 CD_PUBLIC const char *crop_decode_isa(void);
+
+/* Whether the own entropy decoder and the fused mode passed their self-test with this libjpeg; if not, libjpeg's decoder is used. */
+CD_PUBLIC int64_t crop_decode_trusted(void);
 
 /* Header of one JPEG. message: CROP_DECODE_MESSAGE bytes or 0. */
 CD_PUBLIC int64_t crop_decode_info(int64_t jpeg, int64_t length, int64_t info, int64_t message);

@@ -55,6 +55,25 @@ static context *thread_context(void)
     return c;
 }
 
+static pthread_once_t trust_once = PTHREAD_ONCE_INIT;
+static bool trusted;
+
+static void run_self_test(void)
+{
+    context *c = calloc(1, sizeof *c);
+    trusted = c && chosen_core()->self_test(c);
+    free_context(c);
+}
+
+/* Flags that this libjpeg allows: without ours, its own entropy decoder gives the same pixels. */
+static unsigned allowed(int64_t flags)
+{
+    pthread_once(&trust_once, run_self_test);
+    return trusted ? (unsigned)flags : ((unsigned)flags & ~CD_FUSED) | CD_LIBJPEG_HUFFMAN;
+}
+
+int64_t crop_decode_trusted(void) { return allowed(0) == 0; }
+
 /* One huge image must not keep its memory for as long as the thread lives. */
 static void release_large_scratch(context *c)
 {
@@ -95,7 +114,7 @@ int64_t crop_decode_pixels(int64_t jpeg, int64_t length, int64_t index, int64_t 
                            int64_t left, int64_t height, int64_t width, int64_t flip, int64_t flags, int64_t message)
 {
     context *c = thread_context();
-    const request r = {bytes_at(jpeg), length, bytes_at(index), index_length, top, left, height, width, flip != 0, (unsigned)flags};
+    const request r = {bytes_at(jpeg), length, bytes_at(index), index_length, top, left, height, width, flip != 0, allowed(flags)};
     int status = c ? chosen_core()->pixels(c, &r, (uint8_t *)(intptr_t)out) : CD_MEMORY;
     tell(c, message, status);
     if (c) release_large_scratch(c);
@@ -107,7 +126,7 @@ int64_t crop_decode_resize_indexed(int64_t jpeg, int64_t length, int64_t index, 
                                    int64_t width, int64_t flip, int64_t flags, int64_t message)
 {
     context *c = thread_context();
-    const request r = {bytes_at(jpeg), length, bytes_at(index), index_length, top, left, height, width, flip != 0, (unsigned)flags};
+    const request r = {bytes_at(jpeg), length, bytes_at(index), index_length, top, left, height, width, flip != 0, allowed(flags)};
     if (!output_allowed(out_height, out_width)) return CD_TOO_LARGE;
     int status = c ? chosen_core()->resize(c, &r, (uint8_t *)(intptr_t)out, out_height, out_width) : CD_MEMORY;
     tell(c, message, status);
@@ -220,7 +239,7 @@ int64_t crop_decode_batch(int64_t n, int64_t jpegs, int64_t lengths, int64_t ind
                .boxes = (const int32_t *)(intptr_t)boxes,
                .flips = bytes_at(flips),
                .out = (uint8_t *)(intptr_t)out,
-               .flags = (unsigned)flags,
+               .flags = allowed(flags),
                .status = (int32_t *)(intptr_t)status,
                .messages = (char *)(intptr_t)messages};
     pthread_t helpers[MAX_THREADS];

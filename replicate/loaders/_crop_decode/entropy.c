@@ -291,7 +291,7 @@ static inline void read_mcu(context *c, int64_t mcu, JBLOCKROW *blocks, int *las
     entropy *e = &c->entropy;
     if (e->segment < 0 || mcu != e->next_mcu || mcu == e->segment_end) move_to(c, mcu);
     bool parsed = true;
-    int last;
+    int last = 0;
     for (int i = 0; parsed && i < e->blocks; i++) {
         parsed = decode_block(&e->bits, e->dc[i], e->ac[i], &e->pred[e->component[i]], blocks[i][0], &last);
         if (lasts) lasts[i] = last;
@@ -300,7 +300,7 @@ static inline void read_mcu(context *c, int64_t mcu, JBLOCKROW *blocks, int *las
 }
 
 /* libjpeg's own view of its entropy decoder (jpegint.h, which not every distribution installs); the layout has been the same since
-   version 6b, and crop_decode.py compares both decoders on a small image before it trusts it. */
+   version 6b, and selftest.c holds both decoders against each other before the first image. */
 typedef struct {
     void (*start_pass)(j_decompress_ptr);
     boolean (*decode_mcu)(j_decompress_ptr, JBLOCKROW *);

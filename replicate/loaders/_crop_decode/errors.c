@@ -83,3 +83,45 @@ static void *take(arena *a, size_t bytes)
     a->used += (bytes + 63) / 64 * 64;
     return part;
 }
+
+/* libjpeg's own memory destination loses its buffer when an error ends the writing; this one belongs to the context. */
+#define WRITER_BLOCK 65536
+
+static void give_room(context *c, size_t used)
+{
+    size_t capacity = c->written.capacity * 2 + WRITER_BLOCK;
+    uint8_t *data = realloc(c->written.data, capacity);
+    if (!data) fail(c, CD_MEMORY, "out of memory (%zu bytes)", capacity);
+    c->written = (scratch_buffer){data, capacity};
+    c->destination.next_output_byte = data + used;
+    c->destination.free_in_buffer = capacity - used;
+}
+
+static void begin_writing(j_compress_ptr cinfo) { give_room(cinfo->client_data, 0); }
+
+static boolean write_more(j_compress_ptr cinfo)
+{
+    context *c = cinfo->client_data;
+    give_room(c, c->written.capacity); /* libjpeg calls this when the buffer is full to the last byte */
+    return TRUE;
+}
+
+static void end_writing(j_compress_ptr cinfo) { (void)cinfo; }
+
+static void create_writer(context *c)
+{
+    c->writer.err = &c->errors;
+    jpeg_create_compress(&c->writer);
+    c->writer.client_data = c;
+    c->destination = (struct jpeg_destination_mgr){.init_destination = begin_writing, .empty_output_buffer = write_more, .term_destination = end_writing};
+    c->writer.dest = &c->destination;
+}
+
+/* Length of what was written. *out is the caller's to free. */
+static unsigned long take_written(context *c, unsigned char **out)
+{
+    unsigned long length = (unsigned long)(c->written.capacity - c->destination.free_in_buffer);
+    *out = c->written.data;
+    c->written = (scratch_buffer){0};
+    return length;
+}

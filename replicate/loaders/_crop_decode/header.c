@@ -51,6 +51,8 @@ static void finish(context *c)
     if (c->writer.mem) jpeg_destroy_compress(&c->writer);
     c->cinfo.mem = NULL;
     c->writer.mem = NULL;
+    free(c->written.data);
+    c->written = (scratch_buffer){0};
 }
 
 static void check_box(context *c, const request *r)

@@ -84,13 +84,14 @@ typedef struct {
 typedef struct context {
     struct jpeg_decompress_struct cinfo;
     struct jpeg_compress_struct writer;
+    struct jpeg_destination_mgr destination;
     bool keep_markers;
     struct jpeg_error_mgr errors;
     struct jpeg_progress_mgr progress;
     jmp_buf escape;
     int status;
     char message[CROP_DECODE_MESSAGE];
-    scratch_buffer scratch[SCRATCH_KINDS];
+    scratch_buffer scratch[SCRATCH_KINDS], written;
     entropy entropy;
 } context;
 
@@ -113,6 +114,7 @@ typedef struct {
     int (*resize_pixels)(context *, const uint8_t *, int64_t, int64_t, int64_t, uint8_t *, int64_t, int64_t, bool, unsigned);
     int64_t (*build_index)(context *, const uint8_t *, int64_t, int64_t, uint8_t *, int64_t);
     int (*transcode)(context *, const uint8_t *, int64_t, int64_t, bool, bool, unsigned char **, unsigned long *);
+    bool (*self_test)(context *);
 } core;
 
 #endif

@@ -11,10 +11,7 @@ static void write_coefficients(context *c, int64_t interval, bool optimize, unsi
 {
     j_compress_ptr writer = &c->writer;
     jvirt_barray_ptr *coefficients = jpeg_read_coefficients(&c->cinfo);
-    writer->err = &c->errors;
-    jpeg_create_compress(writer);
-    writer->client_data = c;
-    jpeg_mem_dest(writer, out, length);
+    create_writer(c);
     jpeg_copy_critical_parameters(&c->cinfo, writer);
     writer->restart_interval = (unsigned)interval;
     writer->restart_in_rows = 0;
@@ -24,6 +21,7 @@ static void write_coefficients(context *c, int64_t interval, bool optimize, unsi
         if (!rewritten_by_libjpeg(writer, m)) jpeg_write_marker(writer, m->marker, m->data, m->data_length);
     jpeg_finish_compress(writer);
     jpeg_finish_decompress(&c->cinfo);
+    *length = take_written(c, out);
 }
 
 /* The same coefficients as one baseline scan. On success *out is malloc'ed. */
@@ -37,8 +35,7 @@ static int core_transcode(context *c, const uint8_t *jpeg, int64_t length, int64
     if (setjmp(c->escape) == 0) {
         read_header(c, jpeg, length);
         write_coefficients(c, interval, optimize, out, out_length);
-    } else
-        *out = NULL; /* libjpeg has not said where its buffer went */
+    }
     c->keep_markers = false;
     finish(c);
     return c->status;

@@ -8,10 +8,14 @@ PYTHON ?= python3
 VENV ?= $(if $(filter replicate,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX),.venv)
 TORCH_INDEX ?=
 BUDGET ?=
+JOBS ?= 2
 TARGET ?=
 
 # The stages of the pipeline call `python` and `dvc`: the environment's own come first.
 RUN = PATH="$(abspath $(VENV))/bin:$$PATH" DVC_NO_ANALYTICS=1
+
+# A file's tests share costly fixtures, so they stay in one process.
+PYTEST = $(RUN) python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-all lint smoke repro grid lab lock clean distclean
@@ -28,11 +32,11 @@ lint: setup ## ruff
 	$(RUN) ruff check .
 
 test: lint ## lint, the tests, and the whole pipeline at the smoke budget in a temporary folder
-	$(RUN) python -m pytest
+	$(PYTEST)
 	$(RUN) python tools/smoke_pipeline.py
 
 test-all: lint ## as test, with the slow tests
-	$(RUN) python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 	$(RUN) python tools/smoke_pipeline.py
 
 smoke: setup ## the pipeline at the smoke budget alone

@@ -209,7 +209,7 @@ class MAE(nn.Module):
             tokens = ragged_block(block, tokens, packing, self.ragged_kernel)
         pred = self.decoder_pred(self.decoder_norm(tokens))
         dense = pred.new_zeros(kept.shape[0] * (1 + self.num_patches), self.target_dim)
-        return dense.index_copy(0, packing.source, pred).unflatten(0, (len(kept), -1))[:, 1:]
+        return dense.index_put((packing.source,), pred).unflatten(0, (len(kept), -1))[:, 1:]
 
     def _packed_tokens(self, tokens: Tensor, ids_restore: Tensor, packing: Packing) -> Tensor:
         length = 1 + self.num_patches
@@ -219,7 +219,7 @@ class MAE(nn.Module):
         start = torch.arange(len(tokens), device=tokens.device)[:, None] * length
         place = packing.target[start + self._places(ids_restore, tokens.shape[1])]
         full = self.mask_token[0].expand(len(packing.source), -1)
-        return full.index_copy(0, place.flatten(), tokens.flatten(0, 1).to(full.dtype)) + position
+        return full.index_put((place.flatten(),), tokens.flatten(0, 1).to(full.dtype)) + position
 
     def _places(self, ids_restore: Tensor, encoded: int) -> Tensor:
         """(N, encoded) raster position of every encoded token in the full sequence, class token first."""

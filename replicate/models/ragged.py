@@ -9,13 +9,14 @@ layers, norms and MLPs cost exactly T tokens; only attention has to keep the ima
 from __future__ import annotations
 
 import inspect
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from replicate.models.cpu import attend
+from replicate.models.cpu import attend, fused
 
 _TAKES_EXTENT = "max_seqlen" in inspect.signature(torch.nested.nested_tensor_from_jagged).parameters
 """torch 2.4 finds the longest image by itself, at the price of waiting for the device."""
@@ -46,45 +47,74 @@ def pack(kept: Tensor) -> Packing:
 
 
 @torch.compiler.disable  # the lengths are new in every batch: compiled, they would be compiled anew
-def ragged_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing, kernel: str = "auto") -> Tensor:
-    """Attention within each image over packed (T, heads, d) tensors; returns (T, heads, d).
+def ragged_attention(qkv: Tensor, packing: Packing, kernel: str = "auto") -> Tensor:
+    """Attention within each image: packed (T, 3, heads, d) queries, keys and values -> (T, heads, d).
 
-    kernel "loop" calls fused attention once an image (best on a CPU, whose kernels each fill the machine), "jagged"
-    calls one variable-length kernel (best on a GPU), "padded" pads to the longest image and masks keys; "auto" picks by
-    device. All three give the same result.
+    kernel "loop" attends image by image (best on a CPU, whose kernels each fill the machine), "jagged" calls one
+    variable-length kernel (best on a GPU), "padded" pads to the longest image and masks keys; "auto" picks by device.
+    All three give the same result.
     """
     if kernel == "auto":
-        kernel = "jagged" if query.is_cuda else "loop"
-    return {"loop": _loop, "jagged": _jagged, "padded": _padded}[kernel](query, key, value, packing)
+        kernel = "jagged" if qkv.is_cuda else "loop"
+    return {"loop": _loop, "jagged": _jagged, "padded": _padded}[kernel](qkv, packing)
 
 
-def _loop(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
-    images = zip(*(tensor.transpose(0, 1).split(packing.lengths, dim=1) for tensor in (query, key, value)), strict=True)
-    mixed = [attend(q[None], k[None], v[None])[0] for q, k, v in images]
-    return torch.cat(mixed, dim=1).transpose(0, 1)
+def _loop(qkv: Tensor, packing: Packing) -> Tensor:
+    if fused(qkv):
+        return _FlashLoop.apply(qkv, packing.lengths)
+    images = (image.permute(1, 2, 0, 3)[:, None] for image in qkv.split(packing.lengths))
+    return torch.cat([attend(*image)[0].transpose(0, 1) for image in images])
 
 
-def _jagged(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
+class _FlashLoop(torch.autograd.Function):
+    """Fused attention image by image into one buffer.
+
+    Left to autograd, every image's output would be kept twice: by its attention, and packed, by the layer that follows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, lengths: list[int]) -> Tensor:
+        mixed, norms = torch.empty_like(qkv[:, 0], memory_format=torch.contiguous_format), []
+        for image, output in zip(qkv.split(lengths), mixed.split(lengths), strict=True):
+            result, norm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*_heads_first(image))
+            output.copy_(result[0].transpose(0, 1))
+            norms.append(norm)
+        ctx.save_for_backward(qkv, mixed, *norms)
+        ctx.lengths = lengths
+        return mixed
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        qkv, mixed, *norms = ctx.saved_tensors
+        grad_qkv = torch.empty_like(qkv)
+        parts = (tensor.split(ctx.lengths) for tensor in (grad, qkv, mixed, grad_qkv))
+        for grad_image, image, output, target, norm in zip(*parts, norms, strict=True):
+            grad_image, output = (tensor.transpose(0, 1)[None] for tensor in (grad_image, output))
+            backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+            for index, part in enumerate(backward(grad_image, *_heads_first(image), output, norm, 0.0, False)):
+                target[:, index].copy_(part[0].transpose(0, 1))
+        return grad_qkv, None
+
+
+def _heads_first(image: Tensor) -> Iterator[Tensor]:
+    """One image's (tokens, 3, heads, d) as three tensors (1, heads, tokens, d)."""
+    return (part.transpose(0, 1)[None] for part in image.unbind(1))
+
+
+def _jagged(qkv: Tensor, packing: Packing) -> Tensor:
     extent = {"min_seqlen": min(packing.lengths), "max_seqlen": max(packing.lengths)} if _TAKES_EXTENT else {}
     nested = torch.nested.nested_tensor_from_jagged
-    q, k, v = (nested(tensor.contiguous(), packing.offsets, **extent).transpose(1, 2) for tensor in (query, key, value))
+    q, k, v = (nested(tensor.contiguous(), packing.offsets, **extent).transpose(1, 2) for tensor in qkv.unbind(1))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).values()
 
 
-def _padded(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
+def _padded(qkv: Tensor, packing: Packing) -> Tensor:
     images, longest = len(packing.lengths), max(packing.lengths)
-    lengths = packing.offsets.diff()
-    slot = torch.arange(longest, device=query.device)
-    within = torch.arange(len(query), device=query.device) - torch.repeat_interleave(packing.offsets[:-1], lengths, output_size=len(query))
-    image = torch.repeat_interleave(torch.arange(images, device=query.device), lengths, output_size=len(query))
-    place = image * longest + within
-
-    def spread(tensor: Tensor) -> Tensor:
-        dense = tensor.new_zeros(images * longest, *tensor.shape[1:]).index_copy(0, place, tensor)
-        return dense.unflatten(0, (images, longest)).transpose(1, 2)
-
-    real = (slot < lengths[:, None])[:, None, None, :]
-    mixed = F.scaled_dot_product_attention(spread(query), spread(key), spread(value), attn_mask=real)
+    real = torch.arange(longest, device=qkv.device) < packing.offsets.diff()[:, None]
+    place = real.flatten().nonzero().squeeze(1)
+    dense = qkv.new_zeros(images * longest, *qkv.shape[1:]).index_copy(0, place, qkv).unflatten(0, (images, longest))
+    mixed = F.scaled_dot_product_attention(*dense.permute(2, 0, 3, 1, 4).unbind(0), attn_mask=real[:, None, None, :])
     return mixed.transpose(1, 2).flatten(0, 1).index_select(0, place)
 
 
@@ -92,6 +122,5 @@ def ragged_block(block: nn.Module, tokens: Tensor, packing: Packing, kernel: str
     """A timm `Block` (plain, as MAE uses it) over packed tokens (T, C)."""
     attention = block.attn
     qkv = attention.qkv(block.norm1(tokens)).unflatten(1, (3, attention.num_heads, -1))
-    mixed = ragged_attention(*qkv.unbind(1), packing, kernel).flatten(1)
-    tokens = tokens + attention.proj(mixed)
+    tokens = tokens + attention.proj(ragged_attention(qkv, packing, kernel).flatten(1))
     return tokens + block.mlp(block.norm2(tokens))

@@ -6,8 +6,10 @@
 | `backbones`                           | width and heads of each named backbone; depth stays the paper's unless `max_depth`  |
 | `decoder_width_scale`                 | decoder width (heads follow: one for each 32 channels, as in the papers)            |
 | `pretrain_epochs`, `evaluate_epochs`  | epochs, never below 1; warm-up keeps its fraction                                   |
+| `pretrain_epochs_power`               | below 1 draws 50 and 1,600 epochs together: `pretrain_epochs` x epochs ^ power      |
 | `batch_scale`, `max_batch`            | batch; the learning rate follows the linear scaling rule from the result            |
 | `pretrain_lr`, `evaluate_lr`          | base learning rate: short runs of narrow models take larger steps                   |
+| `head_std`                            | spread of fine-tuning's first head weights: 2e-5 costs a short run its first epochs |
 | `regularisation: light`               | mixup, cutmix, RandAugment, erasing and drop path off; milder crops                 |
 
 Mask ratio, LLRD, warm-up fraction and stage fractions carry the science and are never mapped.
@@ -38,23 +40,24 @@ def resolve(params: Params, name: str, budget: Budget) -> PretrainRun | Evaluate
 
 def resolve_pretrain(run: PretrainRun, budget: Budget) -> PretrainRun:
     kwargs = backbone_kwargs(run.backbone, run.backbone_kwargs, budget)
+    epochs = budget.pretrain_epochs * run.epochs**budget.pretrain_epochs_power
     return run.model_copy(
-        update=_optimisation(run, budget, budget.pretrain_epochs, budget.pretrain_lr, kwargs["patch_size"])
+        update=_optimisation(run, budget, epochs, budget.pretrain_lr, kwargs["patch_size"])
         | {
             "backbone_kwargs": kwargs,
             "decoder_width": _decoder_width(run.decoder_width, budget),
             "decoder_depth": min(run.decoder_depth, budget.max_depth or run.decoder_depth),
             "decoder_beta": run.decoder_beta and run.decoder_beta * budget.patch_scale,
-            "weighting_options": {
-                key: value * budget.patch_scale if key in PIXELS else value for key, value in run.weighting_options.items()
-            },
+            "weighting_options": {key: value * budget.patch_scale if key in PIXELS else value for key, value in run.weighting_options.items()},
         }
     )
 
 
 def resolve_evaluate(run: EvaluateRun, source: PretrainRun, budget: Budget) -> EvaluateRun:
     patch = backbone_kwargs(source.backbone, source.backbone_kwargs, budget)["patch_size"]
-    update = _optimisation(run, budget, budget.evaluate_epochs, budget.evaluate_lr, patch)
+    update = _optimisation(run, budget, budget.evaluate_epochs * run.epochs, budget.evaluate_lr, patch)
+    if budget.head_std is not None:
+        update["head_std"] = budget.head_std
     if budget.regularisation == "light":
         update |= {"mixup": 0.0, "cutmix": 0.0, "auto_augment": None, "random_erasing": 0.0, "drop_path": 0.0}
         update["crop_scale"] = (max(run.crop_scale[0], LIGHT_CROP_SCALE[0]), run.crop_scale[1])
@@ -92,8 +95,8 @@ def check_geometry(params: Params) -> None:
                     )
 
 
-def _optimisation(run, budget: Budget, epoch_factor: float, lr_factor: float, patch_size: int) -> dict[str, Any]:
-    epochs = max(1, round(run.epochs * epoch_factor)) if run.epochs else 0
+def _optimisation(run, budget: Budget, epochs: float, lr_factor: float, patch_size: int) -> dict[str, Any]:
+    epochs = max(1, round(epochs)) if run.epochs else 0
     return {
         "image_size": scaled_image_size(run.image_size, budget, patch_size),
         "epochs": epochs,

@@ -113,6 +113,7 @@ class EvaluateRun(Optimisation):
     pretrain: str
     protocol: Literal["finetune", "linear", "knn"] = "finetune"
     tuned_blocks: NonNegative | None = None
+    head_std: Positive = 2.0e-5
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     drop_path: Ratio = 0.0
     label_smoothing: Ratio = 0.0
@@ -162,11 +163,13 @@ class Budget(Strict):
     decoder_width_scale: Positive = 1.0
     max_depth: Count | None = None
     pretrain_epochs: Positive = 1.0
+    pretrain_epochs_power: Annotated[float, Field(gt=0, le=1)] = 1.0
     evaluate_epochs: Positive = 1.0
     batch_scale: Positive = 1.0
     max_batch: Count | None = None
     pretrain_lr: Positive = 1.0
     evaluate_lr: Positive = 1.0
+    head_std: Positive | None = None
     regularisation: Literal["paper", "light"] = "paper"
     data: dict[str, Any] = {}
 

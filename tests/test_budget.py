@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from replicate.budget import resolve
 from replicate.params import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +93,17 @@ def test_epochs_and_resolutions_keep_their_order(params, budget):
     stated = sorted(params.pretrain_runs.items(), key=lambda item: item[1].epochs)
     resolved = [params.resolve(name, budget).epochs for name, _ in stated]
     assert resolved == sorted(resolved)
+
+
+def test_a_power_draws_long_and_short_schedules_together(params):
+    """At a power of one half the paper's 1,600 epochs are four times its 100; without one they are sixteen times."""
+    budget = params.budgets["laptop"]
+    for power, ratio in ((1.0, 16.0), (0.5, 4.0)):
+        factor = 100.0 / 100**power
+        lens = budget.model_copy(update={"pretrain_epochs": factor, "pretrain_epochs_power": power})
+        short, long = (resolve(params, name, lens) for name in ("light_75", "full_75"))
+        assert (short.epochs, long.epochs) == (100, 100 * ratio)
+        assert long.warmup_epochs / long.epochs == pytest.approx(40 / 1600)
 
 
 def test_p2dist_thresholds_follow_the_patch(params):

@@ -3,7 +3,7 @@ import torch
 
 import replicate.compat  # noqa: F401
 from replicate.errors import UserError
-from replicate.models.classifier import build_classifier, build_probe, freeze_for_partial, load_encoder
+from replicate.models.classifier import build_classifier, build_probe, freeze_for_partial, init_head, load_encoder
 from replicate.models.cpu import plain_torch
 from replicate.models.mae import MAE
 from replicate.models.vit import VIT_SIZES, Backbone, vit_backbone
@@ -64,6 +64,21 @@ def test_parameters_of_the_fine_tuning_model():
     assert parameters(model) == 86_567_656
     assert isinstance(model.norm, torch.nn.Identity) and model.fc_norm.eps == model.blocks[0].norm1.eps == 1e-6
     assert model.pos_embed.requires_grad and model.no_weight_decay() >= {"pos_embed", "cls_token"}
+
+
+def test_the_first_gradient_reaches_the_encoder_through_the_heads_spread():
+    gradients = []
+    for std in (2e-5, 0.02):
+        torch.manual_seed(0)
+        model = build_classifier(TINY, 50, image_size=64)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("head.")}
+        init_head(model, std)
+        assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+        assert model.head.weight.detach().std() == pytest.approx(std, rel=0.1) and not model.head.bias.any()
+        with torch.enable_grad():
+            torch.nn.functional.cross_entropy(model(torch.randn(4, 3, 64, 64)), torch.arange(4)).backward()
+        gradients.append(model.patch_embed.proj.weight.grad.norm())
+    assert gradients[1] / gradients[0] == pytest.approx(0.02 / 2e-5, rel=0.5)
 
 
 def test_timms_mae_weights_load_completely():

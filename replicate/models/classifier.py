@@ -103,6 +103,17 @@ def probe_head(width: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=1e-6), linear)
 
 
+def init_head(classifier: nn.Module, std: float) -> None:
+    """Draw the head's weights anew from a normal distribution of this spread, cut at two units; the bias is zero.
+
+    The reference's 2e-5 hides the encoder from the loss until the head has grown: nothing to a hundred epochs, but much to
+    a few.
+    """
+    head = classifier.get_classifier()
+    nn.init.trunc_normal_(head.weight, std=std)
+    nn.init.zeros_(head.bias)
+
+
 def freeze_for_partial(classifier: nn.Module, blocks: float) -> list[str]:
     """Leave only the last `blocks` Transformer blocks trainable (partial fine-tuning, section 4.3); returns the names
     that train.

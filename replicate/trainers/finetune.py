@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
-from replicate.models.classifier import build_classifier, freeze_for_partial, load_encoder
+from replicate.models.classifier import build_classifier, freeze_for_partial, init_head, load_encoder
 from replicate.models.vit import vit_backbone
 from replicate.models.weights import load_weights
 from replicate.schedules.layer_decay import decayed_groups
 from replicate.trainers.classify import train_classifier
+from replicate.trainers.engine import adamw
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
 from replicate.trainers.store import RunStore
@@ -22,7 +22,7 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
     run = context.run
     seed_everything(seed)
     model = build_model(context, seed).to(context.session.device)
-    optimizer = torch.optim.AdamW(decayed_groups(model, run.weight_decay, run.layer_decay), lr=run.peak_lr, betas=run.betas)
+    optimizer = adamw(decayed_groups(model, run.weight_decay, run.layer_decay), run, context.session.device)
     return train_classifier(context, seed, store, model, optimizer)
 
 
@@ -33,6 +33,7 @@ def build_model(context: RunContext, seed: int) -> nn.Module:
     model = build_classifier(backbone, context.num_classes, image_size=run.image_size, drop_path=run.drop_path)
     path = context.upstream_weights(seed)
     load_encoder(model, load_weights(path), source=str(path))
+    init_head(model, run.head_std)
     if run.tuned_blocks is not None:
         freeze_for_partial(model, run.tuned_blocks)
     return model

@@ -18,7 +18,7 @@ from replicate.models.prediction import Prediction
 from replicate.models.weights import save_weights
 from replicate.schedules.layer_decay import plain_groups
 from replicate.schedules.stages import View
-from replicate.trainers.engine import accumulation, fit
+from replicate.trainers.engine import accumulation, adamw, fit
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
 from replicate.trainers.store import RunStore
@@ -104,7 +104,7 @@ def fit_target(target: nn.Module, context: RunContext) -> None:
 
 def _train(task: PretrainTask, context: RunContext, seed: int, store: RunStore) -> list[dict[str, float]]:
     run, session = context.run, context.session
-    optimizer = torch.optim.AdamW(plain_groups(task, run.weight_decay), lr=run.peak_lr, betas=run.betas)
+    optimizer = adamw(plain_groups(task, run.weight_decay), run, session.device)
     with training_loader(context, seed) as loader:
         return fit(task, optimizer, loader, run, session, store, seed=seed, name=f"{context.name} seed {seed}")
 

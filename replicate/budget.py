@@ -27,6 +27,8 @@ LIGHT_CROP_SCALE = (0.35, 1.0)
 DECODER_HEAD_WIDTH = 32
 PIXELS = ("beta", "start", "end", "interval")
 """Options of the weightings that are P2Dist values, in pixels at the paper's patch size."""
+UNITLESS = ("neighbours_3x3",)
+"""Difficulty metrics that count patches: their thresholds are no pixels."""
 
 
 def resolve(params: Params, name: str, budget: Budget) -> PretrainRun | EvaluateRun:
@@ -41,14 +43,15 @@ def resolve(params: Params, name: str, budget: Budget) -> PretrainRun | Evaluate
 def resolve_pretrain(run: PretrainRun, budget: Budget) -> PretrainRun:
     kwargs = backbone_kwargs(run.backbone, run.backbone_kwargs, budget)
     epochs = budget.pretrain_epochs * run.epochs**budget.pretrain_epochs_power
+    distance = 1.0 if run.difficulty in UNITLESS else budget.patch_scale
     return run.model_copy(
         update=_optimisation(run, budget, epochs, budget.pretrain_lr, kwargs["patch_size"])
         | {
             "backbone_kwargs": kwargs,
             "decoder_width": _decoder_width(run.decoder_width, budget),
             "decoder_depth": min(run.decoder_depth, budget.max_depth or run.decoder_depth),
-            "decoder_beta": run.decoder_beta and run.decoder_beta * budget.patch_scale,
-            "weighting_options": {key: value * budget.patch_scale if key in PIXELS else value for key, value in run.weighting_options.items()},
+            "decoder_beta": run.decoder_beta and run.decoder_beta * distance,
+            "weighting_options": {key: value * distance if key in PIXELS else value for key, value in run.weighting_options.items()},
         }
     )
 

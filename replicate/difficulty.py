@@ -39,12 +39,12 @@ def p2dist(mask: Tensor, grid: Grid, patch_size: int) -> Tensor:
     mask (N, L) -> (N, L) in pixels, between pixel centres. Raises UserError when the mask does not fit the grid.
     """
     _check(mask, grid)
-    return _p2dist_operator(mask, grid[0], grid[1], patch_size)
+    # Only where something compiles: an operator's first call imports half of torch's compiler, over a second in every process.
+    measure = _p2dist_operator if torch.compiler.is_compiling() else _p2dist
+    return measure(mask, grid[0], grid[1], patch_size)
 
 
-@torch.library.custom_op("replicate::p2dist", mutates_args=())
-def _p2dist_operator(mask: Tensor, rows: int, columns: int, patch_size: int) -> Tensor:
-    """An operator of its own, so that torch.compile neither looks inside nor rebuilds the tables."""
+def _p2dist(mask: Tensor, rows: int, columns: int, patch_size: int) -> Tensor:
     visible = _visible(mask, (rows, columns))
     table = _near_table(patch_size, mask.device)
     inner = _bits(visible, _INNER)
@@ -54,6 +54,10 @@ def _p2dist_operator(mask: Tensor, rows: int, columns: int, patch_size: int) -> 
     if len(unsettled):
         distance.view(-1)[unsettled] = _solve(visible, unsettled, patch_size)
     return _as_batch(distance.masked_fill_(visible, 0.0))
+
+
+_p2dist_operator = torch.library.custom_op("replicate::p2dist", _p2dist, mutates_args=())
+"""An operator of its own, so that torch.compile neither looks inside nor rebuilds the tables."""
 
 
 @_p2dist_operator.register_fake
@@ -277,11 +281,11 @@ def p2dist_approx(mask: Tensor, grid: Grid, patch_size: int, k: int = 8) -> Tens
     would keep 155).
     """
     _check(mask, grid)
-    return _p2dist_approx_operator(mask, grid[0], grid[1], patch_size, k)
+    measure = _p2dist_approx_operator if torch.compiler.is_compiling() else _p2dist_approx
+    return measure(mask, grid[0], grid[1], patch_size, k)
 
 
-@torch.library.custom_op("replicate::p2dist_approx", mutates_args=())
-def _p2dist_approx_operator(mask: Tensor, rows: int, columns: int, patch_size: int, k: int) -> Tensor:
+def _p2dist_approx(mask: Tensor, rows: int, columns: int, patch_size: int, k: int) -> Tensor:
     visible = _visible(mask, (rows, columns))
     points = _points((rows, columns), patch_size, mask.device)
     codes, enough = _near_points(_lattice(visible), points, k)
@@ -294,6 +298,9 @@ def _p2dist_approx_operator(mask: Tensor, rows: int, columns: int, patch_size: i
     if len(far):
         distance.view(-1)[far] = _solve_approx(visible, far, points, k)
     return _as_batch(distance)
+
+
+_p2dist_approx_operator = torch.library.custom_op("replicate::p2dist_approx", _p2dist_approx, mutates_args=())
 
 
 @_p2dist_approx_operator.register_fake

@@ -24,6 +24,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Betas = tuple[Ratio, Ratio]
+Difficulty = Literal["p2dist", "p2dist_approx", "neighbours_3x3", "inverse_distance_5x5", "nearest_patch"]
 CropScale = tuple[Positive, Annotated[float, Field(gt=0.0, le=1.0)]]
 
 
@@ -94,6 +95,7 @@ class PretrainRun(Optimisation):
     decoder_depth: Annotated[int, Field(ge=0, le=32)]
     decoder_width: Count
     decoder_beta: Positive | None = None
+    difficulty: Difficulty = "p2dist"
     target: str = "pixel"
     target_options: dict[str, Any] = {}
     score_all: bool = False
@@ -101,6 +103,14 @@ class PretrainRun(Optimisation):
     weighting_options: dict[str, Any] = {}
     objective: Literal["reconstruction", "supmae", "distillation"] = "reconstruction"
     flip: bool = True
+
+    @model_validator(mode="after")
+    def _difficulty_is_read(self):
+        if self.decoder_beta and self.method != "mae":
+            raise ValueError(f"decoder_beta drops tokens of MAE's decoder; method {self.method} decodes all of them")
+        if self.difficulty != "p2dist" and self.weighting == "uniform" and not self.decoder_beta:
+            raise ValueError(f"difficulty {self.difficulty} is read by nothing; state decoder_beta, or a weighting other than uniform")
+        return self
 
     @property
     def patch_size(self) -> int:

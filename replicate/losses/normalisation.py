@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from replicate.difficulty import p2dist as exact_p2dist
+from replicate.difficulty import difficulty as measured
 from replicate.errors import UserError
 from replicate.losses.uniform import normalise_per_image
 from replicate.masking import num_visible
@@ -24,7 +24,7 @@ class Weighting:
     The paper gives neither the intervals nor how the numbers are counted. Here the intervals are a quarter of a patch wide, and
     both numbers are counted once over random masks of the same grid, so that the weights depend neither on the batch nor on how
     it is split over devices. The run's ratio is read off the masks. Units harder than any at the reference ratio get no weight.
-    At the reference ratio itself this is the plain mean.
+    At the reference ratio itself this is the plain mean. For `difficulty` neighbours_3x3, which is no distance, state `interval`.
     """
 
     needs_p2dist = True
@@ -35,9 +35,13 @@ class Weighting:
         interval: float | None = None,
         patch_size: int = 16,
         grid: tuple[int, int] | None = None,
+        difficulty: str = "p2dist",
     ) -> None:
+        if difficulty == "neighbours_3x3" and not interval:
+            raise UserError("weighting normalisation: difficulty neighbours_3x3 is no distance, so it has no usual interval; state `interval`")
         self.reference_ratio = reference_ratio
         self.patch_size = patch_size
+        self.difficulty = difficulty
         self.interval = float(interval or patch_size / 4)
         self.grid = tuple(grid) if grid else None
 
@@ -47,7 +51,7 @@ class Weighting:
             return scored
         grid = self.grid or _square(p2dist.shape[1])
         visible = int((p2dist[0] == 0).sum())
-        factors = _factors(grid, self.patch_size, visible, self.reference_ratio, self.interval).to(p2dist.device)
+        factors = _factors(self.difficulty, grid, self.patch_size, visible, self.reference_ratio, self.interval).to(p2dist.device)
         number = (p2dist / self.interval).clamp(max=len(factors) - 1).long()
         return normalise_per_image(factors[number], scored)
 
@@ -60,18 +64,18 @@ def _square(patches: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=64)
-def _factors(grid: tuple[int, int], patch_size: int, visible: int, reference_ratio: float, interval: float) -> Tensor:
+def _factors(metric: str, grid: tuple[int, int], patch_size: int, visible: int, reference_ratio: float, interval: float) -> Tensor:
     """Per interval of P2Dist, the last one open: masked units at the reference ratio / masked units with `visible` visible."""
     longest = patch_size * math.hypot(*grid)
     count = math.ceil(longest / interval) + 1
-    ours = _histogram(grid, patch_size, visible, interval, count)
-    reference = _histogram(grid, patch_size, num_visible(grid[0] * grid[1], reference_ratio), interval, count)
+    ours = _histogram(metric, grid, patch_size, visible, interval, count)
+    reference = _histogram(metric, grid, patch_size, num_visible(grid[0] * grid[1], reference_ratio), interval, count)
     return (reference / ours).where(ours > 0, 1.0).float()
 
 
 @lru_cache(maxsize=64)
-def _histogram(grid: tuple[int, int], patch_size: int, visible: int, interval: float, count: int) -> Tensor:
+def _histogram(metric: str, grid: tuple[int, int], patch_size: int, visible: int, interval: float, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     mask = torch.rand(_SIMULATED, grid[0] * grid[1], generator=generator).argsort(dim=1).ge(visible).float()
-    distance = exact_p2dist(mask, grid, patch_size)[mask > 0]
+    distance = measured(mask, grid, patch_size, metric)[mask > 0]
     return torch.bincount((distance / interval).clamp(max=count - 1).long(), minlength=count).double()

@@ -57,9 +57,11 @@ class MAE(nn.Module):
     target_dim                     numbers predicted for a patch; None means its pixels, patch_size**2 * 3
     mask, mask_ratio               "random" | "block" | "grid" (Table 1f)
     mask_tokens_in_encoder         the slow variant of Table 1c: masked patches enter the encoder as a learned token
-    decoder_beta                   decoder masking (Efficient MAE, section 4.2): masked patches whose P2Dist exceeds it,
-                                   in pixels, never enter the decoder
-    with_p2dist                    compute P2Dist even without decoder masking (a weighting needs it)
+    decoder_beta                   decoder masking (Efficient MAE, section 4.2): masked patches whose difficulty exceeds it
+                                   (pixels of P2Dist), never enter the decoder
+    with_p2dist                    measure the difficulty even without decoder masking (a weighting needs it)
+    difficulty                     what is measured: exact P2Dist, its approximation, or a rival of Table 5
+                                   (`replicate.difficulty.METRICS`)
     score_all                      the loss covers visible patches too (the ablation of section 3, footnote 1)
 
     Raises UserError for sizes that do not fit together.
@@ -83,6 +85,7 @@ class MAE(nn.Module):
         decoder_beta: float | None = None,
         with_p2dist: bool = False,
         score_all: bool = False,
+        difficulty: str = "p2dist",
     ) -> None:
         super().__init__()
         _check_width("encoder", embed_dim, num_heads)
@@ -93,6 +96,7 @@ class MAE(nn.Module):
         self.target_dim = patch_size**2 * 3 if target_dim is None else target_dim
         self.mask, self.mask_ratio, self.mask_tokens_in_encoder = mask, mask_ratio, mask_tokens_in_encoder
         self.decoder_beta, self.with_p2dist, self.score_all = decoder_beta, with_p2dist, score_all
+        self.difficulty = difficulty
         self.ragged_kernel = "auto"
         self._built_size = pair(image_size)
         self.grid = grid_of(image_size, patch_size)
@@ -229,9 +233,9 @@ class MAE(nn.Module):
     def _p2dist(self, mask: Tensor) -> Tensor | None:
         if self.decoder_beta is None and not self.with_p2dist:
             return None
-        from replicate.difficulty import p2dist  # a run that weighs nothing must not depend on that file
+        from replicate.difficulty import difficulty  # imported by those runs alone that weigh or drop something
 
-        return p2dist(mask, self.grid, self.patch_size)
+        return difficulty(mask, self.grid, self.patch_size, self.difficulty)
 
 
 def build(run, target_dim: int, with_p2dist: bool) -> MAE:
@@ -250,6 +254,7 @@ def build(run, target_dim: int, with_p2dist: bool) -> MAE:
         decoder_beta=run.decoder_beta,
         with_p2dist=with_p2dist,
         score_all=run.score_all,
+        difficulty=run.difficulty,
     )
 
 

@@ -44,7 +44,8 @@ class MIM(nn.Module):
     mask, mask_ratio               how units are chosen ("random" | "block" | "grid"), and how many
     mask_space     "image": masked pixels become one learned RGB value; "patch": masked first tokens become one learned token (Table 10a)
     mask_token     "learned" or "zero" (Table 10a)
-    with_p2dist    compute P2Dist of the units (a weighting needs it)
+    with_p2dist    measure the units' difficulty (a weighting needs it)
+    difficulty     what is measured: P2Dist, or another of `replicate.difficulty.METRICS`
     score_all      the loss covers visible units too
 
     Predictions, masks and losses are per unit of `unit` = min(mask_unit, stride) pixels: where a mask unit spans several of the encoder's
@@ -65,6 +66,7 @@ class MIM(nn.Module):
         mask_token: str = "learned",
         with_p2dist: bool = False,
         score_all: bool = False,
+        difficulty: str = "p2dist",
     ) -> None:
         super().__init__()
         _check_choice("mask_space", mask_space, SPACES)
@@ -74,7 +76,7 @@ class MIM(nn.Module):
         if self.mask_unit % self.unit or encoder.stride % self.unit:
             raise UserError(f"mask_unit {self.mask_unit} must divide, or be a multiple of, the encoder's stride of {encoder.stride} pixels")
         self.mask, self.mask_ratio, self.mask_space = mask, mask_ratio, mask_space
-        self.with_p2dist, self.score_all, self.target_dim = with_p2dist, score_all, target_dim
+        self.with_p2dist, self.score_all, self.target_dim, self.difficulty = with_p2dist, score_all, target_dim, difficulty
         self.encoder = encoder
         num_visible(self.num_patches, mask_ratio)  # refuses an impossible ratio here, not at the first step
 
@@ -195,9 +197,9 @@ class MIM(nn.Module):
     def _p2dist(self, mask: Tensor, grid: tuple[int, int]) -> Tensor | None:
         if not self.with_p2dist:
             return None
-        from replicate.difficulty import p2dist  # a run that weighs nothing must not depend on that file
+        from replicate.difficulty import difficulty  # imported by those runs alone that weigh something
 
-        return p2dist(mask, grid, self.unit)
+        return difficulty(mask, grid, self.unit, self.difficulty)
 
 
 def prediction_unit(backbone: str, backbone_kwargs: dict[str, Any], mask_unit: int | None = None) -> int:
@@ -226,6 +228,7 @@ def build(run, target_dim: int, with_p2dist: bool) -> MIM:
         mask_token=getattr(run, "mask_token", "learned"),
         with_p2dist=with_p2dist,
         score_all=run.score_all,
+        difficulty=run.difficulty,
     )
 
 

@@ -15,7 +15,7 @@ class Prediction(NamedTuple):
     scored  (N, L) float, 1 = enters the loss
     latent  encoder output after its last norm: MAE (N, 1 + visible, C), class token first; image-space masking (N, L,
             C)
-    p2dist  (N, L) P2Dist in pixels, or None when nothing asked for it
+    p2dist  (N, L) P2Dist in pixels, or the rival metric that the run names; None when nothing asked for it
     grid    (rows, columns) of units
     """
 

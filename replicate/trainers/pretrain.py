@@ -40,7 +40,7 @@ class PretrainTask(nn.Module):
     def __init__(self, run: PretrainRun, seed: int, num_classes: int) -> None:
         super().__init__()
         self.seed = seed
-        self.weighting = losses.build_weighting(run.weighting, patch_size=run.patch_size, **run.weighting_options)
+        self.weighting = losses.build_weighting(run.weighting, patch_size=run.patch_size, difficulty=run.difficulty, **run.weighting_options)
         self.target = targets.build(run.target, run.patch_size, **run.target_options)
         self.model = importlib.import_module(f"replicate.models.{run.method}").build(run, self.target.dim, self.weighting.needs_p2dist)
         self.extra = _extra_term(run, self.model.embed_dim, num_classes)

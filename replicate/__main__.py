@@ -55,6 +55,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name", nargs="?", help="smoke, laptop, tiny, gpu, paper or one of your own")
     command.set_defaults(handler=_budget)
 
+    command = commands.add_parser("plan", help="what runs will cost, before anything is spent")
+    command.add_argument("runs", nargs="*", metavar="RUN", help="their names in params.yaml (default: all of them)")
+    command.add_argument("--budget", help="the lens to plan for (default: the active one)")
+    command.add_argument("--device", default="here", help="h200, h100, a100, cpu, or here: this machine, measured (default: %(default)s)")
+    command.add_argument("--devices", type=int, default=1, help="how many of them share a run (default: %(default)s)")
+    command.add_argument("--efficiency", type=float, help="share of the device's peak that training reaches, such as the MFU that you measured")
+    command.add_argument("--csv", type=Path, help="write the table there as well")
+    command.add_argument("--readme", action="store_true", help="renew the README's table of the paper budget instead")
+    command.set_defaults(handler=_plan)
+
     command = commands.add_parser("grid", help="every run of params.yaml (or of one paper) in this one process, without DVC")
     command.add_argument("paper", nargs="*", help="papers to run (default: all)")
     command.set_defaults(handler=_grid)
@@ -138,6 +148,31 @@ def _budget(options: argparse.Namespace) -> None:
         switch_budget(options.params, options.name)
     params = load(options.params)
     print(f"budget {params.budget}; defined are {', '.join(params.budgets)}")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from replicate.cost import plan
+    from replicate.cost.rates import rates_of
+    from replicate.params import load
+
+    params = load(options.params)
+    if options.readme:
+        plan.update_readme(Path("README.md"), params)
+        return
+    if options.devices < 1:
+        raise UserError(f"--devices {options.devices}: at least one device trains")
+    budget = options.budget or params.budget
+    params.budget_named(budget)
+    lines = plan.plan(params, options.runs, budget, rates_of(options.device, options.efficiency), options.devices)
+    if options.csv:
+        lines.to_csv(options.csv)
+    print(f"budget {budget}, {options.devices} x {options.device}")
+    print(plan.render(lines))
+    print(plan.render(plan.totals(lines)))
+    for name in params.datasets:
+        size = plan.data_size(params, name, budget)
+        note = "; its source is not here, so ImageNet-1k is assumed" if size.assumed else ""
+        print(f"data {name}: {size.train} + {size.val} images of {size.classes} classes, about {size.bytes / 1e9:.2g} GB of .beton{note}")
 
 
 def _grid(options: argparse.Namespace) -> None:

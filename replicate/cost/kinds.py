@@ -1,0 +1,202 @@
+"""What one image of a run costs: multiply-adds, parameters and kept activations, without any memory or arithmetic being spent.
+
+Vision Transformers are in closed form (`macs`, `activations`); any other backbone is built on the meta device, where tensors are shapes, and
+counted there. Runs that differ in learning rate, epochs or data cost the same an image and are counted once.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from replicate.masking import num_visible
+from replicate.models.vit import Backbone, vit_backbone
+
+if TYPE_CHECKING:
+    from replicate.params import EvaluateRun, PretrainRun
+
+TRAINED, FROZEN = 3, 1
+"""Passes that a multiply-add of the forward costs: a trained layer's matrix product has two gradients."""
+VOCABULARY = 8192
+"""Tokens of the released discrete VAE (MAE, Table 6)."""
+SAMPLED_MASKS = 256
+NOT_SHAPES = {"paper", "dataset", "epochs", "warmup_epochs", "batch_size", "base_lr", "min_lr", "weight_decay", "betas", "clip_grad", "stages"}
+"""What never changes an image's cost; everything else may."""
+
+
+@dataclass(frozen=True)
+class ImageCost:
+    """One image of one run. macs: forward and backward multiply-adds; forward: those of scoring it; activations: bytes; calls: blocks passed."""
+
+    macs: float
+    forward: float
+    parameters: int
+    trainable: int
+    activations: float
+    calls: int
+
+    @property
+    def state_bytes(self) -> float:
+        """Weights in float32 and, of those that train, gradients and AdamW's two moments."""
+        return 4 * self.parameters + 12 * self.trainable
+
+
+def pretrain_cost(run: PretrainRun, bytes_per_value: int) -> ImageCost:
+    """The cost of a resolved pre-training run at its own image size and mask ratio."""
+    count = _vit_mae if run.method == "mae" and run.backbone.startswith("vit") else _any_mim
+    return _once(count, run, None, 0, bytes_per_value)
+
+
+def evaluate_cost(run: EvaluateRun, source: PretrainRun, num_classes: int, bytes_per_value: int) -> ImageCost:
+    """The cost of an evaluation of `source`'s backbone: frozen blocks run forward only."""
+    count = _vit_classifier if source.backbone.startswith("vit") else _any_classifier
+    return _once(count, run, source, num_classes, bytes_per_value)
+
+
+_known: dict[Any, ImageCost] = {}
+
+
+def _once(count, run: Any, source: Any, num_classes: int, bytes_per_value: int) -> ImageCost:
+    shape = run.model_dump_json(exclude=NOT_SHAPES | {"pretrain"})
+    origin = source and source.model_dump_json(include={"backbone", "backbone_kwargs"})
+    key = (count, shape, origin, num_classes, bytes_per_value)
+    if key not in _known:
+        _known[key] = count(run, source, num_classes, bytes_per_value)
+    return _known[key]
+
+
+def _vit_mae(run: PretrainRun, _: None, __: int, bytes_per_value: int) -> ImageCost:
+    from replicate.cost.activations import mae_activations
+    from replicate.cost.macs import mae_macs
+    from replicate.cost.parameters import mae_parameters
+
+    vit = vit_backbone(run.backbone, **run.backbone_kwargs).kwargs
+    patch, patches = vit["patch_size"], (run.image_size // vit["patch_size"]) ** 2
+    sizes = {
+        "image_size": run.image_size,
+        **vit,
+        "decoder_embed_dim": run.decoder_width,
+        "decoder_depth": run.decoder_depth,
+        "target_dim": target_dim(run, patch),
+        "mask_tokens_in_encoder": run.mask_tokens_in_encoder,
+    }
+    kept = None if run.decoder_beta is None else decoded_patches(run.mask, run.mask_ratio, run.image_size // patch, patch, run.decoder_beta)
+    macs = mae_macs(**sizes, mask_ratio=run.mask_ratio, kept=kept, project_masked=False).total
+    total = mae_parameters(**sizes).total
+    fixed = (1 + patches) * (vit["embed_dim"] + run.decoder_width)
+    activations = mae_activations(
+        patches=patches,
+        visible=patches if run.mask_tokens_in_encoder else num_visible(patches, run.mask_ratio),
+        embed_dim=vit["embed_dim"],
+        depth=vit["depth"],
+        num_heads=vit["num_heads"],
+        patch_values=patch**2 * 3,
+        decoder_embed_dim=run.decoder_width,
+        decoder_depth=run.decoder_depth,
+        target_dim=sizes["target_dim"],
+        kept=kept,
+        bytes_per_value=bytes_per_value,
+    )
+    return ImageCost(TRAINED * macs, macs, total, total - fixed, activations, vit["depth"] + run.decoder_depth)
+
+
+def _vit_classifier(run: EvaluateRun, source: PretrainRun, num_classes: int, bytes_per_value: int) -> ImageCost:
+    from replicate.cost.activations import classifier_activations
+    from replicate.cost.macs import classifier_macs
+    from replicate.cost.parameters import block_parameters, classifier_parameters
+
+    vit = vit_backbone(source.backbone, **source.backbone_kwargs).kwargs
+    size = {"image_size": run.image_size, "num_classes": num_classes}
+    forward = classifier_macs(**size, **vit).total
+    parameters = classifier_parameters(**size, **vit)
+    depth, tuned = vit["depth"], _tuned_blocks(run, vit["depth"])
+    trained = forward if tuned == depth else forward * tuned / depth
+    head = (vit["embed_dim"] + 1) * num_classes
+    trainable = parameters if tuned == depth else int(tuned * block_parameters(vit["embed_dim"])) + head
+    kept = classifier_activations(
+        patches=(run.image_size // vit["patch_size"]) ** 2,
+        embed_dim=vit["embed_dim"],
+        depth=tuned,
+        num_heads=vit["num_heads"],
+        bytes_per_value=bytes_per_value,
+    )
+    return ImageCost(forward * FROZEN + trained * (TRAINED - FROZEN), forward, parameters, trainable, kept, depth)
+
+
+def _tuned_blocks(run: EvaluateRun, depth: int) -> float:
+    if run.protocol != "finetune":
+        return 0
+    return depth if run.tuned_blocks is None else run.tuned_blocks
+
+
+def _any_mim(run: PretrainRun, _: None, __: int, bytes_per_value: int) -> ImageCost:
+    """Any backbone, counted on the meta device."""
+    import importlib
+
+    import torch
+
+    from replicate.models.mim import prediction_unit
+
+    module = importlib.import_module(f"replicate.models.{run.method}")
+    unit = prediction_unit(run.backbone, run.backbone_kwargs, getattr(run, "mask_unit", None))
+    with torch.device("meta"):
+        model = module.build(run, target_dim(run, unit), False)
+    noise = (model.num_patches,)
+    return _counted(model, run.image_size, bytes_per_value, lambda images: model(images, torch.empty(len(images), *noise, device="meta")).pred)
+
+
+def _any_classifier(run: EvaluateRun, source: PretrainRun, num_classes: int, bytes_per_value: int) -> ImageCost:
+    import torch
+
+    from replicate.models.classifier import build_classifier
+
+    with torch.device("meta"):
+        model = build_classifier(Backbone(source.backbone, source.backbone_kwargs), num_classes, image_size=run.image_size, drop_path=run.drop_path)
+    if run.protocol != "finetune":
+        model.requires_grad_(False)
+    return _counted(model, run.image_size, bytes_per_value, model)
+
+
+def _counted(model: Any, image_size: int, bytes_per_value: int, forward: Any) -> ImageCost:
+    """Multiply-adds and activations of a model on the meta device, where everything is float32: two bytes a value keep about 0.6 of that."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from replicate.cost.memory import activation_bytes
+
+    images = torch.empty(1, 3, image_size, image_size, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        kept = activation_bytes(lambda: forward(images), [*model.parameters(), *model.buffers()])
+    macs = counter.get_total_flops() / 2
+    parameters = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    share = 1.0 if bytes_per_value == 4 else 0.6
+    calls = max(12, len([m for m in model.modules() if type(m).__name__.endswith("Attention")]))
+    return ImageCost((TRAINED if trainable else FROZEN) * macs, macs, parameters, trainable, kept * share, calls)
+
+
+def target_dim(run: PretrainRun, unit: int) -> int:
+    """Numbers predicted for a unit of `unit` pixels, as the run's target says; a tokenizer is not opened for it."""
+    if run.target == "token":
+        return VOCABULARY
+    import torch
+
+    from replicate import targets
+
+    with torch.device("meta"):
+        return targets.build(run.target, unit, **run.target_options).dim
+
+
+@functools.cache
+def decoded_patches(mask: str, ratio: float, side: int, patch: int, beta: float) -> float:
+    """Masked patches whose P2Dist lies within `beta` pixels, a mean over sampled masks: what decoder masking leaves (Efficient MAE, sec 4.2)."""
+    import torch
+
+    from replicate.difficulty import p2dist
+    from replicate.masking import sample_mask
+
+    noise = torch.rand(SAMPLED_MASKS, side * side, generator=torch.Generator().manual_seed(0))
+    masked = sample_mask(mask, noise, ratio, (side, side)).mask
+    near = (p2dist(masked, (side, side), patch) <= beta) & (masked > 0)
+    return float(near.sum(dim=1).float().mean())

@@ -1,0 +1,292 @@
+"""What runs will cost before anything is spent: `python -m replicate plan [RUN ...] [--budget paper] [--device h200]`.
+
+Device-hours are multiply-adds over what the device sustains (`replicate.cost.rates`); several devices are taken to share a run evenly. Scoring and
+optimiser steps are counted, the loader is not: a plan says instead how many images a second it has to deliver.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from replicate.cost.kinds import ImageCost, evaluate_cost, pretrain_cost
+from replicate.cost.rates import Rates
+from replicate.errors import UserError
+from replicate.params import PretrainRun
+from replicate.report import published
+from replicate.schedules.stages import view_at
+
+if TYPE_CHECKING:
+    from replicate.params import Dataset, Params
+
+IMAGENET = {"train": 1_281_167, "val": 50_000}
+IMAGENET_CLASSES = 1000
+PHOTOS = {"train": 2400, "val": 1200, "classes": 12}
+EVALUATIONS = 10
+USABLE = 0.9  # of a device's memory; the rest is fragmentation and the libraries' own
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """Images and classes of a data set, and the bytes of its `.beton` files; `assumed` where the source is not there to be counted."""
+
+    train: int
+    val: int
+    classes: int
+    bytes: float
+    assumed: bool
+
+
+def plan(params: Params, names: list[str], budget: str, rates: Rates, devices: int = 1) -> pd.DataFrame:
+    """One line a run: what it is, costs and needs. `names` empty means every run, headline and grid.
+
+    Raises UserError for an unknown run or budget.
+    """
+    chosen = names or [*params.pretrain_runs, *params.evaluate_runs]
+    sizes = {name: data_size(params, name, budget) for name in params.datasets}
+    return pd.DataFrame([_line(params, name, budget, rates, devices, sizes[params.run(name).dataset]) for name in chosen]).set_index("run")
+
+
+def data_size(params: Params, name: str, budget: str) -> DataSize:
+    """What a data set holds: from its manifest, from the source's folders, or as the papers' ImageNet-1k has it."""
+    manifest = params.data_folder(name, budget) / "manifest.json"
+    if manifest.exists():
+        content = json.loads(manifest.read_text())
+        split = content["splits"]
+        stored = sum(record["bytes"] for record in split.values())
+        return DataSize(split["train"]["images"], split["val"]["images"], len(content["class_names"]), stored, False)
+    return _expected(params.dataset(name, budget))
+
+
+def beton_bytes(images: int, resolution: int | None, quality: int) -> float:
+    """Bytes of `images` photographs: DailyMAE's Table 4 for the nearest resolution and quality that it lists, scaled by area where none is near."""
+    table = published.select({"paper": "dailymae", "table": "table_4", "column": "file_size_gb"})
+    known = {}
+    for row, value in zip(table["row"], table["value"], strict=True):
+        setting = published.setting(row)
+        if setting["res"].isdigit():
+            known[int(setting["res"]), int(setting["quality"])] = value * 1e9 / IMAGENET["train"]
+    side = resolution or 1000
+    nearest = min(known, key=lambda key: (abs(math.log(key[0] / side)), abs(key[1] - quality)))
+    area = (min(side, nearest[0]) / nearest[0]) ** 2
+    return images * known[nearest] * area
+
+
+def totals(lines: pd.DataFrame) -> pd.DataFrame:
+    """Runs, multiply-adds and device-hours of each paper and of all."""
+    grouped = lines.groupby("paper", sort=False)
+    frame = pd.DataFrame(
+        {
+            "runs": grouped.size(),
+            "exa_macs": grouped["exa_macs"].sum(),
+            "device_hours": grouped["device_hours"].sum(),
+            "hours": grouped["hours"].sum(),
+            "memory_gib": grouped["memory_gib"].max(),
+            "images_s": grouped["images_s"].max(),
+        }
+    )
+    everything = frame.sum()
+    everything[["memory_gib", "images_s"]] = frame[["memory_gib", "images_s"]].max()
+    frame.loc["all"] = everything
+    return frame.astype({"runs": int})
+
+
+def render(frame: pd.DataFrame) -> str:
+    """A table for a terminal: three digits that count, thousands apart."""
+    shown = frame.copy()
+    for name in shown.columns:
+        if pd.api.types.is_float_dtype(shown[name]):
+            shown[name] = [_short(value) for value in shown[name]]
+    return shown.to_string()
+
+
+def _short(value: float) -> str:
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _expected(dataset: Dataset) -> DataSize:
+    source = Path(dataset.source)
+    photos = dataset.source == "photos"
+    found = None if photos else _counted(source)
+    base = PHOTOS if photos else found or IMAGENET | {"classes": IMAGENET_CLASSES}
+    classes = dataset.classes or max(2, round(base["classes"] * dataset.class_fraction))
+    share = 1.0 if photos else classes / base["classes"]
+    train = round((dataset.train_images or base["train"] * share) * dataset.fraction)
+    val = dataset.val_images or round(base["val"] * share)
+    longest = {"train": dataset.train.resolution, "val": dataset.val.resolution}
+    if photos:
+        longest = dict.fromkeys(longest, dataset.image_size)
+    stored = beton_bytes(train, longest["train"], dataset.train.quality) + beton_bytes(val, longest["val"], dataset.val.quality)
+    return DataSize(train, val, classes, stored, not photos and found is None)
+
+
+def _counted(source: Path) -> dict[str, int] | None:
+    if not (source / "train").is_dir():
+        return None
+    classes = [folder for folder in (source / "train").iterdir() if folder.is_dir()]
+    count = {split: sum(1 for _ in (source / split).glob("*/*")) for split in ("train", "val")}
+    return count | {"classes": len(classes)}
+
+
+def _line(params: Params, name: str, budget: str, rates: Rates, devices: int, data: DataSize) -> dict[str, Any]:
+    run, lens = params.resolve(name, budget), params.budget_named(budget)
+    values = 4 if lens.precision == "float32" else 2
+    source = run if isinstance(run, PretrainRun) else params.resolve(run.pretrain_name, budget)
+    stages = _views(run)
+    epochs = list(stages.values())
+    views = [_view_cost(run, source, view, data.classes, values) for view in stages]
+    seconds = macs = 0.0
+    for view, cost, count in zip(stages, views, epochs, strict=True):
+        images = count * _trained_images(data.train, view.batch_size)
+        macs += images * cost.macs
+        seconds += images * rates.seconds(cost.macs, cost.activations, cost.calls / max(1, view.batch_size))
+    scored = _scored_images(run, data) * views[-1].forward
+    macs, seconds = macs + scored, seconds + rates.seconds(scored)
+    held, memory = _memory(views, run.batch_size // devices or 1, rates.memory, params.machine.micro_batch)
+    hours = lens.seeds * seconds / 3600
+    rate = sum(count * _trained_images(data.train, 1) for count in epochs) * devices / seconds if sum(epochs) else math.nan
+    return {
+        "run": name,
+        "paper": run.paper,
+        "kind": "pretrain" if source is run else run.protocol,
+        "backbone": source.backbone,
+        "epochs": run.epochs,
+        "batch": run.batch_size,
+        "gmacs": views[-1].forward / 1e9,
+        "params_m": max(view.parameters for view in views) / 1e6,
+        "micro_batch": held,
+        "memory_gib": memory / 2**30,
+        "images_s": rate,
+        "exa_macs": lens.seeds * macs / 1e18,
+        "device_hours": hours,
+        "hours": hours / devices,
+        "data_gb": data.bytes / 1e9,
+    }
+
+
+def _views(run: Any) -> dict[Any, int]:
+    """The stages of a run with their numbers of epochs; a run without training has one view of no epochs."""
+    counted: dict[Any, int] = {} if run.epochs else {view_at(run, 0): 0}
+    for epoch in range(run.epochs):
+        view = view_at(run, epoch)
+        counted[view] = counted.get(view, 0) + 1
+    return counted
+
+
+def _view_cost(run: Any, source: PretrainRun, view: Any, classes: int, values: int) -> ImageCost:
+    update = {"image_size": view.image_size} | ({"mask_ratio": view.mask_ratio} if source is run else {})
+    seen = run.model_copy(update=update)
+    return pretrain_cost(seen, values) if source is run else evaluate_cost(seen, source, classes, values)
+
+
+def _trained_images(images: int, batch: int) -> int:
+    return max(images // batch, 1) * batch
+
+
+def _scored_images(run: Any, data: DataSize) -> int:
+    """Images that go forward only: the validation loss of a pre-training, a classifier's ten scorings, all features of a k-NN."""
+    if isinstance(run, PretrainRun):
+        return data.val
+    return data.train + data.val if run.protocol == "knn" else min(EVALUATIONS, max(run.epochs, 1)) * data.val
+
+
+def _memory(views: list[ImageCost], share: int, device: float | None, setting: int | None) -> tuple[int, float]:
+    """(images that a device holds at once, bytes): its whole share of the batch, or the largest part of it that fits."""
+    state = max(view.state_bytes for view in views)
+    image = max(view.activations for view in views)
+    held = min(share, setting or share)
+    if device is not None:
+        fits = int((USABLE * device - state) // max(image, 1))
+        if fits < 1:
+            return 0, state + image
+        parts = math.ceil(held / fits)
+        while held % parts:
+            parts += 1
+        held //= parts
+    return held, state + held * image
+
+
+def published_hours(params: Params, lines: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The papers' printed hours beside each plan's, for every printed time that a run of ours stands for (`published/mapping`).
+
+    `lines` maps a column's name to a plan. The papers' hours are those of their own machines, named in `hardware`.
+    """
+    rows = []
+    for paper in published.PAPERS:
+        for cell in published.select({"paper": paper}).to_dict("records"):
+            run = _timed_run(paper, cell, params)
+            if run is not None:
+                setting = published.setting(cell["row"])
+                planned = {name: frame.loc[run, "hours"] for name, frame in lines.items() if run in frame.index}
+                place = cell["table"].replace("_", " ")
+                printed = f"{cell['printed']} {'GPU-hours' if cell['unit'] == 'gpu_hours' else 'h'}"
+                rows.append({"paper": paper, "where": place, "run": run, "printed": printed, "hardware": setting.get("hardware", ""), **planned})
+    return pd.DataFrame(rows)
+
+
+def _timed_run(paper: str, cell: dict[str, Any], params: Params) -> str | None:
+    from replicate.report.tables import fill
+
+    if not cell["unit"].endswith("hours"):
+        return None
+    rule = next((rule for rule in published.mapping(paper) if published.matches(cell, rule.get("match", {}))), None)
+    quantity = rule and fill(rule.get("ours"), published.setting(cell["row"]))
+    if not isinstance(quantity, str) or not quantity.endswith("/train_hours"):
+        return None
+    run = quantity.partition("/")[0]
+    return run if run in params.pretrain_runs or run in params.evaluate_runs else None
+
+
+START, END = "<!-- plan -->", "<!-- /plan -->"
+
+
+def update_readme(path: Path, params: Params) -> None:
+    """Write the plan of the papers' own budget between the README's markers. Raises UserError when a marker is missing."""
+    text = path.read_text(encoding="utf-8")
+    if START not in text or END not in text:
+        raise UserError(f"{path}: lacks the markers {START} and {END}, between which the plan stands")
+    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
+    path.write_text(f"{before}\n{readme_block(params)}\n{after}", encoding="utf-8")
+
+
+def readme_block(params: Params) -> str:
+    """Two tables in Markdown: totals per paper on 8 A100 and on one H200, and the papers' printed hours beside the planned ones."""
+    from replicate.cost.rates import DEVICES, rates_of
+
+    machines = {"8 x A100": ("a100", 8), "1 x H200": ("h200", 1)}
+    lines = {name: plan(params, [], "paper", rates_of(device), devices) for name, (device, devices) in machines.items()}
+    sums = {name: totals(frame) for name, frame in lines.items()}
+    first = next(iter(sums.values()))
+    table = pd.DataFrame({"runs": first["runs"], "10^18 multiply-adds": first["exa_macs"].map(_short)})
+    for name, frame in sums.items():
+        table[f"GPU-hours, {name}"] = frame["device_hours"].map(_short)
+        table[f"days, {name}"] = (frame["hours"] / 24).map(_short)
+    beside = published_hours(params, lines)
+    for name in machines:
+        beside[name] = [f"{_short(value)} h" for value in beside[name]]
+    shares = ", ".join(f"{DEVICES[device].efficiency:.0%} of the {DEVICES[device].name}'s peak" for device, _ in machines.values())
+    size = data_size(params, "full", "paper")
+    return "\n".join(
+        [
+            f"Every run of `params.yaml` at the `paper` budget, at an assumed {shares} (`--efficiency` takes your own); the `.beton` files take",
+            f"{size.bytes / 1e9:.0f} GB. By `python -m replicate plan --readme`.",
+            "",
+            _markdown(table.rename_axis("paper").reset_index()),
+            "",
+            "Where a paper prints hours for a run that stands here, its own hours on its own machine and the plan's:",
+            "",
+            _markdown(beside),
+        ]
+    )
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    head = "| " + " | ".join(map(str, frame.columns)) + " |\n|" + "---|" * len(frame.columns)
+    return "\n".join([head, *("| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False))])

@@ -1,0 +1,151 @@
+"""The planner: closed forms against counted models, a plan of everything within seconds, and the README's table made by a command."""
+
+import shutil
+import time
+
+import pandas as pd
+import pytest
+import torch
+from project import ROOT
+
+from replicate.__main__ import main
+from replicate.cost import plan
+from replicate.cost.activations import classifier_activations, mae_activations
+from replicate.cost.kinds import decoded_patches, evaluate_cost, pretrain_cost
+from replicate.cost.memory import activation_bytes
+from replicate.cost.rates import DEVICES, Rates, rates_of
+from replicate.errors import UserError
+from replicate.models.classifier import build_classifier
+from replicate.models.mae import MAE
+from replicate.models.vit import vit_backbone
+from replicate.params import load
+
+
+@pytest.fixture(scope="module")
+def params():
+    return load(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def whole(params):
+    return plan.plan(params, [], "paper", rates_of("a100"), 8)
+
+
+def kept_per_image(model, images, low: bool) -> float:
+    """What one more image adds to the tensors that autograd keeps."""
+
+    def step(count):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            output = model(images[:count])
+        output = output.pred if hasattr(output, "pred") else output
+        return output.float().square().mean()
+
+    few, more = (activation_bytes(lambda count=count: step(count), model.parameters()) for count in (1, 5))
+    return (more - few) / 4
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
+def test_closed_activations_are_those_that_autograd_keeps(low):
+    values = 2 if low else 4
+    images = torch.randn(5, 3, 64, 64)
+    sizes = {"embed_dim": 96, "depth": 3, "num_heads": 3}
+    decoder = {"decoder_embed_dim": 64, "decoder_depth": 2}
+    kept = mae_activations(patches=64, visible=16, patch_values=192, target_dim=192, bytes_per_value=values, **sizes, **decoder)
+    assert kept == pytest.approx(kept_per_image(MAE(64, 8, decoder_num_heads=2, **sizes, **decoder), images, low), rel=0.1)
+    model = build_classifier(vit_backbone("vit", patch_size=8, **sizes), 10, image_size=64)
+    assert classifier_activations(patches=64, bytes_per_value=values, **sizes) == pytest.approx(kept_per_image(model, images, low), rel=0.1)
+
+
+def test_the_whole_paper_budget_is_planned_within_seconds(params):
+    start = time.process_time()
+    lines = plan.plan(params, [], "paper", rates_of("a100"), 8)
+    assert time.process_time() - start < 20
+    assert set(lines.index) == set(params.pretrain_runs) | set(params.evaluate_runs)
+    assert lines.drop(columns=["images_s"]).notna().all().all() and (lines.device_hours > 0).all()
+    assert (lines.micro_batch > 0).all(), "every run fits a device at some micro-batch"
+    assert plan.totals(lines).loc["all", "device_hours"] == pytest.approx(lines.device_hours.sum())
+
+
+def test_multiply_adds_are_those_of_the_paper(params, whole):
+    assert whole.loc["full_75", "gmacs"] == pytest.approx(9.795, rel=0.01), "Efficient MAE Table 3, less the projections of masked patches"
+    assert whole.loc["full_75", "params_m"] == pytest.approx(111.9, abs=0.1)
+    assert whole.loc["light_90_llrd_80", "params_m"] == pytest.approx(86.57, abs=0.01)
+
+
+def test_decoder_masking_leaves_the_papers_patches():
+    """Efficient MAE Table 8, exact distances."""
+    assert decoded_patches("random", 0.85, 14, 16, 26.0) == pytest.approx(145.2, abs=1.5)
+
+
+def test_hours_follow_from_arithmetic(params):
+    one = plan.plan(params, ["full_75"], "paper", Rates(2 / 312e12), 1).loc["full_75"]
+    eight = plan.plan(params, ["full_75"], "paper", Rates(2 / 312e12), 8).loc["full_75"]
+    assert one.device_hours == pytest.approx(one.exa_macs * 1e18 * 2 / 312e12 / 3600)
+    assert eight.device_hours == pytest.approx(one.device_hours) and eight.hours == pytest.approx(one.hours / 8)
+    assert eight.images_s == pytest.approx(8 * one.images_s)
+
+
+def test_a_batch_that_does_not_fit_is_split_evenly(params):
+    small = plan.plan(params, ["full_75"], "paper", Rates(1e-14, memory=24e9), 1).loc["full_75"]
+    assert 0 < small.micro_batch < 4096 and 4096 % small.micro_batch == 0 and small.memory_gib < 24e9 / 2**30
+
+
+def test_frozen_backbones_cost_a_forward_pass(params):
+    run, source = params.run("light_90_llrd_80"), params.resolve("light_90", "paper")
+    probe = evaluate_cost(run.model_copy(update={"protocol": "linear"}), source, 1000, 2)
+    assert probe.macs == probe.forward and probe.trainable == 769_000
+    half = evaluate_cost(run.model_copy(update={"tuned_blocks": 6.0}), source, 1000, 2)
+    assert half.macs == pytest.approx(2 * half.forward)
+
+
+def test_any_backbone_is_counted_on_the_meta_device(params):
+    """By the same measure a ViT counted as a stranger costs what its closed form says, but for norms and the loss."""
+    run = params.resolve("light_90", "paper").model_copy(update={"method": "mim", "backbone": "swin_base", "backbone_kwargs": {}, "image_size": 128})
+    swin = pretrain_cost(run, 2)
+    assert 80e6 < swin.parameters < 100e6 and swin.macs == 3 * swin.forward > 0
+    vit = pretrain_cost(run.model_copy(update={"backbone": "vit_base_patch16", "backbone_kwargs": {}}), 2)
+    assert vit.forward == pytest.approx(64 * (12 * 768**2 * 12 + 768**2) + 64 * (12 * 512**2 + 512 * 768 * 2), rel=0.05)
+
+
+def test_bytes_of_a_data_set_are_those_that_the_paper_prints():
+    assert plan.beton_bytes(plan.IMAGENET["train"], 500, 95) == pytest.approx(101e9)
+
+
+def test_the_command_spends_nothing_and_says_what_it_assumes(capsys, tmp_path):
+    assert (
+        main(["--params", str(ROOT / "params.yaml"), "plan", "light_90", "--budget", "paper", "--device", "h200", "--csv", str(tmp_path / "p.csv")])
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "light_90" in said and "ImageNet-1k is assumed" in said
+    assert pd.read_csv(tmp_path / "p.csv").run.tolist() == ["light_90"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--device", "tpu"], "--device tpu"),
+        (["--device", "a100", "--efficiency", "40"], "--efficiency 40"),
+        (["--budget", "huge"], "no budget 'huge'"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(capsys, arguments, told):
+    assert main(["--params", str(ROOT / "params.yaml"), "plan", *arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_readmes_table_is_made_by_the_command(tmp_path, params):
+    shutil.copy(ROOT / "README.md", tmp_path)
+    plan.update_readme(tmp_path / "README.md", params)
+    text = (tmp_path / "README.md").read_text()
+    assert all(f"| {paper} |" in text for paper in {run.paper for run in params.pretrain_runs.values()})
+    assert "| printed | hardware | 8 x A100 | 1 x H200 |" in text
+    plan.update_readme(tmp_path / "README.md", params)
+    assert (tmp_path / "README.md").read_text() == text
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(UserError, match="lacks the markers"):
+        plan.update_readme(tmp_path / "README.md", params)
+
+
+def test_known_devices_state_their_assumptions():
+    assert all(0 < device.efficiency < 1 and device.peak > 1e14 for device in DEVICES.values())

@@ -112,10 +112,8 @@ def test_bytes_of_a_data_set_are_those_that_the_paper_prints():
 
 
 def test_the_command_spends_nothing_and_says_what_it_assumes(capsys, tmp_path):
-    assert (
-        main(["--params", str(ROOT / "params.yaml"), "plan", "light_90", "--budget", "paper", "--device", "h200", "--csv", str(tmp_path / "p.csv")])
-        == 0
-    )
+    arguments = ["plan", "light_90", "--budget", "paper", "--device", "h200", "--csv", str(tmp_path / "p.csv")]
+    assert main(["--params", str(ROOT / "params.yaml"), *arguments]) == 0
     said = capsys.readouterr().out
     assert "light_90" in said and "ImageNet-1k is assumed" in said
     assert pd.read_csv(tmp_path / "p.csv").run.tolist() == ["light_90"]

@@ -12,7 +12,7 @@ FLOAT32 = 4
 def block_activations(tokens: float, width: int, heads: int, mlp_ratio: float = 4.0, bytes_per_value: int = 2) -> float:
     """Bytes of one Transformer block for one image of `tokens` tokens; `bytes_per_value` is 2 under autocast, 4 in float32.
 
-    In units of tokens x width: two norms' inputs, which stay float32; inputs of qkv and fc1, q, k, v, attention's output, and GELU's input and output.
+    In tokens x width: two norms' inputs, which stay float32; inputs of qkv and fc1, q, k, v, attention's output, and GELU's input and output.
     """
     residual = 2 * FLOAT32 * width
     low = bytes_per_value * width * (2 + 3 + 1 + 2 * mlp_ratio)

@@ -10,6 +10,10 @@
 | `batch_scale`, `max_batch`            | batch; the learning rate follows the linear scaling rule from the result            |
 | `pretrain_lr`, `evaluate_lr`          | base learning rate: short runs of narrow models take larger steps                   |
 | `head_std`                            | spread of fine-tuning's first head weights: 2e-5 costs a short run its first epochs |
+| `probe_epochs`, `probe_lr`            | the same for linear probing: LARS moves a weight by lr / 1000 of its size a step,   |
+|                                       | so that few steps need a rate that no other recipe would survive                    |
+| `scratch_lr`                          | the same for supervised training from random weights at one rate for all layers     |
+| `ema`                                 | decay of the moving average of weights, which then spans as much of a short run     |
 | `regularisation: light`               | mixup, cutmix, RandAugment, erasing and drop path off; milder crops                 |
 
 Mask ratio, LLRD, warm-up fraction and stage fractions carry the science and are never mapped.
@@ -57,10 +61,14 @@ def resolve_pretrain(run: PretrainRun, budget: Budget) -> PretrainRun:
 
 
 def resolve_evaluate(run: EvaluateRun, source: PretrainRun, budget: Budget) -> EvaluateRun:
-    patch = backbone_kwargs(source.backbone, source.backbone_kwargs, budget)["patch_size"]
-    update = _optimisation(run, budget, budget.evaluate_epochs * run.epochs, budget.evaluate_lr, patch)
+    kwargs = backbone_kwargs(source.backbone, source.backbone_kwargs, budget)
+    update = _optimisation(run, budget, *_evaluate_factors(run, source, budget), kwargs["patch_size"])
     if budget.head_std is not None:
         update["head_std"] = budget.head_std
+    if run.tuned_blocks is not None and budget.max_depth:
+        update["tuned_blocks"] = min(run.tuned_blocks, float(kwargs["depth"]))
+    if run.ema is not None and budget.ema is not None:
+        update["ema"] = budget.ema
     if budget.regularisation == "light":
         update |= {"mixup": 0.0, "cutmix": 0.0, "auto_augment": None, "random_erasing": 0.0, "drop_path": 0.0}
         update["crop_scale"] = (max(run.crop_scale[0], LIGHT_CROP_SCALE[0]), run.crop_scale[1])
@@ -96,6 +104,14 @@ def check_geometry(params: Params) -> None:
                         f"params.yaml: pretrain.{name}.image_size = {size}: the patch of {patch} pixels does not divide it; "
                         f"{size // patch * patch} and {(size // patch + 1) * patch} would fit"
                     )
+
+
+def _evaluate_factors(run: EvaluateRun, source: PretrainRun, budget: Budget) -> tuple[float, float]:
+    """Epochs of an evaluation, and what the budget multiplies its base learning rate by."""
+    if run.protocol == "linear":
+        return (budget.probe_epochs or budget.evaluate_epochs) * run.epochs, budget.probe_lr or budget.evaluate_lr
+    from_scratch = source.epochs == 0 and run.layer_decay == 1.0
+    return budget.evaluate_epochs * run.epochs, (from_scratch and budget.scratch_lr) or budget.evaluate_lr
 
 
 def _optimisation(run, budget: Budget, epochs: float, lr_factor: float, patch_size: int) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Optimisation(Strict):
     weight_decay: NonNegative
     betas: Betas
     clip_grad: Positive | None = None
-    crop: Literal["random_resized", "fixed", "none"] = "random_resized"
+    crop: Literal["random_resized", "fixed", "center", "none"] = "random_resized"
     crop_scale: CropScale
     color_jitter: NonNegative = 0.0
     interpolation: Literal["area", "bicubic"] = "area"
@@ -180,6 +180,10 @@ class Budget(Strict):
     pretrain_lr: Positive = 1.0
     evaluate_lr: Positive = 1.0
     head_std: Positive | None = None
+    probe_epochs: Positive | None = None
+    probe_lr: Positive | None = None
+    scratch_lr: Positive | None = None
+    ema: Ratio | None = None
     regularisation: Literal["paper", "light"] = "paper"
     data: dict[str, Any] = {}
 

@@ -15,6 +15,11 @@ def normalise(raw: torch.Tensor) -> torch.Tensor:
     return raw.to(torch.float32).sub_(_per_channel(IMAGENET_MEAN, raw, 255.0)).div_(_per_channel(IMAGENET_STD, raw, 255.0))
 
 
+def as_normalised(images: torch.Tensor) -> torch.Tensor:
+    """Raw uint8 images (N, 3, H, W) in the normalised space; float images are taken to be there already."""
+    return images if images.is_floating_point() else normalise(images)
+
+
 def denormalise(images: torch.Tensor) -> torch.Tensor:
     """Inverse of `normalise`: float (N, 3, H, W) -> uint8 (N, 3, H, W), rounded and clipped to 0..255."""
     pixels = images.to(torch.float32) * _per_channel(IMAGENET_STD, images, 255.0) + _per_channel(IMAGENET_MEAN, images, 255.0)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from replicate.errors import UserError
+from replicate.loaders.pixels import as_normalised
 from replicate.patches import patchify
-from replicate.targets.pixel import as_normalised
 
 _SHARE = 8  # 96 coefficients of 768 values: an eighth, whatever the patch size
 

@@ -5,15 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from replicate.loaders.pixels import normalise
+from replicate.loaders.pixels import as_normalised
 from replicate.patches import patchify
 
 EPSILON = 1e-6  # added to the patch's variance, as the reference implementation does
-
-
-def as_normalised(images: Tensor) -> Tensor:
-    """Raw uint8 images (N, 3, H, W) in the normalised space; float images are taken to be there already."""
-    return images if images.is_floating_point() else normalise(images)
 
 
 def statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from replicate.loaders.pixels import as_normalised
 from replicate.models.tokenizer import load_tokenizer
 from replicate.patches import grid_of
-from replicate.targets.pixel import as_normalised
 
 
 class Target(nn.Module):

@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, handler, what in (
         ("pretrain", _pretrain, "pre-train a run of params.yaml, every seed of the budget"),
         ("evaluate", _evaluate, "fine-tune or probe a run's pre-trained weights, every seed"),
+        ("tokenizer", _tokenizer, "train a tokenizer of params.yaml, or read a released one; there is one for all seeds"),
     ):
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("run", help="the run's name in params.yaml")
@@ -104,13 +105,18 @@ def _evaluate(options: argparse.Namespace) -> None:
     _run(options, options.run, "evaluate")
 
 
+def _tokenizer(options: argparse.Namespace) -> None:
+    _run(options, options.run, "tokenizer")
+
+
 def _run(options: argparse.Namespace, name: str, command: str) -> None:
     from replicate import params as params_module
 
     params = params_module.load(options.params)
-    kind = "pretrain" if isinstance(params.run(name), params_module.PretrainRun) else "evaluate"
+    kinds = {params_module.PretrainRun: "pretrain", params_module.TokenizerRun: "tokenizer"}
+    kind = kinds.get(type(params.run(name)), "evaluate")
     if kind != command:
-        raise UserError(f"{name} is a run to {kind}: use `python -m replicate {kind} {name}`")
+        raise UserError(f"{command} is not the command for the run {name}: use `python -m replicate {kind} {name}`")
     from replicate.trainers import launch
 
     if options.seed is not None:

@@ -4,7 +4,8 @@
 |---------------------------------------|-------------------------------------------------------------------------------------|
 | `image_scale`, `patch_scale`          | pixels of the image, of the patch; P2Dist thresholds follow the patch               |
 | `backbones`                           | width and heads of each named backbone; depth stays the paper's unless `max_depth`  |
-| `decoder_width_scale`                 | decoder width (heads follow: one for each 32 channels, as in the papers)            |
+| `decoder_width_scale`                 | decoder width (heads follow: one for each 32 channels, as in the papers), and a     |
+|                                       | tokenizer's width and vocabulary, which the decoder predicts                        |
 | `pretrain_epochs`, `evaluate_epochs`  | epochs, never below 1; warm-up keeps its fraction                                   |
 | `pretrain_epochs_power`               | below 1 draws 50 and 1,600 epochs together: `pretrain_epochs` x epochs ^ power      |
 | `batch_scale`, `max_batch`            | batch; the learning rate follows the linear scaling rule from the result            |
@@ -25,7 +26,7 @@ from typing import Any
 
 from replicate.errors import UserError
 from replicate.models.vit import vit_backbone
-from replicate.params import Budget, EvaluateRun, Params, PretrainRun, Stage
+from replicate.params import Budget, EvaluateRun, Params, PretrainRun, Stage, TokenizerRun
 
 LIGHT_CROP_SCALE = (0.35, 1.0)
 DECODER_HEAD_WIDTH = 32
@@ -35,9 +36,11 @@ UNITLESS = ("neighbours_3x3",)
 """Difficulty metrics that count patches: their thresholds are no pixels."""
 
 
-def resolve(params: Params, name: str, budget: Budget) -> PretrainRun | EvaluateRun:
+def resolve(params: Params, name: str, budget: Budget) -> PretrainRun | EvaluateRun | TokenizerRun:
     """The run called `name` through the lens. Raises UserError for an unknown run."""
     run = params.run(name)
+    if isinstance(run, TokenizerRun):
+        return resolve_tokenizer(run, budget)
     if isinstance(run, PretrainRun):
         return resolve_pretrain(run, budget)
     source = params.run(run.pretrain_name)
@@ -73,6 +76,13 @@ def resolve_evaluate(run: EvaluateRun, source: PretrainRun, budget: Budget) -> E
         update |= {"mixup": 0.0, "cutmix": 0.0, "auto_augment": None, "random_erasing": 0.0, "drop_path": 0.0}
         update["crop_scale"] = (max(run.crop_scale[0], LIGHT_CROP_SCALE[0]), run.crop_scale[1])
     return run.model_copy(update=update)
+
+
+def resolve_tokenizer(run: TokenizerRun, budget: Budget) -> TokenizerRun:
+    """Patch and schedule as for pre-training; width and vocabulary as the decoder's width, for the decoder predicts the tokens."""
+    patch = max(1, round(run.patch_size * budget.patch_scale))
+    sizes = {key: max(2, round(getattr(run, key) * budget.decoder_width_scale)) for key in ("vocabulary", "width")}
+    return run.model_copy(update=_optimisation(run, budget, budget.pretrain_epochs, budget.pretrain_lr, patch) | {"patch_size": patch} | sizes)
 
 
 def backbone_kwargs(name: str, explicit: dict[str, Any], budget: Budget) -> dict[str, Any]:

@@ -98,6 +98,7 @@ class PretrainRun(Optimisation):
     difficulty: Difficulty = "p2dist"
     target: str = "pixel"
     target_options: dict[str, Any] = {}
+    tokenizer: str | None = None
     score_all: bool = False
     weighting: str = "uniform"
     weighting_options: dict[str, Any] = {}
@@ -115,6 +116,21 @@ class PretrainRun(Optimisation):
     @property
     def patch_size(self) -> int:
         return self.backbone_kwargs["patch_size"]
+
+
+class TokenizerRun(Optimisation):
+    """One tokenizer, whose tokens the target `token` predicts (MAE, Table 1d): trained here, or a released one read from `file`.
+
+    There is one for all seeds of the runs that predict its tokens, as the papers share DALL-E's.
+    """
+
+    patch_size: Count = 16
+    vocabulary: Annotated[int, Field(ge=2)]
+    width: Count
+    depth: Annotated[int, Field(ge=0)]
+    code_width: Count
+    flip: bool = True
+    file: str | None = None
 
 
 class EvaluateRun(Optimisation):
@@ -204,9 +220,14 @@ class Paper(Strict):
 
 
 class Grid(Strict):
-    """The papers' full ablation grids: a pipeline file of their own, `grids/dvc.yaml`, run by name."""
+    """The papers' full ablation grids: a pipeline file of their own, `grids/dvc.yaml`, run by name.
 
+    `pretrain_tokens` are pre-trainings that predict a tokenizer's tokens: their stages depend on its weights.
+    """
+
+    tokenizers: dict[str, TokenizerRun] = {}
     pretrain: dict[str, PretrainRun] = {}
+    pretrain_tokens: dict[str, PretrainRun] = {}
     evaluate: dict[str, EvaluateRun] = {}
 
 
@@ -228,34 +249,48 @@ class Params(Strict):
         if self.budget not in self.budgets:
             raise ValueError(f"budget is '{self.budget}'; defined are {', '.join(self.budgets)}")
         owners = {str(self._place(name, run.paper)) for name, run in self.pretrain_runs.items()}
-        for name, run in (self.pretrain_runs | self.evaluate_runs).items():
+        for name, run in self.runs.items():
             if run.dataset not in self.datasets:
                 raise ValueError(f"run '{name}' uses dataset '{run.dataset}'; defined are {', '.join(self.datasets)}")
         for name, run in self.evaluate_runs.items():
             if run.pretrain not in owners:
                 raise ValueError(f"evaluate run '{name}' starts from '{run.pretrain}', which is no pretrain run; they are {', '.join(owners)}")
+        self._tokens_fit_together()
         return self
+
+    def _tokens_fit_together(self) -> None:
+        tokenizers = {str(self._place(name, run.paper)) for name, run in self.grid.tokenizers.items()}
+        for name, run in self.pretrain_runs.items():
+            if (run.target == "token") != (name in self.grid.pretrain_tokens):
+                raise ValueError(f"run '{name}' has the target {run.target}: runs with the target token, and no others, stand under pretrain_tokens")
+            if name in self.grid.pretrain_tokens and run.tokenizer not in tokenizers:
+                raise ValueError(f"run '{name}' predicts tokens of '{run.tokenizer}', which is no tokenizer; they are {', '.join(tokenizers)}")
 
     @cached_property
     def pretrain_runs(self) -> dict[str, PretrainRun]:
         """Every pre-training, headline and grid, as written."""
-        return _merged(self.pretrain, self.grid.pretrain)
+        return _merged(self.pretrain, self.grid.pretrain, self.grid.pretrain_tokens)
 
     @cached_property
     def evaluate_runs(self) -> dict[str, EvaluateRun]:
         """Every evaluation, headline and grid, as written."""
         return _merged(self.evaluate, self.grid.evaluate)
 
-    def run(self, name: str) -> PretrainRun | EvaluateRun:
+    @cached_property
+    def runs(self) -> dict[str, PretrainRun | EvaluateRun | TokenizerRun]:
+        """Every run, tokenizers first, as written."""
+        return _merged(self.grid.tokenizers, self.pretrain_runs, self.evaluate_runs)
+
+    def run(self, name: str) -> PretrainRun | EvaluateRun | TokenizerRun:
         """A run as its paper states it. Raises UserError for a name that `params.yaml` does not hold."""
-        runs = self.pretrain_runs | self.evaluate_runs
+        runs = self.runs
         if name not in runs:
             close = [known for known in runs if name.lower() in known.lower() or known.lower() in name.lower()]
             hint = f"; did you mean {', '.join(close)}?" if close else f"; it holds {', '.join(runs)}"
             raise UserError(f"params.yaml has no run '{name}'{hint}")
         return runs[name]
 
-    def resolve(self, name: str, budget: str | None = None) -> PretrainRun | EvaluateRun:
+    def resolve(self, name: str, budget: str | None = None) -> PretrainRun | EvaluateRun | TokenizerRun:
         """A run through the budget's lens (the active budget unless one is named)."""
         from replicate.budget import resolve
 
@@ -277,7 +312,8 @@ class Params(Strict):
         return Path("results") / (budget or self.budget) / self._place(name, self.run(name).paper)
 
     def _place(self, name: str, paper: str) -> Path:
-        in_grid = name in self.grid.pretrain or name in self.grid.evaluate
+        grid = self.grid
+        in_grid = any(name in group for group in (grid.tokenizers, grid.pretrain, grid.pretrain_tokens, grid.evaluate))
         return Path("grid", paper, name) if in_grid else Path(paper, name)
 
     def data_folder(self, dataset: str, budget: str | None = None) -> Path:
@@ -347,7 +383,8 @@ def _first_fault(error: ValidationError) -> str:
 def _close_key(error: ValidationError, fault: dict) -> str:
     from difflib import get_close_matches
 
-    known = {name for model in (Params, Budget, Dataset, PretrainRun, EvaluateRun, Stage, Machine, Encoding) for name in model.model_fields}
+    models = (Params, Grid, Budget, Dataset, PretrainRun, EvaluateRun, TokenizerRun, Stage, Machine, Encoding)
+    known = {name for model in models for name in model.model_fields}
     match = get_close_matches(str(fault["loc"][-1]), known, n=1)
     return f"; did you mean '{match[0]}'?" if match else ""
 

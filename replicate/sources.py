@@ -48,6 +48,11 @@ def pretrain_entries(run) -> tuple[str, ...]:
     return ("replicate.trainers.pretrain", *(f"replicate.{option}" for option in options))
 
 
+def tokenizer_entries(run) -> tuple[str, ...]:
+    """Entry modules of `python -m replicate tokenizer` for a run."""
+    return ("replicate.trainers.tokenizer", *(f"replicate.{loader}" for loader in LOADERS))
+
+
 def evaluate_entries(run) -> tuple[str, ...]:
     """Entry modules of `python -m replicate evaluate` for a run."""
     return (f"replicate.trainers.{run.protocol}", *(f"replicate.{loader}" for loader in LOADERS))

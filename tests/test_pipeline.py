@@ -8,7 +8,7 @@ import yaml
 from dvc.repo import Repo
 
 from replicate.params import load
-from replicate.sources import closure, evaluate_entries, notebook_entries, pretrain_entries
+from replicate.sources import closure, evaluate_entries, notebook_entries, pretrain_entries, tokenizer_entries
 
 ROOT = Path(__file__).resolve().parents[1]
 LENS = {Path("replicate/params.py"), Path("replicate/budget.py")}
@@ -49,6 +49,10 @@ def all_runs(params):
             yield folder, f"pretrain@{name}", name, pretrain_entries
         for name in group.evaluate:
             yield folder, f"evaluate@{name}", name, evaluate_entries
+    for name in params.grid.tokenizers:
+        yield GRID, f"tokenizer@{name}", name, tokenizer_entries
+    for name in params.grid.pretrain_tokens:
+        yield GRID, f"pretrain_tokens@{name}", name, pretrain_entries
 
 
 def code_dependencies(stage) -> set[Path]:
@@ -86,9 +90,15 @@ def test_notebook_stages_depend_on_all_they_import(stages, params):
 def test_a_stage_depends_on_its_own_run_and_budget_only(stages, params):
     for folder, stage, name, _ in all_runs(params):
         kind = stage.partition("@")[0]
-        section = f"grid.{kind}" if folder == GRID else kind
+        section = f"grid.{'tokenizers' if kind == 'tokenizer' else kind}" if folder == GRID else kind
         keys = {key for dep in stages[folder, stage].deps for key in getattr(dep, "params", [])}
         assert keys == {f"{section}.{name}", f"budgets.{params.budget}"}, stage
+
+
+def test_runs_on_tokens_depend_on_their_tokenizers_weights(stages, params, project):
+    for name, run in params.grid.pretrain_tokens.items():
+        deps = {Path(str(dep.fs_path)) for dep in stages[GRID, f"pretrain_tokens@{name}"].deps if dep.fs_path}
+        assert project / "results" / params.budget / run.tokenizer / "weights" in deps
 
 
 def test_outputs_lie_where_the_package_writes_them(stages, params, project):

@@ -114,7 +114,7 @@ def test_mappings_are_well_formed(paper):
 def test_every_run_that_is_mapped_is_in_params():
     params = pytest.importorskip("replicate.params")
     loaded = params.load(published.FOLDER.parent / "params.yaml")
-    known = set(loaded.pretrain_runs) | set(loaded.evaluate_runs)
+    known = set(loaded.runs)
     for paper in published.PAPERS:
         assert tables.runs_named(paper) <= known, paper
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from replicate.params import PretrainRun
-from replicate.sources import evaluate_entries, pretrain_entries
+from replicate.errors import UserError
+from replicate.params import PretrainRun, TokenizerRun
+from replicate.sources import evaluate_entries, pretrain_entries, tokenizer_entries
 from replicate.trainers.parallel import end_with_parent, seed_processes, train_seeds_in_processes
-from replicate.trainers.seeds import RunContext, TrainSeed, train_one_seed, train_seeds
+from replicate.trainers.seeds import RunContext, TrainSeed, train_one_seed, train_seeds, weights_path
 from replicate.trainers.session import Session, open_session
 
 if TYPE_CHECKING:
@@ -25,9 +27,10 @@ def launch(params: Params, name: str, command: Sequence[str]) -> None:
     budget = params.budget_named()
     with open_session(params.machine, budget.precision, budget.loader) as session:
         context = context_of(params, name, session)
-        processes = seed_processes(params.machine.seed_processes, budget.seeds, session)
-        if processes > 1 and _steps(context) >= STEPS_WORTH_A_PROCESS and not all(context.store(s).finished() for s in range(budget.seeds)):
-            train_seeds_in_processes(command, budget.seeds, processes)
+        seeds = context.seeds
+        processes = seed_processes(params.machine.seed_processes, seeds, session)
+        if processes > 1 and _steps(context) >= STEPS_WORTH_A_PROCESS and not all(context.store(s).finished() for s in range(seeds)):
+            train_seeds_in_processes(command, seeds, processes)
         train_seeds(context, _trainer(params, name))
 
 
@@ -47,8 +50,8 @@ def write_dataset(params: Params, name: str) -> None:
 
 
 def launch_all(params: Params, papers: list[str]) -> None:
-    """Train every run, headline and grids, in one process: data first, pre-training before what is evaluated from it."""
-    runs = {name: run for name, run in (params.pretrain_runs | params.evaluate_runs).items() if not papers or run.paper in papers}
+    """Train every run, headline and grids, in one process: data first, and each run after those that it starts from."""
+    runs = {name: run for name, run in params.runs.items() if not papers or run.paper in papers}
     for dataset in dict.fromkeys(run.dataset for run in runs.values()):
         write_dataset(params, dataset)
     budget = params.budget_named()
@@ -57,9 +60,14 @@ def launch_all(params: Params, papers: list[str]) -> None:
             train_seeds(context_of(params, name, session), _trainer(params, name))
 
 
-def _with_upstream(params: Params, runs: dict) -> list[str]:
-    needed = [run.pretrain_name for run in runs.values() if not isinstance(run, PretrainRun)]
-    return list(dict.fromkeys([*(n for n, run in runs.items() if isinstance(run, PretrainRun)), *needed, *runs]))
+def _with_upstream(params: Params, names: Iterable[str]) -> list[str]:
+    """The runs and all that they start from, each after its own upstream."""
+    ordered: dict[str, None] = {}
+    for name in names:
+        run = params.run(name)
+        upstream = getattr(run, "pretrain", None) or getattr(run, "tokenizer", None)
+        ordered |= dict.fromkeys([*(_with_upstream(params, [upstream.rpartition("/")[2]]) if upstream else []), name])
+    return list(ordered)
 
 
 def _steps(context: RunContext) -> int:
@@ -68,23 +76,44 @@ def _steps(context: RunContext) -> int:
 
 def _trainer(params: Params, name: str) -> TrainSeed:
     run = params.run(name)
-    module = "pretrain" if isinstance(run, PretrainRun) else run.protocol
+    module = {PretrainRun: "pretrain", TokenizerRun: "tokenizer"}.get(type(run)) or run.protocol
     return importlib.import_module(f"replicate.trainers.{module}").train_seed
 
 
 def context_of(params: Params, name: str, session: Session) -> RunContext:
     """Everything a trainer needs to know of the run called `name` at the active budget."""
     stated, run = params.run(name), params.resolve(name)
-    upstream = None if isinstance(run, PretrainRun) else run.pretrain_name
+    upstream = getattr(run, "pretrain_name", None)
     return RunContext(
         name=name,
         stated=stated,
         run=run,
-        seeds=params.budget_named().seeds,
+        seeds=1 if isinstance(run, TokenizerRun) else params.budget_named().seeds,
         session=session,
         data_folder=params.data_folder(run.dataset),
         results_folder=params.results_folder(name),
-        entries=pretrain_entries(run) if upstream is None else evaluate_entries(run),
+        entries=_entries(run),
         upstream=upstream and params.results_folder(upstream),
         upstream_run=upstream and params.resolve(upstream),
+        tokenizer=_tokenizer(params, name),
     )
+
+
+def _entries(run) -> tuple[str, ...]:
+    entries = {PretrainRun: pretrain_entries, TokenizerRun: tokenizer_entries}.get(type(run), evaluate_entries)
+    return entries(run)
+
+
+def _tokenizer(params: Params, name: str) -> Path | None:
+    """The file of the tokenizer that a run needs: the released one that it reads, or the one whose tokens it predicts."""
+    run = params.run(name)
+    if isinstance(run, TokenizerRun):
+        path, hint = run.file and Path(run.file), "name a file that is, or leave `file` out to train a tokenizer"
+    elif isinstance(run, PretrainRun) and run.tokenizer:
+        tokenizer = run.tokenizer.rpartition("/")[2]
+        path, hint = weights_path(params.results_folder(tokenizer), 0), f"run `python -m replicate tokenizer {tokenizer}`"
+    else:
+        return None
+    if path and not path.exists():
+        raise UserError(f"run {name} needs the tokenizer {path}, which is not there; {hint}")
+    return path or None

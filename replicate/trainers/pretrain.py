@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,11 +38,12 @@ class PretrainTask(nn.Module):
     The mask of an image depends on (seed, epoch, sample number) alone, so it is the same for any batch size, worker count and number of processes.
     """
 
-    def __init__(self, run: PretrainRun, seed: int, num_classes: int) -> None:
+    def __init__(self, run: PretrainRun, seed: int, num_classes: int, tokenizer: Path | None = None) -> None:
         super().__init__()
         self.seed = seed
+        options = run.target_options | ({} if tokenizer is None else {"tokenizer": tokenizer})
         self.weighting = losses.build_weighting(run.weighting, patch_size=run.patch_size, difficulty=run.difficulty, **run.weighting_options)
-        self.target = targets.build(run.target, run.patch_size, **run.target_options)
+        self.target = targets.build(run.target, run.patch_size, **options)
         self.model = importlib.import_module(f"replicate.models.{run.method}").build(run, self.target.dim, self.weighting.needs_p2dist)
         self.extra = _extra_term(run, self.model.embed_dim, num_classes)
         self.mask_ratio = run.mask_ratio
@@ -83,7 +85,7 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
     """Pre-train one seed and write its weights; results are the last epoch's training loss and the validation loss."""
     run, session = context.run, context.session
     seed_everything(seed)
-    task = PretrainTask(run, seed, context.num_classes).to(session.device)
+    task = PretrainTask(run, seed, context.num_classes, context.tokenizer).to(session.device)
     if getattr(task.target, "needs_fit", False):
         fit_target(task.target, context)
     history = _train(task, context, seed, store) if run.epochs else []
@@ -168,5 +170,3 @@ def validation_loss(task: PretrainTask, context: RunContext) -> float:
             total, count = total + float(loss) * len(images), count + len(images)
     total, count = context.session.sum_over_ranks(total, count)
     return total / count
-
-

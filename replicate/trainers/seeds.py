@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class RunContext:
     """A resolved run with all that its trainer needs to know of the world, passed down whole.
 
-    `stated` is the run in its paper's numbers, `run` the same run through the budget; `upstream` names the weights that it starts from.
+    `stated` is the run in its paper's numbers, `run` the same run through the budget; `upstream` names the weights that it starts
+    from, `tokenizer` the file of the tokenizer that it needs.
     """
 
     name: str
@@ -43,6 +44,7 @@ class RunContext:
     entries: tuple[str, ...]
     upstream: Path | None = None
     upstream_run: Optimisation | None = None
+    tokenizer: Path | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -69,6 +71,8 @@ class RunContext:
         upstream = None if self.upstream is None else sha256(self.upstream_weights(seed))
         resolved = self.run.model_dump(exclude={"paper"})
         parts = {"run": resolved, "seed": seed, "precision": str(self.session.precision), "manifest": self.manifest_sha256}
+        if self.tokenizer is not None:
+            parts["tokenizer"] = sha256(self.tokenizer)
         return RunStore(run_key(**parts, upstream=upstream, code=fingerprint(*self.entries)))
 
 

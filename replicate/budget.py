@@ -49,10 +49,9 @@ def resolve(params: Params, name: str, budget: Budget) -> PretrainRun | Evaluate
 
 def resolve_pretrain(run: PretrainRun, budget: Budget) -> PretrainRun:
     kwargs = backbone_kwargs(run.backbone, run.backbone_kwargs, budget)
-    epochs = budget.pretrain_epochs * run.epochs**budget.pretrain_epochs_power
     distance = 1.0 if run.difficulty in UNITLESS else budget.patch_scale
     return run.model_copy(
-        update=_optimisation(run, budget, epochs, budget.pretrain_lr, kwargs["patch_size"])
+        update=_optimisation(run, budget, _pretrain_epochs(run, budget), budget.pretrain_lr, kwargs["patch_size"])
         | {
             "backbone_kwargs": kwargs,
             "decoder_width": _decoder_width(run.decoder_width, budget),
@@ -82,7 +81,8 @@ def resolve_tokenizer(run: TokenizerRun, budget: Budget) -> TokenizerRun:
     """Patch and schedule as for pre-training; width and vocabulary as the decoder's width, for the decoder predicts the tokens."""
     patch = max(1, round(run.patch_size * budget.patch_scale))
     sizes = {key: max(2, round(getattr(run, key) * budget.decoder_width_scale)) for key in ("vocabulary", "width")}
-    return run.model_copy(update=_optimisation(run, budget, budget.pretrain_epochs, budget.pretrain_lr, patch) | {"patch_size": patch} | sizes)
+    update = _optimisation(run, budget, _pretrain_epochs(run, budget), budget.pretrain_lr, patch)
+    return run.model_copy(update=update | {"patch_size": patch} | sizes)
 
 
 def backbone_kwargs(name: str, explicit: dict[str, Any], budget: Budget) -> dict[str, Any]:
@@ -114,6 +114,10 @@ def check_geometry(params: Params) -> None:
                         f"params.yaml: pretrain.{name}.image_size = {size}: the patch of {patch} pixels does not divide it; "
                         f"{size // patch * patch} and {(size // patch + 1) * patch} would fit"
                     )
+
+
+def _pretrain_epochs(run: PretrainRun | TokenizerRun, budget: Budget) -> float:
+    return budget.pretrain_epochs * run.epochs**budget.pretrain_epochs_power
 
 
 def _evaluate_factors(run: EvaluateRun, source: PretrainRun, budget: Budget) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from replicate.loaders.pixels import normalise
 from replicate.models.tokenizer import Tokenizer, load_tokenizer
 from replicate.models.weights import save_weights
 from replicate.schedules.layer_decay import plain_groups
-from replicate.trainers.engine import fit
+from replicate.trainers.engine import adamw, fit
 from replicate.trainers.pretrain import training_loader, validation_loader
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
@@ -62,7 +62,7 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
 
 def _train(task: TokenizerTask, context: RunContext, seed: int, store: RunStore) -> list[dict[str, float]]:
     run = context.run
-    optimizer = torch.optim.AdamW(plain_groups(task, run.weight_decay), lr=run.peak_lr, betas=run.betas)
+    optimizer = adamw(plain_groups(task, run.weight_decay), run, context.session.device)
     with training_loader(context, seed) as loader:
         return fit(task, optimizer, loader, run, context.session, store, seed=seed, name=context.name)
 

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from replicate.cost.bench import compare, interleave, write_results
 from replicate.losses.reconstruction import reconstruction_loss
-from replicate.models import ragged
-from replicate.models.mae import MAE
+from replicate.models.mae import MAE, ragged
 from replicate.models.vit import VIT_SIZES
 from replicate.patches import patchify
 

@@ -2,8 +2,9 @@
 
 | budget key                            | what it maps                                                                        |
 |---------------------------------------|-------------------------------------------------------------------------------------|
-| `image_scale`, `patch_scale`          | pixels of the image, of the patch; P2Dist thresholds follow the patch               |
+| `image_scale`, `patch_scale`          | pixels of the image, of the patch; P2Dist thresholds and HOG cells follow the patch |
 | `backbones`                           | width and heads of each named backbone; depth stays the paper's unless `max_depth`  |
+| `hierarchy_width`, `hierarchy_depth`  | width and heads of Swin, PVT and the like; at most so many blocks a stage           |
 | `decoder_width_scale`                 | decoder width (heads follow: one for each 32 channels, as in the papers), and a     |
 |                                       | tokenizer's width and vocabulary, which the decoder predicts                        |
 | `pretrain_epochs`, `evaluate_epochs`  | epochs, never below 1; warm-up keeps its fraction                                   |
@@ -22,6 +23,7 @@ Mask ratio, LLRD, warm-up fraction and stage fractions carry the science and are
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from replicate.errors import UserError
@@ -34,6 +36,9 @@ PIXELS = ("beta", "start", "end", "interval")
 """Options of the weightings that are P2Dist values, in pixels at the paper's patch size."""
 UNITLESS = ("neighbours_3x3",)
 """Difficulty metrics that count patches: their thresholds are no pixels."""
+HOG_CELL = 8
+FIRST_PATCHES = (1, 2, 4)
+UNITS_ACROSS = 2  # of an image that is masked in units: with one there would be nothing left to see
 
 
 def resolve(params: Params, name: str, budget: Budget) -> PretrainRun | EvaluateRun | TokenizerRun:
@@ -49,11 +54,18 @@ def resolve(params: Params, name: str, budget: Budget) -> PretrainRun | Evaluate
 
 def resolve_pretrain(run: PretrainRun, budget: Budget) -> PretrainRun:
     kwargs = backbone_kwargs(run.backbone, run.backbone_kwargs, budget)
+    scaled = run.model_copy(update={"backbone_kwargs": kwargs})
+    mask_unit = run.mask_unit and _mask_unit(run, scaled)
+    grain = max(scaled.stride or 1, mask_unit or 1)
+    least = grain * UNITS_ACROSS if run.method == "mim" else 0
     distance = 1.0 if run.difficulty in UNITLESS else budget.patch_scale
     return run.model_copy(
-        update=_optimisation(run, budget, _pretrain_epochs(run, budget), budget.pretrain_lr, kwargs["patch_size"])
+        update=_optimisation(run, budget, _pretrain_epochs(run, budget), budget.pretrain_lr, grain, least)
         | {
             "backbone_kwargs": kwargs,
+            "mask_unit": mask_unit,
+            "drop_blocks": _dropped(run, kwargs),
+            "target_options": run.target_options | _hog_cell(run, budget),
             "decoder_width": _decoder_width(run.decoder_width, budget),
             "decoder_depth": min(run.decoder_depth, budget.max_depth or run.decoder_depth),
             "decoder_beta": run.decoder_beta and run.decoder_beta * distance,
@@ -64,7 +76,8 @@ def resolve_pretrain(run: PretrainRun, budget: Budget) -> PretrainRun:
 
 def resolve_evaluate(run: EvaluateRun, source: PretrainRun, budget: Budget) -> EvaluateRun:
     kwargs = backbone_kwargs(source.backbone, source.backbone_kwargs, budget)
-    update = _optimisation(run, budget, *_evaluate_factors(run, source, budget), kwargs["patch_size"])
+    stride = source.model_copy(update={"backbone_kwargs": kwargs}).stride or source.mask_unit
+    update = _optimisation(run, budget, *_evaluate_factors(run, source, budget), stride)
     if budget.head_std is not None:
         update["head_std"] = budget.head_std
     if run.tuned_blocks is not None and budget.max_depth:
@@ -86,7 +99,9 @@ def resolve_tokenizer(run: TokenizerRun, budget: Budget) -> TokenizerRun:
 
 
 def backbone_kwargs(name: str, explicit: dict[str, Any], budget: Budget) -> dict[str, Any]:
-    """Width, depth, heads and patch of a ViT: by its name or the numbers that the run states, then as the budget maps them."""
+    """A backbone's numbers, by its name or as the run states them, then as the budget maps them: of a ViT its width, depth, heads and patch."""
+    if not name.startswith("vit"):
+        return _hierarchy_kwargs(name, explicit, budget)
     kwargs = dict(vit_backbone(name, **explicit).kwargs)
     kwargs["patch_size"] = max(1, round(kwargs["patch_size"] * budget.patch_scale))
     kwargs |= budget.backbones.get(name.rsplit("_patch", 1)[0], {})
@@ -95,18 +110,68 @@ def backbone_kwargs(name: str, explicit: dict[str, Any], budget: Budget) -> dict
     return dict(vit_backbone(name, **kwargs).kwargs)
 
 
-def scaled_image_size(pixels: int, budget: Budget, patch_size: int) -> int:
-    """The image size in the budget's pixels: scaled, then the nearest multiple of the patch where scaling made it uneven."""
+def _hierarchy_kwargs(name: str, explicit: dict[str, Any], budget: Budget) -> dict[str, Any]:
+    """Widths, depths, heads and first patch of a hierarchy; the patch shrinks with the image, so that every stage keeps the paper's grid.
+
+    A timm model that is none of FastMIM's keeps the arguments that the run states.
+    """
+    names = importlib.import_module("replicate.models.backbones.names")  # a run of a plain ViT must not depend on that file
+    if not names.is_hierarchy(name):
+        return dict(explicit)
+    stated = names.hierarchy(name, **explicit)
+    patch = stated.patch_size * budget.image_scale
+    numbers = {
+        "width_scale": explicit.get("width_scale", 1.0) * budget.hierarchy_width,
+        "depths": tuple(map(min, stated.depths, budget.hierarchy_depth or stated.depths)),
+        "patch_size": min(FIRST_PATCHES, key=lambda size: abs(size - patch)),
+    }
+    mapped = names.hierarchy(name, **(explicit | numbers))
+    heads = {"heads": mapped.heads} if mapped.heads else {}
+    own = {key: value for key, value in explicit.items() if key in mapped.options}
+    return {"dims": mapped.dims, "depths": mapped.depths, **heads, "patch_size": mapped.patch_size, **own}
+
+
+def _mask_unit(stated: PretrainRun, scaled: PretrainRun) -> int:
+    """The mask unit keeps its size in tokens."""
+    return max(1, round(stated.mask_unit * scaled.stride / stated.stride)) if stated.stride else stated.mask_unit
+
+
+def _dropped(run: PretrainRun, kwargs: dict[str, Any]) -> int | tuple[int, ...]:
+    """Blocks that pre-training leaves out: the paper's number, but never the last block of a stage that the budget has made shallower."""
+    if not run.drop_blocks:
+        return run.drop_blocks
+    stated = backbone_kwargs(run.backbone, run.backbone_kwargs, Budget())
+    if "depth" in kwargs:
+        return min(run.drop_blocks, kwargs["depth"] - (kwargs["depth"] < stated["depth"]))
+    most = tuple(ours - (ours < theirs) for ours, theirs in zip(kwargs["depths"], stated["depths"], strict=True))
+    if isinstance(run.drop_blocks, int):
+        return min(run.drop_blocks, most[-1])
+    return tuple(min(pair) for pair in zip(run.drop_blocks, most, strict=True))
+
+
+def _hog_cell(run: PretrainRun, budget: Budget) -> dict[str, int]:
+    if run.target != "hog" or budget.patch_scale == 1.0:
+        return {}
+    return {"cell": max(1, round(run.target_options.get("cell", HOG_CELL) * budget.patch_scale))}
+
+
+def scaled_image_size(pixels: int, budget: Budget, grain: int, least: int = 0) -> int:
+    """The image size in the budget's pixels: scaled, then the nearest multiple of `grain` (a patch, a mask unit), `least` or more."""
     if budget.image_scale == 1.0:
         return pixels
-    return max(1, round(pixels * budget.image_scale / patch_size)) * patch_size
+    return max(least, max(1, round(pixels * budget.image_scale / grain)) * grain)
 
 
 def check_geometry(params: Params) -> None:
     """Raise UserError for a run whose patch does not divide its image size, as written or at the active budget."""
+    checked = set()
     for name, run in params.pretrain_runs.items():
+        geometry = str((run.method, run.backbone, run.backbone_kwargs, run.mask_unit, run.image_size, run.stages))
+        if geometry in checked:
+            continue
+        checked.add(geometry)
         for view in (run, params.resolve(name)):
-            patch = vit_backbone(view.backbone, **view.backbone_kwargs).kwargs["patch_size"]
+            patch = max(view.stride or 1, view.mask_unit or 1)
             sizes = [view.image_size, *(stage.image_size for stage in view.stages if stage.image_size)]
             for size in sizes:
                 if size % patch:
@@ -128,22 +193,22 @@ def _evaluate_factors(run: EvaluateRun, source: PretrainRun, budget: Budget) -> 
     return budget.evaluate_epochs * run.epochs, (from_scratch and budget.scratch_lr) or budget.evaluate_lr
 
 
-def _optimisation(run, budget: Budget, epochs: float, lr_factor: float, patch_size: int) -> dict[str, Any]:
+def _optimisation(run, budget: Budget, epochs: float, lr_factor: float, grain: int, least: int = 0) -> dict[str, Any]:
     epochs = max(1, round(epochs)) if run.epochs else 0
     return {
-        "image_size": scaled_image_size(run.image_size, budget, patch_size),
+        "image_size": scaled_image_size(run.image_size, budget, grain, least),
         "epochs": epochs,
         "warmup_epochs": run.warmup_epochs / run.epochs * epochs if run.epochs else 0.0,
         "batch_size": _batch(run.batch_size, budget),
         "base_lr": run.base_lr * lr_factor,
-        "stages": tuple(_stage(stage, budget, patch_size) for stage in run.stages),
+        "stages": tuple(_stage(stage, budget, grain, least) for stage in run.stages),
     }
 
 
-def _stage(stage: Stage, budget: Budget, patch_size: int) -> Stage:
+def _stage(stage: Stage, budget: Budget, grain: int, least: int) -> Stage:
     return stage.model_copy(
         update={
-            "image_size": stage.image_size and scaled_image_size(stage.image_size, budget, patch_size),
+            "image_size": stage.image_size and scaled_image_size(stage.image_size, budget, grain, least),
             "batch_size": stage.batch_size and _batch(stage.batch_size, budget),
         }
     )

@@ -9,6 +9,7 @@ smaller on the machine at hand, and changing it retrains nothing.
 
 from __future__ import annotations
 
+import importlib
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from replicate.errors import UserError
+from replicate.models.vit import vit_backbone
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -25,6 +27,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Betas = tuple[Ratio, Ratio]
 Difficulty = Literal["p2dist", "p2dist_approx", "neighbours_3x3", "inverse_distance_5x5", "nearest_patch"]
+BuiltBy = Literal["vit.py", "backbones"]
 CropScale = tuple[Positive, Annotated[float, Field(gt=0.0, le=1.0)]]
 
 
@@ -84,13 +87,21 @@ class Optimisation(Strict):
 
 
 class PretrainRun(Optimisation):
-    """One pre-training: mask x target x weighting x objective x decoder x backbone x schedule."""
+    """One pre-training: mask x target x weighting x objective x decoder x backbone x schedule.
+
+    `built_by` is what in replicate/models builds the encoder, on which the run's pipeline stage depends: the plain ViT, or any backbone.
+    """
 
     method: Literal["mae", "mim"] = "mae"
+    built_by: BuiltBy = "vit.py"
     backbone: str
     backbone_kwargs: dict[str, Any] = {}
+    drop_blocks: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] = 0
     mask: Literal["random", "block", "grid"] = "random"
     mask_ratio: Ratio
+    mask_unit: Count | None = None
+    mask_space: Literal["image", "patch"] = "image"
+    mask_token: Literal["learned", "zero"] = "learned"
     mask_tokens_in_encoder: bool = False
     decoder_depth: Annotated[int, Field(ge=0, le=32)]
     decoder_width: Count
@@ -99,6 +110,7 @@ class PretrainRun(Optimisation):
     target: str = "pixel"
     target_options: dict[str, Any] = {}
     tokenizer: str | None = None
+    loss_norm: Literal["mse", "l1", "l2"] = "mse"
     score_all: bool = False
     weighting: str = "uniform"
     weighting_options: dict[str, Any] = {}
@@ -113,9 +125,35 @@ class PretrainRun(Optimisation):
             raise ValueError(f"difficulty {self.difficulty} is read by nothing; state decoder_beta, or a weighting other than uniform")
         return self
 
+    @model_validator(mode="after")
+    def _options_belong_to_the_method(self):
+        wanted = "vit.py" if self.method == "mae" else "backbones"
+        if self.built_by != wanted:
+            raise ValueError(f"built_by is {self.built_by!r}, but method {self.method} builds its encoder by {wanted}")
+        if self.method == "mae" and (self.drop_blocks or self.mask_unit or self.mask_space != "image"):
+            raise ValueError("drop_blocks, mask_unit and mask_space belong to method mim")
+        return self
+
+    @property
+    def stride(self) -> int | None:
+        """Pixels between the encoder's last tokens; None for a timm model that says so only once it is built."""
+        if self.backbone.startswith("vit"):
+            return vit_backbone(self.backbone, **self.backbone_kwargs).kwargs["patch_size"]
+        return importlib.import_module("replicate.models.backbones").stride_of(self.backbone, **self.backbone_kwargs)
+
     @property
     def patch_size(self) -> int:
-        return self.backbone_kwargs["patch_size"]
+        """Pixels a side of what is predicted and scored together: a patch, or the smaller of mask unit and last token."""
+        sizes = [size for size in (self.stride, self.mask_unit) if size]
+        if not sizes:
+            raise UserError(f"backbone {self.backbone!r}: say mask_unit, the pixels a side of what is masked together")
+        return min(sizes)
+
+
+class DistilledRun(PretrainRun):
+    """A pre-training that also learns from a larger, fine-tuned sibling (FastMIM Table 9): `teacher` is a run of grid.teach."""
+
+    teacher: str
 
 
 class TokenizerRun(Optimisation):
@@ -137,7 +175,8 @@ class EvaluateRun(Optimisation):
     """One evaluation of a pre-training's weights: end-to-end or partial fine-tuning, linear probe, or k-NN."""
 
     pretrain: str
-    protocol: Literal["finetune", "linear", "knn"] = "finetune"
+    protocol: Literal["finetune", "linear", "knn", "invariance"] = "finetune"
+    built_by: BuiltBy = "vit.py"
     tuned_blocks: NonNegative | None = None
     head_std: Positive = 2.0e-5
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -153,6 +192,10 @@ class EvaluateRun(Optimisation):
     @property
     def pretrain_name(self) -> str:
         return self.pretrain.rpartition("/")[2]
+
+
+class TeacherRun(EvaluateRun):
+    """A fine-tuning whose weights are kept, for others to learn from."""
 
 
 class Encoding(Strict):
@@ -188,6 +231,8 @@ class Budget(Strict):
     backbones: dict[str, dict[str, Any]] = {}
     decoder_width_scale: Positive = 1.0
     max_depth: Count | None = None
+    hierarchy_width: Positive = 1.0
+    hierarchy_depth: tuple[Count, Count, Count, Count] | None = None
     pretrain_epochs: Positive = 1.0
     pretrain_epochs_power: Annotated[float, Field(gt=0, le=1)] = 1.0
     evaluate_epochs: Positive = 1.0
@@ -222,13 +267,20 @@ class Paper(Strict):
 class Grid(Strict):
     """The papers' full ablation grids: a pipeline file of their own, `grids/dvc.yaml`, run by name.
 
-    `pretrain_tokens` are pre-trainings that predict a tokenizer's tokens: their stages depend on its weights.
+    `pretrain_tokens` are pre-trainings that predict a tokenizer's tokens: their stages depend on its weights. `teach` holds fine-tunings
+    whose weights are kept, `distill` the pre-trainings that learn from them, `analyse` what is computed from images without training.
     """
 
     tokenizers: dict[str, TokenizerRun] = {}
     pretrain: dict[str, PretrainRun] = {}
     pretrain_tokens: dict[str, PretrainRun] = {}
     evaluate: dict[str, EvaluateRun] = {}
+    teach: dict[str, TeacherRun] = {}
+    distill: dict[str, DistilledRun] = {}
+    analyse: dict[str, EvaluateRun] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return any(name in getattr(self, group) for group in type(self).model_fields)
 
 
 class Params(Strict):
@@ -255,6 +307,13 @@ class Params(Strict):
         for name, run in self.evaluate_runs.items():
             if run.pretrain not in owners:
                 raise ValueError(f"evaluate run '{name}' starts from '{run.pretrain}', which is no pretrain run; they are {', '.join(owners)}")
+            source = self.pretrain_runs[run.pretrain_name]
+            if run.built_by != source.built_by:
+                raise ValueError(f"evaluate run '{name}' has built_by {run.built_by!r}, but '{run.pretrain}' has {source.built_by!r}")
+        teachers = {str(self._place(name, run.paper)) for name, run in self.grid.teach.items()}
+        for name, run in self.grid.distill.items():
+            if run.teacher not in teachers:
+                raise ValueError(f"run '{name}' learns from '{run.teacher}', which is no run of grid.teach; they are {', '.join(teachers)}")
         self._tokens_fit_together()
         return self
 
@@ -269,12 +328,18 @@ class Params(Strict):
     @cached_property
     def pretrain_runs(self) -> dict[str, PretrainRun]:
         """Every pre-training, headline and grid, as written."""
-        return _merged(self.pretrain, self.grid.pretrain, self.grid.pretrain_tokens)
+        return _merged(self.pretrain, self.grid.pretrain, self.grid.pretrain_tokens, self.grid.distill)
 
     @cached_property
     def evaluate_runs(self) -> dict[str, EvaluateRun]:
         """Every evaluation, headline and grid, as written."""
-        return _merged(self.evaluate, self.grid.evaluate)
+        return _merged(self.evaluate, self.grid.evaluate, self.grid.teach, self.grid.analyse)
+
+    def upstream_of(self, name: str) -> str | None:
+        """The run whose weights the run called `name` needs: what an evaluation starts from, a tokenizer, the teacher of a distillation."""
+        run = self.run(name)
+        place = next((getattr(run, key) for key in ("pretrain", "teacher", "tokenizer") if getattr(run, key, None)), None)
+        return place and place.rpartition("/")[2]
 
     @cached_property
     def runs(self) -> dict[str, PretrainRun | EvaluateRun | TokenizerRun]:
@@ -312,9 +377,7 @@ class Params(Strict):
         return Path("results") / (budget or self.budget) / self._place(name, self.run(name).paper)
 
     def _place(self, name: str, paper: str) -> Path:
-        grid = self.grid
-        in_grid = any(name in group for group in (grid.tokenizers, grid.pretrain, grid.pretrain_tokens, grid.evaluate))
-        return Path("grid", paper, name) if in_grid else Path(paper, name)
+        return Path("grid", paper, name) if name in self.grid else Path(paper, name)
 
     def data_folder(self, dataset: str, budget: str | None = None) -> Path:
         return Path("data") / (budget or self.budget) / dataset
@@ -335,7 +398,7 @@ def load(path: str | Path = "params.yaml") -> Params:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run this from the repository's root, where params.yaml lies") from None
     except yaml.YAMLError as error:
@@ -383,7 +446,7 @@ def _first_fault(error: ValidationError) -> str:
 def _close_key(error: ValidationError, fault: dict) -> str:
     from difflib import get_close_matches
 
-    models = (Params, Grid, Budget, Dataset, PretrainRun, EvaluateRun, TokenizerRun, Stage, Machine, Encoding)
+    models = (Params, Grid, Budget, Dataset, DistilledRun, EvaluateRun, TokenizerRun, Stage, Machine, Encoding)
     known = {name for model in models for name in model.model_fields}
     match = get_close_matches(str(fault["loc"][-1]), known, n=1)
     return f"; did you mean '{match[0]}'?" if match else ""

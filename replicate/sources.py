@@ -44,7 +44,9 @@ def fingerprint(*entries: str) -> str:
 
 def pretrain_entries(run) -> tuple[str, ...]:
     """Entry modules of `python -m replicate pretrain` for a run: the trainer and the files that its options name."""
-    options = (*LOADERS, f"models.{run.method}", f"targets.{run.target}", f"losses.{run.weighting}", f"losses.{run.objective}")
+    options = (*LOADERS, f"models.{run.method}", f"targets.{run.target}", f"losses.{run.weighting}", f"losses.{run.objective}", *_built_by(run))
+    if run.objective == "distillation":
+        options += ("trainers.teacher", "models.classifier")
     return ("replicate.trainers.pretrain", *(f"replicate.{option}" for option in options))
 
 
@@ -55,7 +57,14 @@ def tokenizer_entries(run) -> tuple[str, ...]:
 
 def evaluate_entries(run) -> tuple[str, ...]:
     """Entry modules of `python -m replicate evaluate` for a run."""
-    return (f"replicate.trainers.{run.protocol}", *(f"replicate.{loader}" for loader in LOADERS))
+    return (f"replicate.trainers.{run.protocol}", *(f"replicate.{option}" for option in (*LOADERS, *_built_by(run))))
+
+
+def _built_by(run) -> tuple[str, ...]:
+    """A plain ViT's file is a dependency of every run; a run of any other backbone counts the whole folder as its own."""
+    if run.built_by != "backbones":
+        return ()
+    return tuple(f"models.backbones.{path.stem}" for path in sorted((PACKAGE / "models" / "backbones").glob("*.py")) if path.stem != "__init__")
 
 
 def notebook_entries(notebook: Path) -> tuple[str, ...]:

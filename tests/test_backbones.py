@@ -14,9 +14,10 @@ from replicate.models import backbones
 from replicate.models.backbones import build_classifier, build_encoder, load_encoder
 from replicate.models.backbones.features import tapped
 from replicate.models.backbones.names import HIERARCHIES, hierarchy
-from replicate.models.backbones.resample import carry_optimizer_state, resample_grid, resample_pair_bias, resample_window_bias
+from replicate.models.backbones.resample import resample_grid, resample_pair_bias, resample_window_bias
 from replicate.models.mim import MIM
 from replicate.models.vit import vit_backbone
+from replicate.resized import carry_optimizer_state
 from replicate.targets import build as build_target
 
 VITS = {"vit_base_patch16": "ViT-B", "vit_large_patch16": "ViT-L"}
@@ -317,7 +318,7 @@ def test_strides_are_known_without_building() -> None:
         (lambda: build_encoder("swin_base", 72), "72x72 is not a multiple of its stride, 32"),
         (lambda: build_encoder("swim_base", 64), "exists neither here nor in timm"),
         (lambda: build_encoder("swin_base", 64, embed_dim=3), "unknown number 'embed_dim'"),
-        (lambda: build_encoder("cmt_small", 64, patch_size=3), "patch_size 3 must be 4"),
+        (lambda: build_encoder("cmt_small", 64, patch_size=3), "patch_size 3 must be 4, as published"),
         (lambda: build_encoder("pvt_large", 64, dims=(65, 128, 320, 512), heads=(2, 2, 5, 8)), "width 65 is not a multiple of its 2 heads"),
         (lambda: build_encoder("convnext_tiny", 64, depths=(1, 2)), "must be four whole numbers"),
         (

@@ -65,6 +65,10 @@ def test_paper_budget_is_the_identity(params):
         ("mae_base_lin", "mae", "linear_probe", {}),
         ("mae_scratch_ft", "mae", "from_scratch", {"epochs": 200, "drop_path": 0.2, "ema": 0.9999}),
         ("mae_vit_b_scratch_ft", "mae", "from_scratch", {"epochs": 300, "drop_path": 0.1, "ema": 0.9999}),
+        ("fastmim_vit_hog_128", "fastmim", "pretrain_vit_b", {}),
+        ("fastmim_swin_hog_128", "fastmim", "pretrain_swin_b", {}),
+        ("fastmim_vit_hog_128_ft", "fastmim", "finetune", {"layer_decay": 0.7}),
+        ("fastmim_swin_hog_128_ft", "fastmim", "finetune", {"layer_decay": 0.8}),
     ],
 )
 def test_runs_equal_the_printed_recipes(params, recipes, run, paper, recipe, chosen):
@@ -81,6 +85,10 @@ def test_peak_learning_rates_are_the_printed_ones(params):
     assert params.resolve("light_90_llrd_65", "paper").peak_lr == pytest.approx(4e-3)
 
 
+def blocks(run):
+    return run.backbone_kwargs.get("depth") or run.backbone_kwargs["depths"]
+
+
 @pytest.mark.parametrize("budget", ["smoke", "laptop", "tiny", "gpu"])
 def test_ratios_that_carry_the_science_are_never_mapped(params, budget):
     for name, stated in params.pretrain_runs.items():
@@ -89,9 +97,9 @@ def test_ratios_that_carry_the_science_are_never_mapped(params, budget):
         if stated.epochs:
             assert run.warmup_epochs / run.epochs == pytest.approx(stated.warmup_epochs / stated.epochs)
         if budget != "smoke":
-            assert run.backbone_kwargs["depth"] == params.resolve(name, "paper").backbone_kwargs["depth"]
-            assert run.decoder_depth == stated.decoder_depth
-        assert run.image_size % run.backbone_kwargs["patch_size"] == 0
+            assert blocks(run) == blocks(params.resolve(name, "paper"))
+            assert (run.decoder_depth, run.drop_blocks) == (stated.decoder_depth, stated.drop_blocks)
+        assert run.image_size % run.stride == 0
     for name, stated in params.evaluate_runs.items():
         assert params.resolve(name, budget).layer_decay == stated.layer_decay
 
@@ -112,6 +120,31 @@ def test_a_power_draws_long_and_short_schedules_together(params):
         short, long = (resolve(params, name, lens) for name in ("light_75", "full_75"))
         assert (short.epochs, long.epochs) == (100, 100 * ratio)
         assert long.warmup_epochs / long.epochs == pytest.approx(40 / 1600)
+
+
+@pytest.mark.parametrize("budget", ["laptop", "tiny", "gpu"])
+def test_hierarchies_keep_the_papers_grids(params, budget):
+    for name in ("fastmim_swin_hog_128", "fastmim_cmt_s_hog_224", "fastmim_swin_pixel_64", "fastmim_mask_swin_64_50", "fastmim_mask_swin_16_75"):
+        stated, run = params.run(name), params.resolve(name, budget)
+        assert run.image_size // run.stride == stated.image_size // stated.stride == stated.image_size // 32
+        if stated.mask_unit:
+            assert run.image_size // run.mask_unit == stated.image_size // stated.mask_unit
+    ft = params.resolve("fastmim_swin_hog_128_ft", budget)
+    assert ft.image_size // params.resolve("fastmim_swin_hog_128", budget).stride == 7
+
+
+def test_hog_cells_follow_the_patch_and_dropped_blocks_the_depth(params):
+    assert params.resolve("fastmim_vit_hog_128", "laptop").target_options == {"cell": 4}
+    assert params.resolve("fastmim_vit_hog_128", "paper").target_options == {}
+    assert params.resolve("fastmim_depth_8", "laptop").drop_blocks == 4
+    assert params.resolve("fastmim_depth_8", "smoke").drop_blocks == 1
+    assert params.resolve("fastmim_swin_depth_2-2-16-2", "laptop").drop_blocks == (0, 0, 2, 0)
+    assert params.resolve("fastmim_swin_depth_2-2-16-2", "smoke").drop_blocks == (0, 0, 1, 0)
+
+
+def test_stages_go_through_the_lens(params):
+    stages = params.resolve("fastmim_progressive_vit_l", "laptop").stages
+    assert [(stage.until, stage.image_size) for stage in stages] == [(0.625, 32), (0.875, 40), (1.0, 48)]
 
 
 def test_p2dist_thresholds_follow_the_patch(params):

@@ -44,7 +44,7 @@ class MemoryLoader:
     def num_batches(self) -> int:
         return self.num_images // self.batch_size
 
-    def set_stage(self, image_size=None, scale=None) -> None:
+    def set_stage(self, image_size=None, scale=None, batch_size=None, auto=None) -> None:
         pass
 
     def epoch(self, epoch):

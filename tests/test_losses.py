@@ -62,8 +62,14 @@ def test_l2_norm_is_equation_2_as_printed(batch):
     same = reconstruction_loss(pred.requires_grad_(), pred.detach(), mask, norm="l2")
     same.backward()
     assert pred.grad.isfinite().all()
-    with pytest.raises(UserError, match="choose one of mse, l2"):
-        per_unit_error(pred, target, "l1")
+    with pytest.raises(UserError, match="choose one of mse, l1, l2"):
+        per_unit_error(pred, target, "huber")
+
+
+def test_l1_norm_is_the_mean_absolute_error(batch):
+    pred, target, mask = batch
+    expected = torch.nn.functional.l1_loss(pred[mask > 0], target[mask > 0])
+    torch.testing.assert_close(reconstruction_loss(pred, target, mask, norm="l1"), expected)
 
 
 def test_integer_targets_are_scored_by_cross_entropy(batch):
@@ -226,12 +232,12 @@ def test_distillation_term():
     torch.manual_seed(0)
     distillation = Distillation(8, 12)
     student, teacher = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 5, 12, requires_grad=True)
-    term = distillation(student, teacher)
+    term = distillation.distance(student, teacher)
     term.backward()
     torch.testing.assert_close(term.detach(), (distillation.projection(student) - teacher).abs().mean().detach())
     assert teacher.grad is None and student.grad.abs().sum() > 0
     with pytest.raises(UserError, match="same patches"):
-        distillation(student[:, :4], teacher)
+        distillation.distance(student[:, :4], teacher)
 
 
 def test_unknown_weighting_or_option():

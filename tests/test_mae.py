@@ -7,8 +7,8 @@ from replicate.difficulty import p2dist
 from replicate.errors import UserError
 from replicate.losses.reconstruction import reconstruction_loss
 from replicate.models.mae import MAE
+from replicate.models.mae.ragged import pack, ragged_attention
 from replicate.models.pos_embed import resample_pos_embed, sincos_2d
-from replicate.models.ragged import pack, ragged_attention
 from replicate.patches import patchify, unpatchify
 
 SMALL = dict(image_size=64, patch_size=8, embed_dim=48, depth=2, num_heads=4)

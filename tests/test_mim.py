@@ -12,8 +12,8 @@ from replicate.errors import UserError
 from replicate.losses.reconstruction import reconstruction_loss
 from replicate.masking import num_visible
 from replicate.models.backbones import build_encoder
-from replicate.models.backbones.resample import carry_optimizer_state
-from replicate.models.mim import BASELINES, MIM, prediction_unit
+from replicate.models.mim import BASELINES, MIM
+from replicate.resized import carry_optimizer_state
 from replicate.targets import build as build_target
 
 VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 16}
@@ -104,7 +104,7 @@ def test_a_zero_mask_token_stays_zero(space: str) -> None:
 def test_mask_units_finer_and_coarser_than_tokens(name: str, mask_unit: int | None, size: int, unit: int, units: int) -> None:
     mim = model(name, size, mask_unit=mask_unit, mask_ratio=0.5)
     out = mim(images(size))
-    assert mim.unit == unit == prediction_unit(name, BACKBONES[name], mask_unit) and out.pred.shape == (3, units, 12)
+    assert mim.unit == unit and out.pred.shape == (3, units, 12)
     assert out.mask.mean() == 0.5
     side = max(1, (mask_unit or unit) // unit)
     blocks = out.mask.view(3, out.grid[0] // side, side, out.grid[1] // side, side).transpose(2, 3).flatten(3)
@@ -247,7 +247,6 @@ def train(checkpoint: tuple | None, sizes: list[int], start: int, name: str) -> 
         (lambda: model(mask_ratio=1.0), "mask_ratio 1.0"),
         (lambda: model()(images(96)), "images are 96x96 but the model is set for 64x64"),
         (lambda: model(mask_unit=32).set_image_size(80), "80x80"),
-        (lambda: prediction_unit("resnet50", {}), "say mask_unit"),
         (lambda: model(decoder_width=100), "decoder_width 100 is not a multiple"),
     ],
 )

@@ -53,6 +53,9 @@ def all_runs(params):
         yield GRID, f"tokenizer@{name}", name, tokenizer_entries
     for name in params.grid.pretrain_tokens:
         yield GRID, f"pretrain_tokens@{name}", name, pretrain_entries
+    for kind, entries in (("teach", evaluate_entries), ("distill", pretrain_entries), ("analyse", evaluate_entries)):
+        for name in getattr(params.grid, kind):
+            yield GRID, f"{kind}@{name}", name, entries
 
 
 def code_dependencies(stage) -> set[Path]:

@@ -94,30 +94,50 @@ class BaseLoader(ABC):
     ) -> None:
         if on_error not in ON_ERROR:
             raise UserError(f"on_error: {on_error!r} is none of {', '.join(ON_ERROR)}")
-        if batch_size < 1:
-            raise UserError(f"batch_size: {batch_size} must be at least 1")
         if not 0 <= rank < world_size:
             raise UserError(f"rank: {rank} must lie between 0 and world_size - 1 = {world_size - 1}")
-        if train and drop_last and batch_size * world_size > len(labels):
-            total = f"{batch_size} x {world_size} ranks" if world_size > 1 else f"{batch_size}"
-            raise UserError(f"{path}: holds {len(labels)} images, fewer than one batch of {total}; use a smaller batch_size")
         self.path, self.labels, self.class_names, self.sizes = path, labels, class_names, sizes
         self.num_images, self.num_classes = len(labels), len(class_names)
         self.batch_size, self.augmentation, self.seed, self.train = batch_size, augmentation, seed, train
         self.workers = workers if workers > 0 else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
         self.on_error, self.num_skipped = on_error, 0
+        self._refuse_too_large(batch_size)
         self.set_stage(image_size=image_size)
         self.num_batches = len(self.batches(0))
 
-    def set_stage(self, image_size: int | None = None, scale: tuple[float, float] | None = None) -> None:
-        """Output side in pixels and crop scale from the next epoch on; None leaves one as it is."""
+    def set_stage(
+        self,
+        image_size: int | None = None,
+        scale: tuple[float, float] | None = None,
+        batch_size: int | None = None,
+        auto: str | None = None,
+    ) -> None:
+        """Output side in pixels, crop scale, batch and automatic augmentation from the next epoch on; None leaves one as it is."""
         if image_size is not None:
             if image_size < 1:
                 raise UserError(f"image_size: {image_size} must be at least 1 pixel")
             self.image_size = image_size
         if scale is not None:
             self.augmentation = replace(self.augmentation, scale=tuple(scale))
+        if auto is not None and auto != self.augmentation.auto:
+            self.augmentation = replace(self.augmentation, auto=auto)
+            self._rebuild()
+        if batch_size is not None and batch_size != self.batch_size:
+            self._refuse_too_large(batch_size)
+            self.batch_size = batch_size
+            self.num_batches = len(self.batches(0))
+            self._rebuild()
+
+    def _rebuild(self) -> None:  # noqa: B027  (a hook, not a duty)
+        """Renew what was made for another batch or augmentation, in kinds that make something."""
+
+    def _refuse_too_large(self, batch_size: int) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size: {batch_size} must be at least 1")
+        if self.train and self.drop_last and batch_size * self.world_size > self.num_images:
+            total = f"{batch_size} x {self.world_size} ranks" if self.world_size > 1 else f"{batch_size}"
+            raise UserError(f"{self.path}: holds {self.num_images} images, fewer than one batch of {total}; use a smaller batch_size")
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Sample numbers of this rank's batches in `epoch`."""

@@ -21,9 +21,12 @@ class BetonLoader(BaseLoader):
     def __init__(self, path: Path, *, decoding: Decoding | None = None, **options: Any) -> None:
         self.reader = BetonReader(path)
         super().__init__(path, self.reader.tables.labels, self.reader.class_names, self.reader.tables.sizes, **options)
+        self.decoding = decoding or Decoding(interpolation=self.augmentation.interpolation)
+        self._rebuild()
+
+    def _rebuild(self) -> None:
         # Augmentations want (S, S, 3), networks (3, S, S).
-        chosen = decoding or Decoding(interpolation=self.augmentation.interpolation)
-        self.decoding = replace(chosen, planar=not self.augmentation.colours)
+        self.decoding = replace(self.decoding, planar=not self.augmentation.colours)
 
     def _load(self, plan: Epoch, image_size: int, index: np.ndarray) -> Batch:
         planar = self.decoding.planar

@@ -278,9 +278,13 @@ class FfcvLoader(BaseLoader):
         self.reader = BetonReader(path)
         super().__init__(path, self.reader.tables.labels, self.reader.class_names, self.reader.tables.sizes, **options)
         self.table = SampleTable(self.reader)
-        self.decoder = self._decoder(decoding)
-        self.pipeline = self._build()
+        self._decoding = decoding
         self._running: _WatchedEpoch | None = None
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        self.decoder = self._decoder(self._decoding)
+        self.pipeline = self._build()
 
     def _decoder(self, decoding: Decoding | None) -> CropDecoder:
         interpolation = self.augmentation.interpolation

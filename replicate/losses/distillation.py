@@ -8,22 +8,37 @@ as a mean over tokens and channels: a plain sum over 49 tokens of 1024 channels 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 from replicate.errors import UserError
+from replicate.models.prediction import Prediction
 
 
 class Distillation(nn.Module):
-    """The projection sigma and the loss term; the projection is thrown away after pre-training."""
+    """The projection sigma and the loss term; the projection is thrown away after pre-training.
 
-    def __init__(self, student_width: int, teacher_width: int, weight: float = 1.0) -> None:
+    teacher   uint8 images (N, 3, S, S) -> its tokens (N, T, C_t) in raster order, without class token; None where they are handed over
+    """
+
+    def __init__(self, student_width: int, teacher_width: int, teacher: Callable[[Tensor], Tensor] | None = None, weight: float = 1.0) -> None:
         super().__init__()
         self.projection = nn.Linear(student_width, teacher_width)
         self.weight = weight
+        # In a tuple: the teacher's weights are neither trained nor part of a checkpoint.
+        self._teacher = (teacher,)
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """student (N, T, C_s), teacher (N, T, C_t) -> the term to add to the loss; no gradient reaches the teacher.
+    def forward(self, prediction: Prediction, labels: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The term to add to the reconstruction loss, and scalars to log."""
+        tokens = prediction.latent
+        wanted = self._teacher[0](images)
+        term = self.distance(tokens[:, -wanted.shape[1] :], wanted)
+        return term, {"distillation": term.detach()}
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """student (N, T, C_s), teacher (N, T, C_t) -> the weighted distance; no gradient reaches the teacher.
 
         Raises UserError when the two do not have the same tokens.
         """
@@ -31,3 +46,10 @@ class Distillation(nn.Module):
             shapes = f"{tuple(student.shape[:2])} and {tuple(teacher.shape[:2])}"
             raise UserError(f"distillation: student and teacher give {shapes} (images, tokens); they must see the same patches")
         return self.weight * functional.l1_loss(self.projection(student).float(), teacher.detach().float())
+
+
+def build(width: int, num_classes: int, teacher: Callable[[Tensor], Tensor] | None) -> Distillation:
+    """The term for an encoder of this width and a teacher with `num_features` channels. Raises UserError without one."""
+    if teacher is None:
+        raise UserError("objective distillation needs a run with a teacher: put it in grid.distill of params.yaml")
+    return Distillation(width, teacher.num_features, teacher)

@@ -15,14 +15,15 @@ from torch.nn import functional
 from replicate.errors import UserError
 from replicate.losses.uniform import Weighting as Uniform
 
-NORMS = ("mse", "l2")
+NORMS = ("mse", "l1", "l2")
 
 
 def per_unit_error(pred: Tensor, target: Tensor, norm: str = "mse") -> Tensor:
     """The error of every unit, (N, L): what the loss averages and what a loss map draws.
 
     pred: (N, L, D). target: (N, L, D) real values, or (N, L) integers, class ids below D scored by cross-entropy.
-    norm: "mse", the mean over D of the squared difference, or "l2", the Euclidean norm over D (Efficient MAE Eq. 2 as printed).
+    norm: "mse", the mean over D of the squared difference, "l1", that of its absolute value (SimMIM sec 4.1), or "l2", the Euclidean
+    norm over D (Efficient MAE Eq. 2 as printed).
     Computed in at least float32, whatever autocast made of `pred`. Raises UserError for an unknown norm.
     """
     if norm not in NORMS:
@@ -32,6 +33,8 @@ def per_unit_error(pred: Tensor, target: Tensor, norm: str = "mse") -> Tensor:
         if not target.is_floating_point():
             return functional.cross_entropy(pred.to(precise).transpose(1, 2), target.long(), reduction="none")
         difference = pred.to(precise) - target.to(precise)
+        if norm == "l1":
+            return difference.abs().mean(dim=-1)
         if norm == "l2":
             return torch.linalg.vector_norm(difference, dim=-1)
         return difference.square().mean(dim=-1)

@@ -26,16 +26,16 @@ class SupMAE(nn.Module):
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
         self.weight, self.temperature = weight, temperature
 
-    def forward(self, prediction: Prediction, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """labels (N,) -> the term to add to the reconstruction loss, and scalars to log."""
+    def forward(self, prediction: Prediction, labels: Tensor, images: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """labels (N,) -> the term to add to the reconstruction loss, and scalars to log. The images themselves are not looked at."""
         logits = self.head(visible_mean(prediction.latent, prediction.mask, prediction.grid)).float()
         entropy = functional.cross_entropy(logits / self.temperature, labels)
         accuracy = (logits.argmax(dim=1) == labels).float().mean()
         return self.weight * entropy, {"supervised": entropy.detach(), "supervised_accuracy": accuracy}
 
 
-def build(width: int, num_classes: int) -> SupMAE:
-    """The term for an encoder of this width."""
+def build(width: int, num_classes: int, teacher: object = None) -> SupMAE:
+    """The term for an encoder of this width. No teacher takes part."""
     return SupMAE(width, num_classes)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import replicate.compat  # noqa: F401
 from replicate.loaders.pixels import normalise
+from replicate.resized import Resized
 from replicate.schedules.stages import View
 from replicate.trainers.accuracy import accuracy
 from replicate.trainers.engine import fit
@@ -32,14 +33,18 @@ class ClassifyTask(nn.Module):
 
     def __init__(self, model: nn.Module, run: EvaluateRun, num_classes: int, device: torch.device) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.image_size = model, (run.image_size, run.image_size)
         mixed = run.mixup > 0 or run.cutmix > 0
         self.mixup = Mixup(run.mixup, run.cutmix, label_smoothing=run.label_smoothing, num_classes=num_classes) if mixed else None
         self.erase = RandomErasing(run.random_erasing, mode="pixel", device=device) if run.random_erasing else None
         self.criterion = SoftTargetCrossEntropy() if mixed else LabelSmoothingCrossEntropy(run.label_smoothing)
 
-    def set_view(self, view: View) -> None:
-        self.model.set_input_size(img_size=(view.image_size, view.image_size))
+    def set_view(self, view: View) -> Resized | None:
+        size = (view.image_size, view.image_size)
+        if size == self.image_size or getattr(self.model, "dynamic_img_size", False):  # our ViT resamples its positions as it goes
+            return None
+        self.image_size = size
+        return self.model.set_input_size(img_size=size)
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor, epoch: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = normalise(images)

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from replicate.errors import UserError
+from replicate.resized import Resized, carry_optimizer_state
 from replicate.schedules.lr import set_learning_rate, warmup_cosine
 from replicate.schedules.stages import View, view_at
 from replicate.trainers.session import Session, seed_everything
@@ -36,8 +37,8 @@ class Task(Protocol):
     def forward(self, images: Tensor, labels: Tensor, index: Tensor, epoch: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """images (n, 3, S, S) uint8, labels (n,), index (n,) sample numbers, progress in [0, 1) -> scalar loss, scalars to log."""
 
-    def set_view(self, view: View) -> None:
-        """Adapt to a stage's image size and mask ratio."""
+    def set_view(self, view: View) -> Resized | None:
+        """Adapt to a stage's image size and mask ratio; returns the learned tables that changed their shape, with how to resample them."""
 
 
 def fit(
@@ -68,8 +69,11 @@ def fit(
     with _bar(run, loader, name, len(history), session) as bar:
         for epoch in range(len(history), run.epochs):
             view = view_at(run, epoch)
-            loader.set_stage(image_size=view.image_size, scale=view.crop_scale)
-            task.set_view(view)
+            batch_size = accumulation(view.batch_size, session)[0]
+            loader.set_stage(image_size=view.image_size, scale=view.crop_scale, batch_size=batch_size, auto=view.auto_augment)
+            if resized := task.set_view(view):
+                carry_optimizer_state(optimizer, resized)
+                stepped = _parallel(task, session)
             row = _train_epoch(stepped, optimizer, scaler, loader, run, view, session, epoch, seed, name, bar, after_step)
             history.append(row | (after_epoch(epoch) if after_epoch else {}))
             if time.monotonic() - saved_at > save_cost / CHECKPOINT_SHARE or epoch + 1 == run.epochs:

@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from replicate.models.classifier import build_classifier, freeze_for_partial, init_head, load_encoder
-from replicate.models.vit import vit_backbone
-from replicate.models.weights import load_weights
+from replicate.errors import UserError
+from replicate.models.classifier import freeze_for_partial, init_head
+from replicate.models.weights import load_weights, save_weights
+from replicate.params import TeacherRun
 from replicate.schedules.layer_decay import decayed_groups
+from replicate.trainers.builders import build_classifier, load_encoder
 from replicate.trainers.classify import train_classifier
 from replicate.trainers.engine import adamw
 from replicate.trainers.seeds import RunContext
@@ -18,22 +20,29 @@ from replicate.trainers.store import RunStore
 
 
 def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
-    """Fine-tune one seed from the same seed's pre-trained encoder; `tuned_blocks` leaves only the last blocks trainable."""
+    """Fine-tune one seed from the same seed's pre-trained encoder; `tuned_blocks` leaves only the last blocks trainable.
+
+    The weights of a teacher (`TeacherRun`) are kept; nothing needs those of the others.
+    """
     run = context.run
     seed_everything(seed)
     model = build_model(context, seed).to(context.session.device)
     optimizer = adamw(decayed_groups(model, run.weight_decay, run.layer_decay), run, context.session.device)
-    return train_classifier(context, seed, store, model, optimizer)
+    outcome = train_classifier(context, seed, store, model, optimizer)
+    if isinstance(run, TeacherRun) and context.session.is_main:
+        save_weights(model.state_dict(), store.weights_path, {"run": f"{context.name}, seed {seed}"})
+    return outcome
 
 
 def build_model(context: RunContext, seed: int) -> nn.Module:
     """The classifier on top of the seed's pre-trained encoder, at the run's image size."""
-    run, source = context.run, context.upstream_run
-    backbone = vit_backbone(source.backbone, **source.backbone_kwargs)
-    model = build_classifier(backbone, context.num_classes, image_size=run.image_size, drop_path=run.drop_path)
+    run = context.run
+    model = build_classifier(context, drop_path=run.drop_path)
     path = context.upstream_weights(seed)
-    load_encoder(model, load_weights(path), source=str(path))
+    load_encoder(context, model, load_weights(path), source=str(path))
     init_head(model, run.head_std)
     if run.tuned_blocks is not None:
+        if not hasattr(model, "blocks") or not hasattr(model, "fc_norm"):
+            raise UserError(f"run {context.name}: tuned_blocks counts the blocks of a ViT; {context.upstream_run.backbone} has stages")
         freeze_for_partial(model, run.tuned_blocks)
     return model

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from replicate.loaders.pixels import normalise
-from replicate.models.classifier import build_classifier, load_encoder
-from replicate.models.vit import vit_backbone
 from replicate.models.weights import load_weights
+from replicate.trainers.builders import build_classifier, load_encoder, pooled
 from replicate.trainers.pretrain import whole_loader
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.store import RunStore
@@ -21,11 +20,9 @@ TEMPERATURE = 0.07
 
 def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
     """Score one seed's encoder: cosine similarity of the mean patch token, votes weighted by exp(similarity / .07) of the 20 nearest."""
-    run, source = context.run, context.upstream_run
-    backbone = vit_backbone(source.backbone, **source.backbone_kwargs)
-    model = build_classifier(backbone, context.num_classes, image_size=run.image_size)
+    model = build_classifier(context)
     path = context.upstream_weights(seed)
-    load_encoder(model, load_weights(path), source=str(path))
+    load_encoder(context, model, load_weights(path), source=str(path))
     model = model.to(context.session.device).eval()
     bank, bank_labels = features(model, context, "train")
     queries, labels = features(model, context, "val")
@@ -42,8 +39,8 @@ def features(model: nn.Module, context: RunContext, split: str) -> tuple[Tensor,
     with whole_loader(context, split, context.run.image_size) as loader:
         for batch in loader.epoch(0):
             with context.session.autocast():
-                pooled = model.forward_head(model.forward_features(normalise(batch.images.to(context.session.device))), pre_logits=True)
-            found.append(nn.functional.normalize(pooled.float(), dim=1))
+                feature = pooled(model, normalise(batch.images.to(context.session.device)))
+            found.append(nn.functional.normalize(feature.float(), dim=1))
             labels.append(batch.labels.to(context.session.device))
     return torch.cat(found), torch.cat(labels)
 

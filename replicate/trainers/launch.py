@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replicate.errors import UserError
-from replicate.params import PretrainRun, TokenizerRun
+from replicate.params import DistilledRun, EvaluateRun, PretrainRun, TokenizerRun
 from replicate.sources import evaluate_entries, pretrain_entries, tokenizer_entries
 from replicate.trainers.parallel import end_with_parent, seed_processes, train_seeds_in_processes
 from replicate.trainers.seeds import RunContext, TrainSeed, train_one_seed, train_seeds, weights_path
@@ -64,9 +64,8 @@ def _with_upstream(params: Params, names: Iterable[str]) -> list[str]:
     """The runs and all that they start from, each after its own upstream."""
     ordered: dict[str, None] = {}
     for name in names:
-        run = params.run(name)
-        upstream = getattr(run, "pretrain", None) or getattr(run, "tokenizer", None)
-        ordered |= dict.fromkeys([*(_with_upstream(params, [upstream.rpartition("/")[2]]) if upstream else []), name])
+        upstream = params.upstream_of(name)
+        ordered |= dict.fromkeys([*(_with_upstream(params, [upstream]) if upstream else []), name])
     return list(ordered)
 
 
@@ -76,14 +75,16 @@ def _steps(context: RunContext) -> int:
 
 def _trainer(params: Params, name: str) -> TrainSeed:
     run = params.run(name)
-    module = {PretrainRun: "pretrain", TokenizerRun: "tokenizer"}.get(type(run)) or run.protocol
+    module = run.protocol if isinstance(run, EvaluateRun) else "tokenizer" if isinstance(run, TokenizerRun) else "pretrain"
     return importlib.import_module(f"replicate.trainers.{module}").train_seed
 
 
 def context_of(params: Params, name: str, session: Session) -> RunContext:
     """Everything a trainer needs to know of the run called `name` at the active budget."""
     stated, run = params.run(name), params.resolve(name)
-    upstream = getattr(run, "pretrain_name", None)
+    learns = isinstance(run, DistilledRun)
+    upstream = params.upstream_of(name) if learns or isinstance(run, EvaluateRun) else None
+    source = params.upstream_of(upstream) if learns else upstream
     return RunContext(
         name=name,
         stated=stated,
@@ -94,14 +95,16 @@ def context_of(params: Params, name: str, session: Session) -> RunContext:
         results_folder=params.results_folder(name),
         entries=_entries(run),
         upstream=upstream and params.results_folder(upstream),
-        upstream_run=upstream and params.resolve(upstream),
+        upstream_run=source and params.resolve(source),
+        teacher_run=params.resolve(upstream) if learns else None,
         tokenizer=_tokenizer(params, name),
     )
 
 
 def _entries(run) -> tuple[str, ...]:
-    entries = {PretrainRun: pretrain_entries, TokenizerRun: tokenizer_entries}.get(type(run), evaluate_entries)
-    return entries(run)
+    if isinstance(run, TokenizerRun):
+        return tokenizer_entries(run)
+    return pretrain_entries(run) if isinstance(run, PretrainRun) else evaluate_entries(run)
 
 
 def _tokenizer(params: Params, name: str) -> Path | None:

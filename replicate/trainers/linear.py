@@ -7,9 +7,8 @@ from typing import Any
 from torch import nn
 
 import replicate.compat  # noqa: F401
-from replicate.models.classifier import build_probe, load_encoder
-from replicate.models.vit import vit_backbone
 from replicate.models.weights import load_weights
+from replicate.trainers.builders import build_probe, load_encoder
 from replicate.trainers.classify import train_classifier
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
@@ -23,12 +22,11 @@ TRUST = 0.001
 
 def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
     """Train one seed's probe on its own pre-trained encoder."""
-    run, source = context.run, context.upstream_run
+    run = context.run
     seed_everything(seed)
-    backbone = vit_backbone(source.backbone, **source.backbone_kwargs)
-    model = build_probe(backbone, context.num_classes, image_size=run.image_size)
+    model = build_probe(context)
     path = context.upstream_weights(seed)
-    load_encoder(model, load_weights(path), source=str(path))
+    load_encoder(context, model, load_weights(path), source=str(path))
     model = model.to(context.session.device)
     return train_classifier(context, seed, store, model, lars(model.head, run.peak_lr, run.weight_decay))
 

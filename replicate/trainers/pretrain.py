@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import reconstruction_loss
 from replicate.models.prediction import Prediction
 from replicate.models.weights import save_weights
+from replicate.resized import Resized
 from replicate.schedules.layer_decay import plain_groups
 from replicate.schedules.stages import View
 from replicate.trainers.engine import accumulation, adamw, fit
@@ -38,26 +40,32 @@ class PretrainTask(nn.Module):
     The mask of an image depends on (seed, epoch, sample number) alone, so it is the same for any batch size, worker count and number of processes.
     """
 
-    def __init__(self, run: PretrainRun, seed: int, num_classes: int, tokenizer: Path | None = None) -> None:
+    def __init__(
+        self,
+        run: PretrainRun,
+        seed: int,
+        num_classes: int,
+        tokenizer: Path | None = None,
+        teacher: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.seed = seed
+        self.seed, self.loss_norm = seed, run.loss_norm
         options = run.target_options | ({} if tokenizer is None else {"tokenizer": tokenizer})
         self.weighting = losses.build_weighting(run.weighting, patch_size=run.patch_size, difficulty=run.difficulty, **run.weighting_options)
         self.target = targets.build(run.target, run.patch_size, **options)
         self.model = importlib.import_module(f"replicate.models.{run.method}").build(run, self.target.dim, self.weighting.needs_p2dist)
-        self.extra = _extra_term(run, self.model.embed_dim, num_classes)
+        self.extra = _extra_term(run, self.model.embed_dim, num_classes, teacher)
         self.mask_ratio = run.mask_ratio
 
-    def set_view(self, view: View) -> None:
-        if self.model.image_size != (view.image_size, view.image_size):
-            self.model.set_image_size(view.image_size)
+    def set_view(self, view: View) -> Resized | None:
         self.mask_ratio = view.mask_ratio
+        return self.model.set_image_size(view.image_size) if self.model.image_size != (view.image_size, view.image_size) else None
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor, epoch: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         loss, prediction = self.reconstruct(images, index, epoch, progress)
         if self.extra is None:
             return loss, {}
-        term, logs = self.extra(prediction, labels)
+        term, logs = self.extra(prediction, labels, images)
         return loss + term, {"reconstruction": loss, **logs}
 
     def reconstruct(self, images: Tensor, index: Tensor, epoch: int, progress: float) -> tuple[Tensor, Prediction]:
@@ -65,14 +73,14 @@ class PretrainTask(nn.Module):
         noise = mask_noise(self.seed, epoch, index, self.model.num_patches).to(images.device)
         prediction = self.model(normalise(images), noise, self.mask_ratio)
         weights = self.weighting(prediction.p2dist, prediction.scored, progress)
-        return reconstruction_loss(prediction.pred, self.target(images), prediction.scored, weights), prediction
+        return reconstruction_loss(prediction.pred, self.target(images), prediction.scored, weights, self.loss_norm), prediction
 
 
-def _extra_term(run: PretrainRun, width: int, num_classes: int) -> nn.Module | None:
-    """What the objective adds to the reconstruction loss: called with (prediction, labels), gives (term, scalars to log)."""
+def _extra_term(run: PretrainRun, width: int, num_classes: int, teacher: Callable[[Tensor], Tensor] | None) -> nn.Module | None:
+    """What the objective adds to the reconstruction loss: called with (prediction, labels, images), gives (term, scalars to log)."""
     if run.objective == "reconstruction":
         return None
-    return importlib.import_module(f"replicate.losses.{run.objective}").build(width, num_classes)
+    return importlib.import_module(f"replicate.losses.{run.objective}").build(width, num_classes, teacher)
 
 
 def mask_noise(seed: int, epoch: int, index: Tensor, num_patches: int) -> Tensor:
@@ -85,7 +93,7 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
     """Pre-train one seed and write its weights; results are the last epoch's training loss and the validation loss."""
     run, session = context.run, context.session
     seed_everything(seed)
-    task = PretrainTask(run, seed, context.num_classes, context.tokenizer).to(session.device)
+    task = PretrainTask(run, seed, context.num_classes, context.tokenizer, _teacher(context, seed)).to(session.device)
     if getattr(task.target, "needs_fit", False):
         fit_target(task.target, context)
     history = _train(task, context, seed, store) if run.epochs else []
@@ -96,6 +104,13 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
         # One entry: safetensors writes several in no fixed order, and equal weights must be equal files for whatever is keyed by them.
         save_weights(task.model.state_dict(), store.weights_path, {"run": f"{context.name}, seed {seed}"})
     return {"results": results, "history": history}
+
+
+def _teacher(context: RunContext, seed: int) -> Callable[[Tensor], Tensor] | None:
+    """The fine-tuned sibling that a distillation learns from, of the same seed."""
+    if context.run.objective != "distillation":
+        return None
+    return importlib.import_module("replicate.trainers.teacher").load(context, seed)
 
 
 def fit_target(target: nn.Module, context: RunContext) -> None:

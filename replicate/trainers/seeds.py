@@ -31,7 +31,7 @@ class RunContext:
     """A resolved run with all that its trainer needs to know of the world, passed down whole.
 
     `stated` is the run in its paper's numbers, `run` the same run through the budget; `upstream` names the weights that it starts
-    from, `tokenizer` the file of the tokenizer that it needs.
+    from, or those of its teacher, `upstream_run` the pre-training that they come from, `tokenizer` the file of the tokenizer that it needs.
     """
 
     name: str
@@ -45,6 +45,7 @@ class RunContext:
     upstream: Path | None = None
     upstream_run: Optimisation | None = None
     tokenizer: Path | None = None
+    teacher_run: Optimisation | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -63,7 +64,8 @@ class RunContext:
         """The pre-trained weights that this seed starts from. Raises UserError when they are not there."""
         path = weights_path(self.upstream, seed)
         if not path.exists():
-            raise UserError(f"run {self.name} starts from {path}, which is not there; run `python -m replicate pretrain {self.upstream.name}`")
+            command = "evaluate" if self.teacher_run else "pretrain"
+            raise UserError(f"run {self.name} starts from {path}, which is not there; run `python -m replicate {command} {self.upstream.name}`")
         return path
 
     def store(self, seed: int) -> RunStore:

@@ -70,6 +70,21 @@ def build_classifier(
     return _build(name, size, 3, num_classes, drop_path, kwargs)
 
 
+def build_probe(name: str, num_classes: int, image_size: int | tuple[int, int] = 224, pool: str = "token", **kwargs: Any) -> nn.Module:
+    """A linear probe (MAE, appendix A.1) on a frozen backbone: of a hierarchy, which has no class token, on its mean feature."""
+    if name.startswith("vit"):
+        module = importlib.import_module("replicate.models.classifier")
+        return module.build_probe(vit_backbone(name, **kwargs), num_classes, image_size=image_size, pool=pool)
+    return importlib.import_module(f"{__name__}.probe").Probe(build_encoder(name, image_size, **kwargs), num_classes)
+
+
+def tokens(classifier: nn.Module, images: Tensor) -> Tensor:
+    """A classifier's last tokens (N, T, C) in raster order after its last norm, without class token."""
+    if hasattr(classifier, "feature_map"):
+        return classifier.feature_map(images).flatten(2).transpose(1, 2)
+    return classifier.fc_norm(classifier.forward_features(images)[:, classifier.num_prefix_tokens :])
+
+
 def _size(name: str, image_size: int | tuple[int, int], kwargs: dict[str, Any]) -> tuple[int, int]:
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     stride = stride_of(name, **kwargs)

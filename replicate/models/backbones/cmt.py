@@ -18,8 +18,9 @@ from torch import Tensor, nn
 import replicate.compat  # noqa: F401
 from replicate.models.backbones.features import FeatureMap
 from replicate.models.backbones.names import Hierarchy
-from replicate.models.backbones.resample import Resized, replace_data, resample_pair_bias, square
+from replicate.models.backbones.resample import replace_data, resample_pair_bias, square
 from replicate.patches import grid_of, pair
+from replicate.resized import Resized
 
 from timm.layers import DropPath  # isort: skip  (after replicate.compat)
 
@@ -93,11 +94,11 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """2 x 2 convolution of stride 2, then LayerNorm over channels."""
+    """2 x 2 convolution of stride 2 (1 where the image is not to shrink), then LayerNorm over channels."""
 
-    def __init__(self, in_chans: int, dim: int) -> None:
+    def __init__(self, in_chans: int, dim: int, stride: int = 2) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_chans, dim, 2, 2)
+        self.proj = nn.Conv2d(in_chans, dim, 2, stride, padding="same" if stride == 1 else 0)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ class CMT(FeatureMap, nn.Module):
         grid_of(image_size, self.stride)
         stem_dim = numbers.options["stem_dim"]
         self.stem = nn.Sequential(
-            _conv_gelu_bn(in_chans, stem_dim, 3, self.patch_size // 2),
+            _conv_gelu_bn(in_chans, stem_dim, 3, max(1, self.patch_size // 2)),
             _conv_gelu_bn(stem_dim, stem_dim, 3),
             _conv_gelu_bn(stem_dim, stem_dim, 3),
         )
@@ -160,7 +161,8 @@ class CMT(FeatureMap, nn.Module):
         for index, (dim, depth, heads) in enumerate(zip(numbers.dims, numbers.depths, numbers.heads, strict=True)):
             blocks = [Block(dim, heads, REDUCTIONS[index], numbers.options["mlp_ratio"], next(rates)) for _ in range(depth)]
             grid = grid_of(image_size, self.patch_size * 2**index)
-            stages.append(Stage(PatchEmbed(width, dim), grid, heads, REDUCTIONS[index], blocks))
+            halved = 1 if self.patch_size == 1 and index == 0 else 2
+            stages.append(Stage(PatchEmbed(width, dim, halved), grid, heads, REDUCTIONS[index], blocks))
             width = dim
         self.stages = nn.ModuleList(stages)
         self.head = _Head(self.num_features, num_classes) if num_classes else nn.Identity()

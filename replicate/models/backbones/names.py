@@ -110,7 +110,7 @@ def _check(name: str, chosen: Hierarchy) -> None:
     for width, heads in zip(chosen.dims, chosen.heads or (1,) * 4, strict=True):
         if width % heads:
             raise UserError(f"backbone {name!r}: width {width} is not a multiple of its {heads} heads")
-    if chosen.patch_size not in (2, 4):
-        raise UserError(f"backbone {name!r}: patch_size {chosen.patch_size} must be 4, as published, or 2")
+    if chosen.patch_size not in (1, 2, 4):
+        raise UserError(f"backbone {name!r}: patch_size {chosen.patch_size} must be 4, as published, or 2 or 1")
     if chosen.family == "swin" and any(width != chosen.dims[0] * 2**stage for stage, width in enumerate(chosen.dims)):
         raise UserError(f"backbone {name!r}: dims {chosen.dims} must double from stage to stage")

@@ -46,10 +46,10 @@ def build(numbers: Hierarchy, name: str, image_size: tuple[int, int], in_chans: 
 
 
 def _set_stem_stride(model: nn.Module, stride: int) -> None:
-    """A stem that halves the image instead of quartering it, with the published weights' shapes: its patches overlap."""
+    """A stem that halves the image, or keeps its size, instead of quartering it, with the published weights' shapes: its patches overlap."""
     projection = model.stem[0] if hasattr(model, "stem") else model.patch_embed.proj
     projection.stride = (stride, stride)
-    projection.padding = tuple((side - 1) // 2 for side in projection.kernel_size)
+    projection.padding = "same" if stride == 1 else tuple((side - 1) // 2 for side in projection.kernel_size)
 
 
 def build_any(name: str, image_size: tuple[int, int], in_chans: int, num_classes: int, drop_path: float, **kwargs: Any) -> nn.Module:

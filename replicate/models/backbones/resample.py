@@ -1,7 +1,7 @@
-"""Learned tables that depend on the resolution, position embeddings and relative position biases, and the optimiser's state of them.
+"""Learned tables that depend on the resolution: position embeddings and relative position biases.
 
-A change of resolution keeps every parameter object and gives it new data, so that an optimiser goes on with what it holds. What the
-optimiser remembers of a table has the table's old shape: `Resized` says how to bring it over.
+A change of resolution keeps every parameter object and gives it new data, so that an optimiser goes on with what it holds;
+`replicate.resized` brings over what the optimiser remembers of them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Resized = dict[nn.Parameter, Callable[[Tensor], Tensor]]
-"""Parameters whose shape changed, each with the function that takes a tensor of the old shape to the new one."""
+from replicate.resized import Resized
 
 
 def resample_grid(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
@@ -54,16 +53,3 @@ def replace_data(parameter: nn.Parameter, resample: Callable[[Tensor], Tensor], 
     if parameter.shape != old_shape:
         parameter.grad = None
         resized[parameter] = resample
-
-
-def carry_optimizer_state(optimizer: torch.optim.Optimizer, resized: Resized) -> None:
-    """Resamples what `optimizer` remembers of the parameters in `resized` (Adam's moments), so that training goes on as it was.
-
-    Second moments stay non-negative, which bicubic resampling alone does not promise.
-    """
-    for parameter, resample in resized.items():
-        state = optimizer.state.get(parameter, {})
-        for key, value in state.items():
-            if torch.is_tensor(value) and value.ndim > 0:
-                moved = resample(value)
-                state[key] = moved.clamp_(min=0) if (value >= 0).all() else moved

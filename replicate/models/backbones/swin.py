@@ -10,8 +10,9 @@ from torch import Tensor, nn
 import replicate.compat  # noqa: F401
 from replicate.models.backbones.features import FeatureMap
 from replicate.models.backbones.names import Hierarchy
-from replicate.models.backbones.resample import Resized, replace_data, resample_window_bias, square
+from replicate.models.backbones.resample import replace_data, resample_window_bias, square
 from replicate.patches import pair
+from replicate.resized import Resized
 
 from timm.models.swin_transformer import SwinTransformer  # isort: skip  (after replicate.compat)
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 import replicate.compat  # noqa: F401
 from replicate.errors import UserError
 from replicate.masking import expand_units, num_visible, sample_mask
-from replicate.models.backbones import build_encoder, stride_of
+from replicate.models.backbones import build_encoder
 from replicate.models.backbones.features import Encoder, replace_tokens
-from replicate.models.backbones.resample import Resized
+from replicate.models.cpu import tune_for_cpu
 from replicate.models.prediction import Prediction
 from replicate.patches import grid_of, pair
+from replicate.resized import Resized
 
 from timm.models.vision_transformer import Block  # isort: skip  (after replicate.compat)
 
@@ -90,6 +91,7 @@ class MIM(nn.Module):
 
         units_per_token = (encoder.stride // self.unit) ** 2
         self._build_decoder(decoder_depth, decoder_width, units_per_token * target_dim)
+        tune_for_cpu(self)
 
     def _build_decoder(self, depth: int, width: int, out: int) -> None:
         if not depth:
@@ -105,6 +107,11 @@ class MIM(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+
+    @property
+    def embed_dim(self) -> int:
+        """Channels of `Prediction.latent`."""
+        return self.encoder.num_features
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -126,7 +133,7 @@ class MIM(nn.Module):
         """Take images of another size from now on (FastMIM-P, sec 4.2); the same size changes nothing.
 
         Every parameter stays the same object, so an optimiser goes on with those that it holds. Returned are the learned tables whose
-        shape changed: `resample.carry_optimizer_state(optimizer, returned)` brings the optimiser's moments over. Load a checkpoint
+        shape changed: `replicate.resized.carry_optimizer_state(optimizer, returned)` brings the optimiser's moments over. Load a checkpoint
         after setting the size that it was saved at; wrap for data-parallel training again when something is returned.
         """
         grid_of(pair(image_size), self.mask_unit)
@@ -202,30 +209,19 @@ class MIM(nn.Module):
         return difficulty(mask, grid, self.unit, self.difficulty)
 
 
-def prediction_unit(backbone: str, backbone_kwargs: dict[str, Any], mask_unit: int | None = None) -> int:
-    """`MIM.unit` of a run before its model is built: the `patch_size` that its target takes.
-
-    Raises UserError for a backbone whose stride is only known once built, when no mask unit is given.
-    """
-    stride = stride_of(backbone, **backbone_kwargs)
-    if stride is None and mask_unit is None:
-        raise UserError(f"backbone {backbone!r}: say mask_unit, the pixels a side of what is masked together")
-    return min(size for size in (stride, mask_unit) if size)
-
-
 def build(run, target_dim: int, with_p2dist: bool) -> MIM:
     """The model of a resolved pre-training run (`replicate.params.PretrainRun`)."""
-    encoder = build_encoder(run.backbone, run.image_size, drop_blocks=getattr(run, "drop_blocks", 0), **run.backbone_kwargs)
+    encoder = build_encoder(run.backbone, run.image_size, drop_blocks=run.drop_blocks, **run.backbone_kwargs)
     return MIM(
         encoder,
         target_dim,
         decoder_depth=run.decoder_depth,
         decoder_width=run.decoder_width,
-        mask_unit=getattr(run, "mask_unit", None),
+        mask_unit=run.mask_unit,
         mask=run.mask,
         mask_ratio=run.mask_ratio,
-        mask_space=getattr(run, "mask_space", "image"),
-        mask_token=getattr(run, "mask_token", "learned"),
+        mask_space=run.mask_space,
+        mask_token=run.mask_token,
         with_p2dist=with_p2dist,
         score_all=run.score_all,
         difficulty=run.difficulty,

@@ -15,9 +15,9 @@ import replicate.compat  # noqa: F401
 from replicate.errors import UserError
 from replicate.masking import num_visible, sample_mask
 from replicate.models.cpu import linear, tune_for_cpu
+from replicate.models.mae.ragged import Packing, pack, ragged_block
 from replicate.models.pos_embed import resample_pos_embed, sincos_2d
 from replicate.models.prediction import Prediction
-from replicate.models.ragged import Packing, pack, ragged_block
 from replicate.models.vit import vit_backbone
 from replicate.patches import grid_of, pair
 
@@ -63,6 +63,7 @@ class MAE(nn.Module):
     difficulty                     what is measured: exact P2Dist, its approximation, or a rival of Table 5
                                    (`replicate.difficulty.METRICS`)
     score_all                      the loss covers visible patches too (the ablation of section 3, footnote 1)
+    mask_token                     "learned", or "zero" and fixed there (FastMIM, Table 10a)
 
     Raises UserError for sizes that do not fit together.
     """
@@ -86,6 +87,7 @@ class MAE(nn.Module):
         with_p2dist: bool = False,
         score_all: bool = False,
         difficulty: str = "p2dist",
+        mask_token: str = "learned",
     ) -> None:
         super().__init__()
         _check_width("encoder", embed_dim, num_heads)
@@ -116,6 +118,8 @@ class MAE(nn.Module):
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=1e-6)
         self.decoder_pred = nn.Linear(decoder_embed_dim, self.target_dim)
         self.initialize_weights()
+        if mask_token == "zero":
+            nn.init.zeros_(self.mask_token.requires_grad_(False))
         tune_for_cpu(self)
 
     def initialize_weights(self) -> None:
@@ -255,6 +259,7 @@ def build(run, target_dim: int, with_p2dist: bool) -> MAE:
         with_p2dist=with_p2dist,
         score_all=run.score_all,
         difficulty=run.difficulty,
+        mask_token=run.mask_token,
     )
 
 

@@ -1,0 +1,33 @@
+"""How much of a target survives the resolution of a pre-training: HOG against pixels (FastMIM Figures 3, 8 and 9). Nothing is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from replicate.targets.hog import CELL
+from replicate.targets.similarity import similarities
+from replicate.trainers.pretrain import whole_loader
+from replicate.trainers.seeds import RunContext
+from replicate.trainers.store import RunStore
+
+IMAGES = 1000
+
+
+def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+    """Mean PSNR and SSIM between the run's image size and the one of the pre-training that it names, over up to 1,000 training images.
+
+    Each seed takes images of its own, so that the interval over seeds is one over images.
+    """
+    size, cell = context.upstream_run.image_size, context.upstream_run.target_options.get("cell", CELL)
+    found: dict[str, list[torch.Tensor]] = {}
+    with whole_loader(context, "train", context.run.image_size) as loader:
+        step = max(1, loader.num_images // (IMAGES * context.seeds))
+        for images, _, index in loader.epoch(0):
+            mine = index % (step * context.seeds) == seed * step
+            if mine.any():
+                for name, values in similarities(images[mine], size, cell).items():
+                    found.setdefault(name, []).append(values)
+    means = {name: float(torch.cat(values).mean()) for name, values in found.items()}
+    return {"results": means | {"images": sum(map(len, found["psnr_hog"]))}, "history": []}

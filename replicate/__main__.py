@@ -41,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--seed", type=int, help="train this seed only, into the store of resumable runs")
         command.set_defaults(handler=handler)
 
+    command = commands.add_parser("log", help="what a run has logged so far, also while it trains")
+    command.add_argument("run", help="its name in params.yaml")
+    command.set_defaults(handler=_log)
+
     command = commands.add_parser("data", help="write, check or describe a data set's .beton files")
     actions = command.add_subparsers(metavar="ACTION", required=True)
     for name, handler, what in (
@@ -123,6 +127,15 @@ def _run(options: argparse.Namespace, name: str, command: str) -> None:
         launch.launch_seed(params, name, options.seed)
     else:
         launch.launch(params, name, ("--params", options.params, command, name))
+
+
+def _log(options: argparse.Namespace) -> None:
+    from replicate.params import load
+    from replicate.trainers.launch import show_log
+
+    params = load(options.params)
+    params.run(options.run)
+    show_log(params, options.run)
 
 
 def _data_write(options: argparse.Namespace) -> None:

@@ -216,6 +216,7 @@ class Dataset(Strict):
     train_images: Count | None = None
     val_images: Count | None = None
     seed: int = 0
+    on_error: Literal["raise", "skip"] = "raise"
     train: Encoding = Encoding(resolution=500, quality=95)
     val: Encoding = Encoding(resolution=500, quality=100)
 
@@ -257,6 +258,12 @@ class Machine(Strict):
     micro_batch: Count | None = None
     compile: bool = False
     seed_processes: Count | None = None
+    shard: bool = False
+    channels_last: bool = False
+    deterministic: bool = False
+    checkpoint_every: Count | None = None
+    keep_checkpoints: Annotated[int, Field(ge=0)] = 0
+    keep_best: bool = False
 
 
 class Paper(Strict):

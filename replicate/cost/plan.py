@@ -48,6 +48,9 @@ def plan(params: Params, names: list[str], budget: str, rates: Rates, devices: i
     Raises UserError for an unknown run or budget.
     """
     chosen = names or [*params.pretrain_runs, *params.evaluate_runs]
+    for name in chosen:
+        if name not in params.pretrain_runs and params.run(name) and name not in params.evaluate_runs:
+            raise UserError(f"plan {name}: a tokenizer costs little beside the runs that use it and is not planned; name one of those")
     sizes = {name: data_size(params, name, budget) for name in params.datasets}
     return pd.DataFrame([_line(params, name, budget, rates, devices, sizes[params.run(name).dataset]) for name in chosen]).set_index("run")
 

@@ -8,6 +8,7 @@ from torch import nn
 from replicate.loaders.pixels import normalise
 from replicate.trainers.pretrain import validation_loader
 from replicate.trainers.seeds import RunContext
+from replicate.trainers.sharding import gathered
 
 
 @torch.no_grad()
@@ -15,7 +16,7 @@ def accuracy(model: nn.Module, context: RunContext, image_size: int) -> dict[str
     """Top-1 and top-5 accuracy in percent over every validation image, counted once each, whatever the number of processes."""
     model.eval()
     right1 = right5 = count = 0
-    with validation_loader(context, image_size) as loader:
+    with gathered(model), validation_loader(context, image_size) as loader:
         for images, labels, _ in loader.epoch(0):
             labels = labels.to(context.session.device)
             with context.session.autocast():

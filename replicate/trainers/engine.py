@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import sys
@@ -19,6 +20,7 @@ from replicate.resized import Resized, carry_optimizer_state
 from replicate.schedules.lr import set_learning_rate, warmup_cosine
 from replicate.schedules.stages import View, view_at
 from replicate.trainers.session import Session, seed_everything
+from replicate.trainers.sharding import is_sharded, load_sharded, whole_state
 from replicate.trainers.store import RunStore
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from replicate.params import Optimisation
 
 CHECKPOINT_SHARE = 0.05  # of the time: a checkpoint is written once training has lasted 20 times as long as writing the last one took
+LOG_SECONDS = 30  # between two lines of the log within an epoch
 CHECK_EVERY = 20  # steps between two looks at the loss on an accelerator, where each look waits for the device
 
 
@@ -65,6 +68,8 @@ def fit(
     parts = {"task": task, "optimizer": optimizer, "scaler": scaler, **(extra_state or {})}
     history = _resume(store, parts, task, run, session)
     stepped = _parallel(task, session)
+    if session.is_main:
+        store.start_log(history)
     saved_at, save_cost = time.monotonic(), 0.0
     with _bar(run, loader, name, len(history), session) as bar:
         for epoch in range(len(history), run.epochs):
@@ -74,13 +79,34 @@ def fit(
             if resized := task.set_view(view):
                 carry_optimizer_state(optimizer, resized)
                 stepped = _parallel(task, session)
-            row = _train_epoch(stepped, optimizer, scaler, loader, run, view, session, epoch, seed, name, bar, after_step)
+            row = _train_epoch(stepped, optimizer, scaler, loader, run, view, session, epoch, seed, name, bar, after_step, store)
             history.append(row | (after_epoch(epoch) if after_epoch else {}))
-            if time.monotonic() - saved_at > save_cost / CHECKPOINT_SHARE or epoch + 1 == run.epochs:
+            if session.is_main:
+                store.log(history[-1])
+            best = session.keep_best and _is_best(history)
+            if best or epoch + 1 == run.epochs or _due(epoch, session, time.monotonic() - saved_at, save_cost):
                 saved_at = time.monotonic()
-                _save(store, parts, history, session)
+                _save(store, parts, history, session, best)
                 save_cost = time.monotonic() - saved_at
     return history
+
+
+def _due(epoch: int, session: Session, since: float, cost: float) -> bool:
+    """Whether a checkpoint is due: every so many epochs where the machine's settings say so, else by what writing one costs.
+
+    Several processes decide by what the first one measured, since all of them take part in writing.
+    """
+    if session.checkpoint_every:
+        return (epoch + 1) % session.checkpoint_every == 0
+    due = since > cost / CHECKPOINT_SHARE
+    return bool(session.sum_over_ranks(float(due and session.is_main))[0])
+
+
+def _is_best(history: list[dict[str, float]]) -> bool:
+    """Whether the last epoch has the highest accuracy so far, or the lowest loss where none is scored."""
+    key, sign = ("top1", 1) if any("top1" in row for row in history) else ("loss", -1)
+    scores = [sign * row[key] for row in history if key in row]
+    return key in history[-1] and sign * history[-1][key] == max(scores)
 
 
 def adamw(groups: list[dict[str, Any]], run: Optimisation, device: torch.device) -> torch.optim.AdamW:
@@ -102,13 +128,14 @@ def accumulation(batch_size: int, session: Session) -> tuple[int, int]:
     return share // steps, steps
 
 
-def _train_epoch(stepped, optimizer, scaler, loader, run, view, session, epoch, seed, name, bar, after_step) -> dict[str, float]:
+def _train_epoch(stepped, optimizer, scaler, loader, run, view, session, epoch, seed, name, bar, after_step, store) -> dict[str, float]:
     """One epoch. Every micro-batch takes part in a step: the last step of an epoch averages over those that are left."""
     _, accumulate = accumulation(view.batch_size, session)
     steps = math.ceil(loader.num_batches / accumulate)
     peak = run.base_lr * view.batch_size / 256
     sums: dict[str, Tensor] = {}
-    images, started = 0, time.monotonic()
+    images, started, skipped = 0, time.monotonic(), getattr(loader, "num_skipped", 0)
+    logged = started
     stepped.train()
     for step, group in enumerate(_groups(loader.epoch(epoch), accumulate)):
         position = epoch + step / steps
@@ -124,6 +151,9 @@ def _train_epoch(stepped, optimizer, scaler, loader, run, view, session, epoch, 
         if session.device.type == "cpu" or step % CHECK_EVERY == 0:
             _refuse_nan(logs["loss"], name, epoch, step)
             bar.set_postfix(loss=f"{float(logs['loss']):.4f}", lr=f"{lr:.2e}", img_s=f"{images / (time.monotonic() - started):.0f}", refresh=False)
+        if session.is_main and time.monotonic() - logged > LOG_SECONDS:
+            logged = time.monotonic()
+            store.log({"epoch": epoch, "step": step, "steps": steps, "loss": float(logs["loss"]), "lr": lr, "images": images})
         bar.update()
     if not sums:
         raise UserError(f"run {name}: an epoch has no batch; {loader.num_images} images do not fill a batch of {view.batch_size}")
@@ -131,24 +161,30 @@ def _train_epoch(stepped, optimizer, scaler, loader, run, view, session, epoch, 
     means = {key: value / session.world_size for key, value in means.items()}
     _refuse_nan(means["loss"], name, epoch, steps - 1)
     seconds = time.monotonic() - started
-    return {"epoch": epoch, **means, "lr": lr, "seconds": seconds, "images": images}
+    row = {"epoch": epoch, **means, "lr": lr, "seconds": seconds, "images": images}
+    row |= {"images_per_second": images / seconds, "peak_memory_gib": session.peak_memory_bytes() / 2**30}
+    left_out = getattr(loader, "num_skipped", 0) - skipped
+    return row | ({"skipped": left_out} if left_out else {})
 
 
 def _step(stepped, optimizer, scaler, group, run, session, epoch: int, progress: float) -> dict[str, Tensor]:
     """Forward and backward over the micro-batches of one step, each weighted by its images, then one optimiser step."""
     total = sum(len(batch.labels) for batch in group)
     logs: dict[str, Tensor] = {}
-    for batch in group:
+    for number, batch in enumerate(group):
         share = len(batch.labels) / total
         images, labels = (item.to(session.device, non_blocking=True) for item in (batch.images, batch.labels))
-        with session.autocast():
-            loss, extras = stepped(images, labels, batch.index, epoch, progress)
-        scaler.scale(loss * share).backward()
+        last = number + 1 == len(group)
+        with contextlib.nullcontext() if last or not hasattr(stepped, "no_sync") else stepped.no_sync():
+            with session.autocast():
+                loss, extras = stepped(images, labels, batch.index, epoch, progress)
+            scaler.scale(loss * share).backward()
         for key, value in {"loss": loss, **extras}.items():
             logs[key] = logs.get(key, 0.0) + value.detach() * share
     if run.clip_grad is not None:
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], run.clip_grad)
+        norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], run.clip_grad)
+        logs["grad_norm"] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
@@ -170,9 +206,11 @@ def _refuse_nan(loss: Tensor | float, name: str, epoch: int, step: int) -> None:
 
 
 def _parallel(task: nn.Module, session: Session) -> nn.Module:
+    if session.channels_last:
+        task.model.to(memory_format=torch.channels_last)
     if session.compile:
         task.model.compile()
-    if session.world_size == 1:
+    if session.world_size == 1 or is_sharded(task):
         return task
     return DistributedDataParallel(task, device_ids=[session.device] if session.device.type == "cuda" else None)
 
@@ -182,14 +220,19 @@ def _resume(store: RunStore, parts: dict[str, Any], task: nn.Module, run: Optimi
     if state is None:
         return []
     task.set_view(view_at(run, len(state["history"]) - 1))
-    for key, part in parts.items():
-        part.load_state_dict(state[key])
+    if is_sharded(task):
+        load_sharded(parts, state)
+    else:
+        for key, part in parts.items():
+            part.load_state_dict(state[key])
     return state["history"]
 
 
-def _save(store: RunStore, parts: dict[str, Any], history: list[dict[str, float]], session: Session) -> None:
+def _save(store: RunStore, parts: dict[str, Any], history: list[dict[str, float]], session: Session, best: bool) -> None:
+    state = whole_state(parts) if is_sharded(parts["task"]) else None
     if session.is_main:
-        store.save_checkpoint({key: part.state_dict() for key, part in parts.items()} | {"history": history})
+        state = state or {key: part.state_dict() for key, part in parts.items()}
+        store.save_checkpoint(state | {"history": history}, session.keep_checkpoints, best)
     session.wait_for_all()
 
 

@@ -16,6 +16,7 @@ from replicate.trainers.classify import train_classifier
 from replicate.trainers.engine import adamw
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
+from replicate.trainers.sharding import refuse_unsharded, shard
 from replicate.trainers.store import RunStore
 
 
@@ -26,7 +27,8 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
     """
     run = context.run
     seed_everything(seed)
-    model = build_model(context, seed).to(context.session.device)
+    refuse_unsharded(run, context.session)
+    model = shard(build_model(context, seed).to(context.session.device), context.session)
     optimizer = adamw(decayed_groups(model, run.weight_decay, run.layer_decay), run, context.session.device)
     outcome = train_classifier(context, seed, store, model, optimizer)
     if isinstance(run, TeacherRun) and context.session.is_main:

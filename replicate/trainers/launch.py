@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,22 @@ def launch_seed(params: Params, name: str, seed: int) -> None:
     budget = params.budget_named()
     with open_session(params.machine, budget.precision, budget.loader) as session:
         train_one_seed(context_of(params, name, session), seed, _trainer(params, name))
+
+
+def show_log(params: Params, name: str) -> None:
+    """Print what the run's seeds have logged so far: a line an epoch, and one every half minute within it.
+
+    Raises UserError when nothing has been logged at the active budget with this code and data.
+    """
+    budget = params.budget_named()
+    with open_session(params.machine, budget.precision, budget.loader) as session:
+        context = context_of(params, name, session)
+        logs = [(seed, context.store(seed).log_path) for seed in range(budget.seeds)]
+    if not any(path.exists() for _, path in logs):
+        raise UserError(f"run {name} has no log at budget {params.budget}: it has not been started with this code and data")
+    for seed, path in logs:
+        for line in path.read_text().splitlines() if path.exists() else ():
+            print(f"seed {seed}", *(f"{key} {value:.5g}" for key, value in json.loads(line).items()), sep="  ")
 
 
 def write_dataset(params: Params, name: str) -> None:
@@ -98,6 +115,7 @@ def context_of(params: Params, name: str, session: Session) -> RunContext:
         upstream_run=source and params.resolve(source),
         teacher_run=params.resolve(upstream) if learns else None,
         tokenizer=_tokenizer(params, name),
+        on_error=params.dataset(run.dataset).on_error,
     )
 
 

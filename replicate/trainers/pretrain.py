@@ -24,6 +24,7 @@ from replicate.schedules.stages import View
 from replicate.trainers.engine import accumulation, adamw, fit
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
+from replicate.trainers.sharding import gathered, refuse_unsharded, shard, whole
 from replicate.trainers.store import RunStore
 
 if TYPE_CHECKING:
@@ -93,16 +94,21 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
     """Pre-train one seed and write its weights; results are the last epoch's training loss and the validation loss."""
     run, session = context.run, context.session
     seed_everything(seed)
+    refuse_unsharded(run, session)
     task = PretrainTask(run, seed, context.num_classes, context.tokenizer, _teacher(context, seed)).to(session.device)
+    for part in (task.model, task.extra):
+        if part is not None:
+            shard(part, session)
     if getattr(task.target, "needs_fit", False):
         fit_target(task.target, context)
     history = _train(task, context, seed, store) if run.epochs else []
     results = {"val_loss": validation_loss(task, context), "parameters": sum(p.numel() for p in task.model.parameters())}
     if history:
         results |= {"loss": history[-1]["loss"], "seconds_per_epoch": float(np.median([row["seconds"] for row in history]))}
+    weights = whole(task.model.state_dict())
     if session.is_main:
         # One entry: safetensors writes several in no fixed order, and equal weights must be equal files for whatever is keyed by them.
-        save_weights(task.model.state_dict(), store.weights_path, {"run": f"{context.name}, seed {seed}"})
+        save_weights(weights, store.weights_path, {"run": f"{context.name}, seed {seed}"})
     return {"results": results, "history": history}
 
 
@@ -148,6 +154,7 @@ def training_loader(context: RunContext, seed: int) -> Loader:
         workers=session.workers,
         rank=session.rank,
         world_size=session.world_size,
+        on_error=context.on_error,
     )
 
 
@@ -169,6 +176,7 @@ def whole_loader(context: RunContext, split: str, image_size: int, rank: int = 0
         workers=context.session.workers,
         rank=rank,
         world_size=world_size,
+        on_error=context.on_error,
     )
 
 
@@ -178,7 +186,7 @@ def validation_loss(task: PretrainTask, context: RunContext) -> float:
     task.eval()
     task.seed = VALIDATION_SEED
     total = count = 0.0
-    with validation_loader(context, task.model.image_size[0]) as loader:
+    with gathered(task.model), validation_loader(context, task.model.image_size[0]) as loader:
         for images, _, index in loader.epoch(0):
             with context.session.autocast():
                 loss, _ = task.reconstruct(images.to(context.session.device), index, 0, 1.0)

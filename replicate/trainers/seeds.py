@@ -46,6 +46,7 @@ class RunContext:
     upstream_run: Optimisation | None = None
     tokenizer: Path | None = None
     teacher_run: Optimisation | None = None
+    on_error: str = "raise"
 
     @property
     def manifest(self) -> Manifest:
@@ -75,6 +76,8 @@ class RunContext:
         parts = {"run": resolved, "seed": seed, "precision": str(self.session.precision), "manifest": self.manifest_sha256}
         if self.tokenizer is not None:
             parts["tokenizer"] = sha256(self.tokenizer)
+        if self.on_error != "raise":
+            parts["on_error"] = self.on_error
         return RunStore(run_key(**parts, upstream=upstream, code=fingerprint(*self.entries)))
 
 
@@ -105,12 +108,21 @@ def train_one_seed(context: RunContext, seed: int, train_seed: TrainSeed) -> dic
 def train_seeds(context: RunContext, train_seed: TrainSeed) -> dict[str, Any]:
     """Train every seed that has not finished, then write weights, history.csv and metrics.json into the run's folder; returns the metrics."""
     git_state()
+    if context.session.is_main:
+        _refuse_read_only(context.results_folder)
     started = time.monotonic()
     finished = [train_one_seed(context, seed, train_seed) for seed in range(context.seeds)]
     metrics = _metrics(context, finished, time.monotonic() - started)
     if context.session.is_main:
         _write(context, metrics, finished)
     return metrics
+
+
+def _refuse_read_only(folder: Path) -> None:
+    """Raise UserError now, rather than after hours of training, when the run's folder cannot be written."""
+    probe = folder / ".writable"
+    atomic_write(probe, lambda path: path.touch())
+    probe.unlink()
 
 
 def summary(values: list[float]) -> dict[str, float | None]:

@@ -24,7 +24,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 @dataclass(frozen=True)
 class Session:
-    """Device, autocast precision, and rank among `world_size` processes. `loader` and `workers` say how images are read."""
+    """Device, autocast precision, and rank among `world_size` processes; what `machine` of params.yaml says, and `loader`, how images are read."""
 
     device: torch.device
     precision: torch.dtype
@@ -34,6 +34,11 @@ class Session:
     compile: bool = False
     rank: int = 0
     world_size: int = 1
+    shard: bool = False
+    channels_last: bool = False
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 0
+    keep_best: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -76,10 +81,27 @@ def open_session(machine: Machine, precision: str, loader: str = "auto"):
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     device = _device(machine.device, local_rank)
+    if machine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(machine.deterministic)
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Session(device, PRECISIONS[precision], loader, machine.workers, machine.micro_batch, machine.compile, rank, world_size)
+        yield Session(
+            device,
+            PRECISIONS[precision],
+            loader,
+            machine.workers,
+            machine.micro_batch,
+            machine.compile,
+            rank,
+            world_size,
+            machine.shard and world_size > 1,
+            machine.channels_last,
+            machine.checkpoint_every,
+            machine.keep_checkpoints,
+            machine.keep_best,
+        )
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

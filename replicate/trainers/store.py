@@ -6,10 +6,12 @@ the data's manifest and the source files: a changed number or a changed line of 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,9 +53,31 @@ class RunStore:
                 raise UserError(f"{what} is being trained by another process; wait for it, or stop it first") from None
             yield
 
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write the checkpoint; a reader sees the old one or the new one, never half of one."""
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    def save_checkpoint(self, state: dict[str, Any], keep_last: int = 0, best: bool = False) -> None:
+        """Write the checkpoint; a reader sees the old one or the new one, never half of one.
+
+        keep_last: so many are kept under their epoch's number as well, the oldest go; best: this one is also the best so far.
+        """
         atomic_write(self.checkpoint_path, lambda path: torch.save(state, path))
+        if best:
+            _link(self.checkpoint_path, self.folder / "best.pt")
+        if keep_last:
+            _link(self.checkpoint_path, self.folder / f"epoch{len(state['history']):05d}.pt")
+            for old in sorted(self.folder.glob("epoch*.pt"))[:-keep_last]:
+                old.unlink()
+
+    def start_log(self, history: list[dict[str, float]]) -> None:
+        """The log begins anew with the epochs that a checkpoint brought back."""
+        atomic_write(self.log_path, lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in history)))
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a line, readable at once. A disk that is full costs the line, not the run: the history is in the checkpoint."""
+        with contextlib.suppress(OSError), open(self.log_path, "a") as file:
+            file.write(json.dumps(row) + "\n")
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
         """The last checkpoint, or None when there is none. Raises UserError for one that cannot be read."""
@@ -72,6 +96,15 @@ class RunStore:
     def finished(self) -> dict[str, Any] | None:
         path = self.folder / "finished.json"
         return json.loads(path.read_text()) if path.exists() else None
+
+
+def _link(path: Path, name: Path) -> None:
+    """`name` for the file's content from now on; a checkpoint is replaced, never written into, so the link keeps what it named."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(path, name)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, name)
 
 
 def atomic_write(path: Path, write) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from replicate.params import load
 from replicate.report import published, tables
 from replicate.report.intervals import Estimate
 from replicate.report.results import Results, Run
@@ -117,6 +118,31 @@ def test_every_run_that_is_mapped_is_in_params():
     known = set(loaded.runs)
     for paper in published.PAPERS:
         assert tables.runs_named(paper) <= known, paper
+
+
+TABLES = {"efficient_learners": range(1, 8), "efficient_mae": range(1, 10)}
+
+
+@pytest.mark.parametrize("paper", TABLES)
+def test_every_cell_of_a_table_has_its_run_and_its_place(paper):
+    """Computed, quoted by the paper from elsewhere, or the number of a run: none is left to a larger scale."""
+    table = tables.cells(paper, Results("laptop", {}))
+    table = table[table["table"].isin([f"table_{number}" for number in TABLES[paper]])]
+    left = set(table["status"]) - {tables.EXACT, tables.ROUNDING, tables.CONTRADICTION, tables.CITED, tables.NOT_RUN}
+    assert left == set()
+    waiting = table[table["status"] == tables.NOT_RUN]
+    assert len(waiting) > 30 and (waiting["run"] != "").all() and (waiting["claim"] != "").all()
+
+
+@pytest.mark.parametrize("paper", TABLES)
+def test_every_run_that_a_claim_speaks_of_is_in_params(paper):
+    params = load(published.FOLDER.parent / "params.yaml")
+    known = set(params.pretrain_runs) | set(params.evaluate_runs)
+    for name, claim in published.claims().items():
+        if name.startswith(f"{paper}."):
+            for check in claim["checks"]:
+                parts = [check[key] for key in ("left", "right", "sweep", "than", "runs", "run") if key in check]
+                assert set().union(*map(tables._runs, parts)) <= known, name
 
 
 def test_numbers_are_shown_to_the_papers_precision():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from replicate.errors import UserError
-from replicate.losses.thresholding import within
+from replicate.losses.uniform import within
 
 
 class Weighting:

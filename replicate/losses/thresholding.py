@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from replicate.losses.uniform import normalise_per_image
+from replicate.losses.uniform import within
 
 
 class Weighting:
@@ -23,8 +22,3 @@ class Weighting:
     def __call__(self, p2dist: Tensor, scored: Tensor, progress: float = 1.0) -> Tensor:
         """p2dist, scored (N, L) -> weights (N, L); an image whose units all lie beyond the threshold gets zeros."""
         return within(p2dist, scored, self.beta)
-
-
-def within(p2dist: Tensor, scored: Tensor, beta: float) -> Tensor:
-    """Equal weights (N, L) over the scored units with P2Dist <= beta."""
-    return normalise_per_image((p2dist <= beta).to(torch.promote_types(p2dist.dtype, torch.float32)), scored)

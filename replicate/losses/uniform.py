@@ -18,6 +18,11 @@ def normalise_per_image(factor: Tensor, scored: Tensor) -> Tensor:
     return kept / total.where(total > 0, 1.0)
 
 
+def within(p2dist: Tensor, scored: Tensor, beta: float) -> Tensor:
+    """Equal weights (N, L) over the scored units with P2Dist <= beta."""
+    return normalise_per_image((p2dist <= beta).to(torch.promote_types(p2dist.dtype, torch.float32)), scored)
+
+
 class Weighting:
     """Every scored unit weighs the same."""
 

@@ -15,12 +15,13 @@ from replicate import losses, targets
 from replicate.loaders import EVALUATION, Augmentation, Loader, open_loader
 from replicate.loaders.crops import uniforms
 from replicate.loaders.pixels import normalise
-from replicate.losses.reconstruction import reconstruction_loss
+from replicate.losses.reconstruction import per_unit_error, reconstruction_loss
 from replicate.models.prediction import Prediction
 from replicate.models.weights import save_weights
 from replicate.resized import Resized
 from replicate.schedules.layer_decay import plain_groups
 from replicate.schedules.stages import View
+from replicate.trainers.diagnostics import ErrorByP2Dist, activation_gb
 from replicate.trainers.engine import accumulation, adamw, fit
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
@@ -71,10 +72,18 @@ class PretrainTask(nn.Module):
 
     def reconstruct(self, images: Tensor, index: Tensor, epoch: int, progress: float) -> tuple[Tensor, Prediction]:
         """The reconstruction loss of uint8 images (n, 3, S, S), and what the model predicted."""
-        noise = mask_noise(self.seed, epoch, index, self.model.num_patches).to(images.device)
-        prediction = self.model(normalise(images), noise, self.mask_ratio)
+        prediction, target = self.predict(images, index, epoch)
+        return self.loss(prediction, target, progress), prediction
+
+    def loss(self, prediction: Prediction, target: Tensor, progress: float) -> Tensor:
+        """The weighted loss of a batch's predictions."""
         weights = self.weighting(prediction.p2dist, prediction.scored, progress)
-        return reconstruction_loss(prediction.pred, self.target(images), prediction.scored, weights, self.loss_norm), prediction
+        return reconstruction_loss(prediction.pred, target, prediction.scored, weights, self.loss_norm)
+
+    def predict(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Prediction, Tensor]:
+        """What the model predicts of uint8 images (n, 3, S, S), and what it should."""
+        noise = mask_noise(self.seed, epoch, index, self.model.num_patches).to(images.device)
+        return self.model(normalise(images), noise, self.mask_ratio), self.target(images)
 
 
 def _extra_term(run: PretrainRun, width: int, num_classes: int, teacher: Callable[[Tensor], Tensor] | None) -> nn.Module | None:
@@ -102,7 +111,9 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
     if getattr(task.target, "needs_fit", False):
         fit_target(task.target, context)
     history = _train(task, context, seed, store) if run.epochs else []
-    results = {"val_loss": validation_loss(task, context), "parameters": sum(p.numel() for p in task.model.parameters())}
+    results = validate(task, context) | {"parameters": sum(p.numel() for p in task.model.parameters())}
+    with gathered(task.model):
+        results |= {"activation_gb": activation_gb(task, run.batch_size, session)}
     if history:
         results |= {"loss": history[-1]["loss"], "seconds_per_epoch": float(np.median([row["seconds"] for row in history]))}
     weights = whole(task.model.state_dict())
@@ -181,15 +192,20 @@ def whole_loader(context: RunContext, split: str, image_size: int, rank: int = 0
 
 
 @torch.no_grad()
-def validation_loss(task: PretrainTask, context: RunContext) -> float:
-    """Mean reconstruction loss over the validation images, each under one fixed mask at the run's ratio."""
+def validate(task: PretrainTask, context: RunContext) -> dict[str, float]:
+    """Over the validation images, each under one fixed mask at the run's ratio: the mean reconstruction loss, and the error of masked
+    units by their P2Dist.
+    """
     task.eval()
     task.seed = VALIDATION_SEED
     total = count = 0.0
+    by_p2dist = ErrorByP2Dist()
     with gathered(task.model), validation_loader(context, task.model.image_size[0]) as loader:
         for images, _, index in loader.epoch(0):
             with context.session.autocast():
-                loss, _ = task.reconstruct(images.to(context.session.device), index, 0, 1.0)
+                prediction, target = task.predict(images.to(context.session.device), index, 0)
+                loss = task.loss(prediction, target, 1.0)
+            by_p2dist.add(per_unit_error(prediction.pred, target, task.loss_norm), prediction.mask, prediction.scored, prediction.grid)
             total, count = total + float(loss) * len(images), count + len(images)
     total, count = context.session.sum_over_ranks(total, count)
-    return total / count
+    return {"val_loss": total / count} | by_p2dist.results(context.session.sum_over_ranks)

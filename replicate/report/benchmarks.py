@@ -1,0 +1,22 @@
+"""Measured speeds for a notebook: what `benchmarks/*.py` wrote into `benchmarks/results/`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+COLUMNS = ["what", "case", "ours", "theirs", "times faster", "quartiles", "machine"]
+
+
+def speeds(root: Path, pattern: str) -> pd.DataFrame:
+    """One line a comparison of the files that fit `pattern` ("p2dist", "decoder_masking*"); empty where no benchmark was run."""
+    rows = [row for path in sorted((root / "benchmarks" / "results").glob(f"{pattern}.json")) for row in json.loads(path.read_text())]
+    return pd.DataFrame([_line(row) for row in rows], columns=COLUMNS).set_index("what").rename_axis(None)
+
+
+def _line(row: dict) -> list[str]:
+    seconds = [f"{row[side]:.3g} {row['unit']}" for side in ("ours", "theirs")]
+    low, high = row["spread"]
+    return [row["name"], row["case"], *seconds, f"{row['ratio']:.3g}", f"{low:.3g} to {high:.3g}", row["machine"]]

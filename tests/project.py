@@ -10,14 +10,19 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def write_params(folder: Path, *, budget: dict | None = None, data: dict | None = None, pretrain: dict | None = None) -> Path:
-    """`params.yaml` at the smoke budget, one seed, with changes to its numbers, its data and the run light_90."""
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])), "OMP_NUM_THREADS": "1"}
+
+
+def write_params(
+    folder: Path, *, budget: dict | None = None, data: dict | None = None, pretrain: dict | None = None, machine: dict | None = None
+) -> Path:
+    """`params.yaml` at the smoke budget, one seed, with changes to its numbers, its data, the run light_90 and the machine."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["budget"] = "smoke"
     content["budgets"]["smoke"] |= {"seeds": 1} | (budget or {})
     content["budgets"]["smoke"]["data"] |= {"train_images": 128, "val_images": 48} | (data or {})
     content["pretrain"]["light_90"] |= pretrain or {}
-    content["machine"]["workers"] = 1
+    content["machine"] |= {"workers": 1} | (machine or {})
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -25,9 +30,8 @@ def write_params(folder: Path, *, budget: dict | None = None, data: dict | None 
 
 def start(folder: Path, *arguments: str, **options) -> subprocess.Popen:
     """`python -m replicate ARGUMENTS` in `folder`."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "replicate", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(command, cwd=folder, env=os.environ | ENVIRONMENT, stderr=subprocess.PIPE, text=True, **options)
 
 
 def run(folder: Path, *arguments: str) -> str:

@@ -1,7 +1,10 @@
 """SIGKILL in the middle of training: the same command continues and ends with the results of an unbroken run, bit for bit."""
 
 import json
+import random
+import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -17,15 +20,62 @@ def outcome(folder, name: str) -> dict:
     return {key: value for key, value in results["per_seed"][0].items() if key != "seconds_per_epoch"}
 
 
-def kill_in_the_middle(folder, *arguments: str) -> None:
-    """Start a command, wait until it has written a checkpoint that no earlier run left, and kill it."""
+def kill_in_the_middle(folder, *arguments: str, how: int = signal.SIGKILL) -> tuple[int, str]:
+    """Start a command, wait until it has written a checkpoint that no earlier run left, and kill it: its exit status and what it said."""
     process = start(folder, *arguments)
     deadline = time.monotonic() + 120
     while not list(folder.glob(".replicate/runs/*/checkpoint.pt")):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send_signal(how)
+    said = process.communicate()[1]
+    return process.returncode, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "name"), RUNS)
+def test_terminated_runs_say_so_and_continue(unbroken, tmp_path, command, name):
+    """SIGTERM, as schedulers send it: one line, exit status 130, and the same command goes on to equal results."""
+    write_params(tmp_path, budget=LONG)
+    run(tmp_path, "data", "write")
+    if command == "evaluate":
+        run(tmp_path, *RUNS[0])
+    status, said = kill_in_the_middle(tmp_path, command, name, how=signal.SIGTERM)
+    assert status == 130 and "the same command continues" in said and "Traceback" not in said
+    run(tmp_path, command, name)
+    assert outcome(tmp_path, name) == outcome(unbroken, name)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_every_run_ends_bit_equal(unbroken, tmp_path):
+    """SIGKILL at 20 moments of one pre-training and its fine-tuning, drawn evenly over their whole time, each after the last one's restart."""
+    moments = random.Random(0)
+    write_params(tmp_path, budget=LONG)
+    run(tmp_path, "data", "write")
+    kills = 0
+    for command, name in RUNS:
+        started = time.monotonic()
+        done = tmp_path / "results/smoke/efficient_learners" / name / "metrics.json"
+        span = 12.0
+        for _ in range(10):
+            process = start(tmp_path, command, name)
+            try:
+                process.wait(timeout=moments.uniform(0.5, span))
+                span = max(2.0, span * 0.7)  # it ended before it could be killed: aim earlier, and start the run over
+                shutil.rmtree(tmp_path / ".replicate")
+                shutil.rmtree(done.parent)
+                if command == "evaluate":
+                    run(tmp_path, *RUNS[0])
+            except subprocess.TimeoutExpired:
+                process.kill()
+                kills += 1
+            process.communicate()
+        run(tmp_path, command, name)
+        assert outcome(tmp_path, name) == outcome(unbroken, name)
+        print(f"{command}: {kills} kills so far, {time.monotonic() - started:.0f} s")
+    weights = "results/smoke/efficient_learners/light_90/weights/seed0.safetensors"
+    assert (tmp_path / weights).read_bytes() == (unbroken / weights).read_bytes()
+    assert kills >= 15
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 reads it.
 """
 
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -54,24 +55,26 @@ def open_sources(
     return train, PhotosSource("val", num_images=val_images or PHOTOS_VAL, **common)
 
 
-def _record(path: Path, source: Source, written: Written, settings: WriteSettings) -> dict[str, Any]:
+def _record(path: Path, written: Written, settings: WriteSettings) -> dict[str, Any]:
     seek = path.with_suffix(SEEK_SUFFIX)
     return {
         "file": path.name,
-        "images": len(source),
+        "images": len(written.index),
         "bytes": path.stat().st_size,
         "sha256": sha256(path),
         "seek_sha256": sha256(seek) if seek.is_file() else None,
         "settings": vars(settings),
         "counts": {how: written.counts[how] for how in ("kept", "transcoded", "encoded", "raw", "resized")},
-    }
+    } | ({"skipped": written.skipped} if written.skipped else {})
 
 
-def _write_split(path: Path, source: Source, settings: WriteSettings, workers: int, progress: bool) -> dict[str, Any]:
-    written = write_beton(path, source, settings, workers=workers, progress=progress)
-    rows = zip(written.names, source.labels.tolist(), written.lengths, written.checksums, written.how, strict=True)
+def _write_split(path: Path, source: Source, settings: WriteSettings, workers: int, progress: bool, on_error: str) -> dict[str, Any]:
+    written = write_beton(path, source, settings, workers=workers, progress=progress, on_error=on_error)
+    if written.skipped:
+        print(f"{path}: {len(written.skipped)} of {len(source)} images left out; manifest.json names them", file=sys.stderr)
+    rows = zip(written.names, source.labels[written.index].tolist(), written.lengths, written.checksums, written.how, strict=True)
     write_samples(path, list(rows))
-    return _record(path, source, written, settings)
+    return _record(path, written, settings)
 
 
 def write_dataset(
@@ -83,6 +86,7 @@ def write_dataset(
     description: dict[str, Any],
     workers: int = 2,
     progress: bool = True,
+    on_error: str = "raise",
 ) -> Manifest:
     """Writes both splits to `out` and the manifest last; `description` are the arguments that `open_sources` took.
 
@@ -91,9 +95,9 @@ def write_dataset(
     out.mkdir(parents=True, exist_ok=True)
     (out / FILE_NAME).unlink(missing_ok=True)
     settings = dict(zip(SPLITS, (train, val), strict=True))
-    splits = {
-        split: _write_split(out / f"{split}.beton", source, settings[split], workers, progress) for split, source in zip(SPLITS, sources, strict=True)
-    }
+    splits = {}
+    for split, source in zip(SPLITS, sources, strict=True):
+        splits[split] = _write_split(out / f"{split}.beton", source, settings[split], workers, progress, on_error)
     manifest = Manifest(description, sources[0].class_names, splits)
     manifest.write(out / FILE_NAME)
     return manifest
@@ -149,7 +153,8 @@ def write(dataset: DatasetLike, out: Path, *, workers: int = 2, progress: bool =
     """
     encodings = [_write_settings(encoding, dataset.seed) for encoding in (dataset.train, dataset.val)]
     description = {name: getattr(dataset, name) for name in SOURCE_SETTINGS}
-    return write_dataset(open_sources(**description), out, *encodings, description=description, workers=workers, progress=progress)
+    policy = getattr(dataset, "on_error", "raise")
+    return write_dataset(open_sources(**description), out, *encodings, description=description, workers=workers, progress=progress, on_error=policy)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

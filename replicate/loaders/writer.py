@@ -89,16 +89,21 @@ class Encoded(NamedTuple):
 
 @dataclass
 class Written:
-    """What was written: one entry a sample in the lists, `counts` by `how` and of `resized`."""
+    """What was written: one entry a sample in the lists (`index`: its number in the source), `counts` by `how` and of `resized`; `skipped`: why
+    an image that was left out could not be read."""
 
-    names: list[str]
+    names: list[str] = field(default_factory=list)
+    index: list[int] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     checksums: list[int] = field(default_factory=list)
     how: list[str] = field(default_factory=list)
     seek: list[bytes] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
 
-    def add(self, image: Encoded) -> None:
+    def add(self, image: Encoded, name: str, index: int) -> None:
+        self.names.append(name)
+        self.index.append(index)
         self.lengths.append(len(image.data))
         self.checksums.append(zlib.crc32(image.data))
         self.how.append(image.how)
@@ -203,13 +208,23 @@ def encode_sample(source: Source, index: int, settings: WriteSettings) -> Encode
     return Encoded(np.ascontiguousarray(small).tobytes(), fmt.RAW, *small.shape[:2], "raw", resized)
 
 
-def _encode_in_order(source: Source, settings: WriteSettings, workers: int) -> Iterator[Encoded]:
-    """All images in order; `workers` threads work at most a few images ahead, so that memory stays small."""
+def _encode_or_skip(source: Source, index: int, settings: WriteSettings) -> Encoded | UserError:
+    try:
+        return encode_sample(source, index, settings)
+    except UserError as error:
+        return error
+
+
+def _encode_in_order(source: Source, settings: WriteSettings, workers: int, on_error: str) -> Iterator[Encoded | UserError]:
+    """All images in order; `workers` threads work at most a few images ahead, so that memory stays small. With on_error "skip" the place of an image
+    that cannot be read holds the reason.
+    """
+    encode = _encode_or_skip if on_error == "skip" else encode_sample
     with ThreadPoolExecutor(workers) as pool:
-        pending: deque[Future[Encoded]] = deque()
+        pending: deque[Future[Encoded | UserError]] = deque()
         try:
             for index in range(len(source)):
-                pending.append(pool.submit(encode_sample, source, index, settings))
+                pending.append(pool.submit(encode, source, index, settings))
                 if len(pending) >= 8 * workers:
                     yield pending.popleft().result()
             while pending:
@@ -244,22 +259,28 @@ class _Layout:
         return place
 
 
-def _write_file(file: BinaryIO, source: Source, settings: WriteSettings, images: Iterator[Encoded]) -> Written:
+def _write_file(file: BinaryIO, source: Source, images: Iterator[Encoded | UserError]) -> Written:
     fields = _descriptors()
     metadata = np.zeros(len(source), fmt.metadata_dtype([fmt.RGB_IMAGE, fmt.INT]))
-    metadata["f1"] = source.labels
     table = np.zeros(len(source), fmt.ALLOCATION)
-    layout, written = _Layout(fmt.HEADER.itemsize + fields.nbytes + metadata.nbytes), Written(list(source.names))
+    layout, written = _Layout(fmt.HEADER.itemsize + fields.nbytes + metadata.nbytes), Written()
     for index, image in enumerate(images):
-        place = layout.place(len(image.data), source.names[index])
-        metadata["f0"][index] = (image.mode, image.width, image.height, place)
-        table[index] = (index, place, len(image.data))
+        if isinstance(image, UserError):
+            written.skipped.append(str(image))
+            continue
+        place, number = layout.place(len(image.data), source.names[index]), len(written.index)
+        metadata["f0"][number] = (image.mode, image.width, image.height, place)
+        table[number] = (number, place, len(image.data))
         file.seek(place)
         file.write(image.data)
-        written.add(image)
+        written.add(image, source.names[index], index)
+    if not written.index:
+        raise UserError(f"none of {len(source)} images can be read; the first: {written.skipped[0]}")
+    metadata, table = metadata[: len(written.index)], table[: len(written.index)]
+    metadata["f1"] = source.labels[written.index]
     file.seek(layout.position)
     file.write(table.tobytes())
-    header = np.array((fmt.VERSION, len(fields), layout.page_size, len(source), layout.position), fmt.HEADER)
+    header = np.array((fmt.VERSION, len(fields), layout.page_size, len(metadata), layout.position), fmt.HEADER)
     file.seek(0)
     file.write(header.tobytes() + fields.tobytes() + metadata.tobytes())
     return written
@@ -273,20 +294,21 @@ def _replace_seek_index(path: Path, written: Written, settings: WriteSettings) -
         restart.write_index(seek, written.seek)
 
 
-def write_beton(path: Path, source: Source, settings: WriteSettings, *, workers: int = 2, progress: bool = True) -> Written:
+def write_beton(path: Path, source: Source, settings: WriteSettings, *, workers: int = 2, progress: bool = True, on_error: str = "raise") -> Written:
     """Writes `source` to `path`, image and label fields, in the source's order. The file appears under its name only when it is
     complete.
 
+    on_error: "raise" stops at a damaged image, "skip" leaves it out and lists it in `skipped`.
     Raises UserError for a damaged image (named) and where the file cannot be written, a full disk for one; nothing is left
     behind.
     """
     part = path.with_name(path.name + ".part")
-    images = _encode_in_order(source, settings, max(workers, 1))
+    images = _encode_in_order(source, settings, max(workers, 1), on_error)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         bar = tqdm(images, total=len(source), desc=path.name, unit="img", disable=not progress)
         with open(part, "wb") as file:
-            written = _write_file(file, source, settings, bar)
+            written = _write_file(file, source, bar)
             file.flush()
             os.fsync(file.fileno())
         _replace_seek_index(path, written, settings)

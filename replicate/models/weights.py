@@ -228,4 +228,5 @@ def _write(path: Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{path} could not be written: {error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()

@@ -119,4 +119,5 @@ def atomic_write(path: Path, write) -> None:
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be written: {error}; what was there before is unchanged") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may lie where nothing can be written, and the first error is the one to tell
+            temporary.unlink()

@@ -44,7 +44,7 @@ def reconstruct(
     if run.target != "pixel":
         raise UserError(f"run {name} predicts {run.target}, which is no picture; choose a run whose target is pixel")
     model, target = _model(run, root / params.results_folder(name, budget) / "weights" / f"seed{seed}.safetensors")
-    batch = _images(root / params.data_folder(run.dataset, budget), run.image_size, images)
+    batch = sample_images(root / params.data_folder(run.dataset, budget), run.image_size, images)
     noise = torch.rand(len(batch), model.num_patches, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         found = model(normalise(batch), noise, run.mask_ratio if mask_ratio is None else mask_ratio)
@@ -64,7 +64,7 @@ def _model(run: PretrainRun, weights: Path) -> tuple[torch.nn.Module, torch.nn.M
     return model.eval(), target
 
 
-def _images(folder: Path, image_size: int, count: int) -> torch.Tensor:
+def sample_images(folder: Path, image_size: int, count: int) -> torch.Tensor:
     """`count` validation images (count, 3, S, S) uint8, spread evenly over the classes as they are stored."""
     options = {"batch_size": 256, "image_size": image_size, "augmentation": EVALUATION, "seed": 0, "train": False}
     with open_loader("auto", folder / "val.beton", **options) as loader:

@@ -36,7 +36,8 @@ def build_probe(context: RunContext) -> nn.Module:
 
 def load_encoder(context: RunContext, model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Load pre-trained weights; blocks that pre-training left out keep their new values (FastMIM Table 1c). UserError for a misfit."""
-    (_backbones(context) or classifier).load_encoder(model, state, source=source)
+    # The probe of a hierarchy holds the encoder as a part of its own.
+    (_backbones(context) or classifier).load_encoder(getattr(model, "encoder", model), state, source=source)
 
 
 def pooled(model: nn.Module, images: Tensor) -> Tensor:

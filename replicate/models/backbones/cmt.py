@@ -98,11 +98,14 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, stride: int = 2) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_chans, dim, 2, stride, padding="same" if stride == 1 else 0)
+        self.proj = nn.Conv2d(in_chans, dim, 2, stride)
+        self.pad = (0, 1, 0, 1) if stride == 1 else None
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, dim, H / 2, W / 2)."""
+        if self.pad is not None:
+            features = nn.functional.pad(features, self.pad)
         return self.norm(self.proj(features).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -182,7 +185,7 @@ class CMT(FeatureMap, nn.Module):
         return self.stages[0].patch_embed
 
     def get_classifier(self) -> nn.Module:
-        return self.head
+        return self.head.fc if isinstance(self.head, _Head) else self.head
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> Resized:
         """Resamples every stage's relative position bias, each in its place."""

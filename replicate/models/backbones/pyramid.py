@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import replicate.compat  # noqa: F401
 from replicate.errors import UserError
@@ -49,7 +49,16 @@ def _set_stem_stride(model: nn.Module, stride: int) -> None:
     """A stem that halves the image, or keeps its size, instead of quartering it, with the published weights' shapes: its patches overlap."""
     projection = model.stem[0] if hasattr(model, "stem") else model.patch_embed.proj
     projection.stride = (stride, stride)
-    projection.padding = "same" if stride == 1 else tuple((side - 1) // 2 for side in projection.kernel_size)
+    projection.padding = tuple((side - 1) // 2 for side in projection.kernel_size)
+    if stride == 1 and projection.kernel_size[0] % 2 == 0:
+        projection.__class__ = _EvenConv2d
+
+
+class _EvenConv2d(nn.Conv2d):
+    """A convolution of even kernel and stride 1 that keeps the image's size, by one more pixel at its right and lower edge."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(images, (0, 1, 0, 1)))
 
 
 def build_any(name: str, image_size: tuple[int, int], in_chans: int, num_classes: int, drop_path: float, **kwargs: Any) -> nn.Module:

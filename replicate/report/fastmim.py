@@ -1,0 +1,197 @@
+"""What FastMIM's figures draw beyond those of every paper: targets at two resolutions, HOG predictions, sweeps and the committed benchmark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from replicate import targets
+from replicate.errors import UserError
+from replicate.loaders.pixels import denormalise, normalise
+from replicate.models import mim
+from replicate.models.weights import load_weights
+from replicate.patches import unpatchify
+from replicate.report import figures
+from replicate.report.quantities import NotRun
+from replicate.report.reconstruct import BORROWED, MASKED, PREDICTED, sample_images
+from replicate.report.style import HEATMAP, OURS, PAPER, REFERENCE, Figure
+from replicate.targets.hog import CELL, dense_hog, hog_image
+from replicate.targets.similarity import reduced, similarities
+
+if TYPE_CHECKING:
+    from replicate.params import PretrainRun
+    from replicate.report.book import Book
+
+BENCHMARK = "benchmarks/results/fastmim_step.json"
+INPUT, TRUTH, HOG_PREDICTED = "input", "HOG", "HOG prediction"
+GLYPH = 16  # pixels a side that one cell's star is drawn with
+
+
+def benchmark(book: Book) -> pd.DataFrame:
+    """The committed step times and memory (Figure 2, Table 3): how many times FastMIM's each framework needs, ours and as published.
+
+    `published` is a ratio of hours an epoch, or for memory the range that section 5.1 states. Raises UserError when the file is missing.
+    """
+    path = book.root / BENCHMARK
+    if not path.exists():
+        raise UserError(f"{path}: no such file; `python benchmarks/fastmim_step.py` measures it")
+    lines = json.loads(path.read_text())
+    frame = pd.DataFrame(lines)[["name", "case", "ratio", "published", "machine"]]
+    kind, other = frame["name"].str.split(": FastMIM vs ", n=1, expand=True).T.to_numpy()
+    words = {"step": "time of a step", "activations": "memory for the backward pass", "peak": "peak memory"}
+    frame["published"] = [_range(value) for value in frame["published"]]
+    frame.insert(0, "measure", [words.get(name, name) for name in kind])
+    return frame.assign(name=other).rename(columns={"name": "against", "ratio": "ours"})
+
+
+def benchmark_bars(table: pd.DataFrame) -> Figure:
+    """Figure 2: what each framework needs for each of FastMIM's steps; a line where the paper prints (or reads off) a ratio."""
+    measures = list(dict.fromkeys(table["measure"]))
+    figure, axes = figures.new(1, len(measures), width=4.6 * len(measures), height=1.2 + 0.45 * len(table) / len(measures), sharey=False)
+    for axis, measure in zip(axes[0], measures, strict=True):
+        part = table[table["measure"] == measure].reset_index(drop=True)
+        axis.barh(part.index, part["ours"], color=OURS, height=0.6, label="here")
+        for place, text in part["published"].items():
+            ends = [float(end) for end in str(text).split(" to ")] if text else []
+            axis.plot(ends[:1] + ends[-1:], [place] * len(ends[:1] + ends[-1:]), color=PAPER, marker="|", markersize=14, linewidth=2)
+        axis.axvline(1, color=REFERENCE, linewidth=0.8)
+        axis.set_yticks(part.index, [f"{line.against}, {line.case.split(' at ')[0]}" for line in part.itertuples()])
+        axis.invert_yaxis()
+        axis.set(title=measure, xlabel="times FastMIM's (marks: the paper)")
+    return figure
+
+
+def _range(value: object) -> str:
+    if isinstance(value, list):
+        return " to ".join(f"{end:g}" for end in value)
+    return "" if value is None or (isinstance(value, float) and np.isnan(value)) else f"{value:.2f}"
+
+
+def curves(book: Book, sweeps: Mapping[str, Mapping[float, str]], xlabel: str, ylabel: str = figures.ACCURACY) -> Figure:
+    """Several sweeps on one axis, each a legend -> {place: run}; a sweep with fewer than two finished runs is named in the title."""
+    figure, axes = figures.new()
+    axis, missing = axes[0, 0], []
+    for index, (label, points) in enumerate(sweeps.items()):
+        try:
+            figures.curve(axis, book.reader.curve(points, least=2), label, index)
+        except NotRun:
+            missing.append(label)
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=f"not run here: {', '.join(missing)}" if missing else "")
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend()
+    return figure
+
+
+def grid_search(book: Book, panels: Mapping[str, str], rates: Mapping[str, float], decays: Sequence[float]) -> Figure:
+    """Figure 6: accuracy over learning rate and LLRD, a panel a title -> prefix of its runs, PREFIX_lr_05_llrd_65 and so on."""
+    figure, axes = figures.new(1, len(panels), width=3.6 * len(panels), height=3.2)
+    for axis, (title, prefix) in zip(axes[0], panels.items(), strict=True):
+        values = np.array([[_mean(book, f"{prefix}_lr_{rate}_llrd_{round(decay * 100)}") for decay in decays] for rate in rates])
+        axis.imshow(np.ma.masked_invalid(values), cmap=HEATMAP, aspect="auto")
+        for row, column in np.ndindex(values.shape):
+            text = f"{values[row, column]:.1f}" if np.isfinite(values[row, column]) else "not run"
+            axis.text(column, row, text, ha="center", va="center", bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5})
+        axis.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
+        axis.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates.values()])
+        axis.set(title=title, xlabel="layer-wise learning-rate decay", ylabel="base learning rate")
+    return figure
+
+
+def _mean(book: Book, run: str) -> float:
+    try:
+        return book.reader.estimate(run).value
+    except NotRun:
+        return float("nan")
+
+
+def targets_at_two_resolutions(book: Book, full: str, low: str, images: int = 4, seed: int = 0) -> Figure | None:
+    """Figures 3, 8 and 9: pixels and HOG of the same photographs at the image sizes of two runs, with PSNR and SSIM between them.
+
+    None where the run's images are not here.
+    """
+    big, small = (book.params.resolve(name, book.results.budget) for name in (full, low))
+    batch = _batch(book, big, images, seed)
+    if batch is None:
+        return None
+    cell = small.target_options.get("cell", CELL)
+    scores = similarities(batch, small.image_size, cell)
+    views = {
+        f"pixels, {big.image_size} px": batch,
+        f"pixels, {small.image_size} px": reduced(batch, small.image_size),
+        f"HOG, {big.image_size} px": drawn(dense_hog(batch, cell)),
+        f"HOG, {small.image_size} px": drawn(dense_hog(reduced(batch, small.image_size), cell)),
+    }
+    shown = {title: _pictures(view, batch.shape[-1]) for title, view in views.items()}
+    figure = figures.reconstructions([{title: view[k] for title, view in shown.items()} for k in range(len(batch))])
+    for k in range(len(batch)):
+        for column, kind in ((1, "pixel"), (3, "hog")):
+            text = f"{scores[f'psnr_{kind}'][k]:.1f} dB, SSIM {scores[f'ssim_{kind}'][k]:.2f}"
+            figure.axes[4 * k + column].text(0.5, -0.02, text, transform=figure.axes[4 * k + column].transAxes, ha="center", va="top", size=7)
+    return figure
+
+
+def predictions(book: Book, pixel_run: str, hog_run: str, images: int = 4, seed: int = 0) -> Figure | None:
+    """Figures 10 and 11: masked image, input, what the pixel run predicts, its HOG, what the HOG run predicts, under the same masks.
+
+    Visible units are not part of the loss, so predictions there mean nothing. None where a run or its weights are not here. Raises
+    UserError when the two runs do not mask the same units.
+    """
+    found = [_predicted(book, name, images, seed) for name in (pixel_run, hog_run)]
+    if None in found:
+        return None
+    (batch, pixel, pixel_target, run), (other, hog, hog_target, _) = found
+    if batch.shape != other.shape or not torch.equal(pixel.mask, hog.mask):
+        raise UserError(f"runs {pixel_run} and {hog_run} do not mask the same units: compare runs of one image size, unit and ratio")
+    size = batch.shape[-1]
+    hidden = F.interpolate(pixel.mask.unflatten(1, pixel.grid)[:, None], size=(size, size))
+    values = unpatchify(pixel_target.unnormalise(pixel.pred, batch), run.patch_size, pixel.grid)
+    views = {
+        MASKED: batch.float() / 255 * (1 - hidden) + 0.5 * hidden,
+        INPUT: batch,
+        BORROWED if pixel_target.norm_pix else PREDICTED: denormalise(values).float() / 255,
+        TRUTH: drawn(hog_target.to_dense(hog_target(batch), hog.grid)),
+        HOG_PREDICTED: drawn(hog_target.to_dense(hog.pred, hog.grid)),
+    }
+    shown = {title: _pictures(view, size) for title, view in views.items()}
+    return figures.reconstructions([{title: view[k] for title, view in shown.items()} for k in range(len(batch))])
+
+
+def drawn(cells: Tensor) -> Tensor:
+    """Histograms (N, 3, 9, h, w) -> (N, 1, h * 16, w * 16) glyphs in 0..1, mean over the colours."""
+    glyphs = hog_image(cells.mean(dim=1), GLYPH)[:, None]
+    return glyphs / glyphs.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
+
+
+def _predicted(book: Book, name: str, images: int, seed: int):
+    """(uint8 images, Prediction, target, run) of a finished run, or None."""
+    run = book.params.resolve(name, book.results.budget)
+    weights = book.root / book.params.results_folder(name, book.results.budget) / "weights" / f"seed{seed}.safetensors"
+    batch = _batch(book, run, images, seed)
+    if batch is None or not weights.exists():
+        return None
+    target = targets.build(run.target, run.patch_size, **run.target_options)
+    model = mim.build(run, target.dim, False)
+    model.load_state_dict(load_weights(weights))
+    noise = torch.rand(len(batch), model.num_patches, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return batch, model.eval()(normalise(batch), noise), target, run
+
+
+def _batch(book: Book, run: PretrainRun, images: int, seed: int) -> Tensor | None:
+    folder = book.root / book.params.data_folder(run.dataset, book.results.budget)
+    return sample_images(folder, run.image_size, images) if (folder / "val.beton").exists() else None
+
+
+def _pictures(view: Tensor, size: int) -> np.ndarray:
+    """(N, 1 or 3, h, w), uint8 or in 0..1, -> (N, H, W, 3) in 0..1, enlarged to at least `size` pixels without smoothing."""
+    values = view.float() / 255 if view.dtype == torch.uint8 else view
+    if values.shape[-1] < size:
+        values = F.interpolate(values, size=(size, size))
+    return values.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).clamp(0, 1).numpy()

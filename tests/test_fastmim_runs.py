@@ -1,0 +1,122 @@
+"""FastMIM's runs through the same trainers as every other: hierarchies, stages, dropped blocks, teachers, frozen features."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from project import write_params
+
+from replicate.params import load
+from replicate.trainers import engine, launch
+from replicate.trainers.seeds import train_one_seed, weights_path
+from replicate.trainers.session import open_session
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fastmim")
+    write_params(path, data={"train_images": 64, "val_images": 24})
+    return path
+
+
+@pytest.fixture(scope="module")
+def params(folder):
+    return load(folder / "params.yaml")
+
+
+@pytest.fixture
+def train(folder, params, monkeypatch):
+    """Trains a run, and what it needs, at the smoke budget; returns its metrics of seed 0."""
+    monkeypatch.chdir(folder)
+    if not params.data_folder("full").exists():
+        launch.write_dataset(params, "full")
+
+    def run(*names: str) -> dict[str, float]:
+        with open_session(params.machine, "float32", "beton") as session:
+            for name in launch._with_upstream(params, names):
+                metrics = launch.train_seeds(launch.context_of(params, name, session), launch._trainer(params, name))
+        return metrics["results"]["per_seed"][0]
+
+    return run
+
+
+@pytest.mark.parametrize("short", ["vit", "swin", "pvt_v1_l", "pvt", "twins", "convnext", "convnextv2", "cmt_s"])
+def test_every_kind_of_backbone_pretrains_and_fine_tunes(train, short):
+    result = train(f"fastmim_{short}_hog_128_ft")
+    assert 0 <= result["top1"] <= 100 and math.isfinite(result["loss"])
+
+
+@pytest.mark.parametrize("name", ["fastmim_depth_8_ft", "fastmim_swin_depth_2-2-16-2_ft", "fastmim_simmim_swin_ft", "fastmim_maskfeat_vit_ft"])
+def test_dropped_blocks_and_the_baselines(train, name):
+    assert math.isfinite(train(name)["loss"])
+
+
+def test_a_fine_tuned_sibling_teaches(train, folder):
+    result = train("fastmim_distillation")
+    assert result["loss"] > result["val_loss"]  # the term is added while training
+    assert weights_path(folder / "results/smoke/grid/fastmim/fastmim_vit_l_hog_128_ft", 0).exists()
+    assert not weights_path(folder / "results/smoke/fastmim/fastmim_vit_hog_128_ft", 0).exists()
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear"])
+def test_frozen_features_of_a_hierarchy(train, params, protocol):
+    train("fastmim_swin_hog_128")
+    with open_session(params.machine, "float32", "beton") as session:
+        context = launch.context_of(params, "fastmim_swin_hog_128_ft", session)
+        object.__setattr__(context, "run", context.run.model_copy(update={"protocol": protocol}))
+        outcome = train_one_seed(context, 0, launch.importlib.import_module(f"replicate.trainers.{protocol}").train_seed)
+    assert 0 <= outcome["results"]["top1"] <= 100
+
+
+def test_invariance_reports_both_targets(train):
+    result = train("fastmim_invariance")
+    assert {"psnr_pixel", "ssim_pixel", "psnr_hog", "ssim_hog"} <= set(result) and result["images"] == 64
+
+
+@pytest.mark.parametrize("stop_at", [2, 3])
+def test_a_resumed_progressive_run_equals_an_unbroken_one(train, folder, params, monkeypatch, tmp_path, stop_at):
+    """Swin-L in three stages; its position tables and their moments change shape after the second epoch of four."""
+    monkeypatch.setattr(engine, "CHECKPOINT_SHARE", math.inf)  # a checkpoint after every epoch
+    weights = {}
+    for kind in ("unbroken", "resumed"):
+        home = tmp_path / kind
+        home.mkdir()
+        for name in ("params.yaml", "data"):
+            (home / name).symlink_to(folder / name)
+        monkeypatch.chdir(home)
+        with open_session(params.machine, "float32", "beton") as session:
+            context = launch.context_of(params, "fastmim_progressive_swin_l", session)
+            trainer = launch._trainer(params, "fastmim_progressive_swin_l")
+            if kind == "resumed":
+                with monkeypatch.context() as patch:
+                    patch.setattr(engine, "view_at", _stopping(engine.view_at, stop_at))
+                    with pytest.raises(KeyboardInterrupt):
+                        train_one_seed(context, 0, trainer)
+                assert context.store(0).checkpoint_path.exists()
+            train_one_seed(context, 0, trainer)
+            weights[kind] = context.store(0).weights_path.read_bytes()
+    assert weights["unbroken"] == weights["resumed"]
+
+
+def _stopping(view_at, epoch):
+    def stop(run, now):
+        if now == epoch:
+            raise KeyboardInterrupt
+        return view_at(run, now)
+
+    return stop
+
+
+def test_stages_reach_the_loader_and_the_learning_rate(train, folder):
+    from replicate.loaders import Augmentation, open_loader
+
+    train("fastmim_vit_hog_128")
+    options = {"image_size": 16, "augmentation": Augmentation(), "seed": 0, "train": True}
+    with open_loader("beton", folder / "data/smoke/full/train.beton", batch_size=32, **options) as loader:
+        loader.set_stage(image_size=24, batch_size=16, auto="three_augment")
+        batches = list(loader.epoch(0))
+        assert loader.num_batches == len(batches) == 4 and batches[0].images.shape == (16, 3, 24, 24)
+        assert loader.augmentation.auto == "three_augment"
+        assert batches[0].images.dtype == torch.uint8

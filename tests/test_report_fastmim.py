@@ -1,0 +1,60 @@
+"""FastMIM's own figures: from committed measurements, from sweeps that are partly run, and from images."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from replicate.errors import UserError
+from replicate.report import fastmim
+from replicate.report.book import repository
+from replicate.report.quantities import Reader
+from replicate.report.results import Results, Run
+from replicate.targets.hog import dense_hog
+
+
+def book(**accuracies: float) -> SimpleNamespace:
+    runs = {name: Run("fastmim", name, None, (0, 1), ({"top1": value}, {"top1": value + 1})) for name, value in accuracies.items()}
+    results = Results("laptop", runs)
+    return SimpleNamespace(root=repository(), results=results, reader=Reader(results))
+
+
+def test_the_committed_benchmark_stands_beside_the_printed_ratios() -> None:
+    table = fastmim.benchmark(book())
+    assert set(table["measure"]) >= {"time of a step", "memory for the backward pass"}
+    simmim = table[(table["against"] == "SimMIM") & table["case"].str.startswith("ViT-B") & (table["measure"] == "time of a step")]
+    assert float(simmim["published"].iloc[0]) == pytest.approx(4.1 / 0.8, abs=0.01)
+    figure = fastmim.benchmark_bars(table)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == list(dict.fromkeys(table["measure"]))
+
+
+def test_a_missing_benchmark_says_how_to_measure_it(tmp_path) -> None:
+    with pytest.raises(UserError, match="python benchmarks/fastmim_step.py"):
+        fastmim.benchmark(SimpleNamespace(root=tmp_path))
+
+
+def test_curves_draw_what_has_run_and_name_the_rest() -> None:
+    sweeps = {"HOG": {128: "hog_128", 224: "hog_224"}, "pixels": {128: "pixel_128", 224: "pixel_224"}}
+    figure = fastmim.curves(book(hog_128=50.0, hog_224=52.0, pixel_128=48.0), sweeps, "pixels")
+    assert "not run here: pixels" in figure.axes[0].get_title(loc="left")
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["HOG"]
+
+
+def test_the_grid_search_shows_every_cell() -> None:
+    figure = fastmim.grid_search(book(swin_lr_05_llrd_65=40.0), {"Swin": "swin"}, {"05": 5e-4, "10": 1e-3}, (0.65, 0.75))
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["40.5", "not run", "not run", "not run"]
+
+
+def test_glyphs_fill_the_range_and_an_empty_image_stays_dark() -> None:
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    images[1] = 7
+    drawn = fastmim.drawn(dense_hog(images))
+    assert drawn.shape == (2, 1, 64, 64) and drawn[0].max() == 1 and not drawn[1].any()
+    assert fastmim._pictures(drawn, 128).shape == (2, 128, 128, 3)
+
+
+def test_ranges_of_the_paper_are_written_out() -> None:
+    assert [fastmim._range(value) for value in ([2.0, 3.33], 1.625, None, math.nan)] == ["2 to 3.33", "1.62", "", ""]

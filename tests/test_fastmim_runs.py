@@ -42,13 +42,17 @@ def train(folder, params, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("short", ["vit", "swin", "pvt_v1_l", "pvt", "twins", "convnext", "convnextv2", "cmt_s"])
+def slow(*values):
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize("short", ["vit", "swin", "pvt_v1_l", *slow("pvt", "twins", "convnext", "convnextv2", "cmt_s")])
 def test_every_kind_of_backbone_pretrains_and_fine_tunes(train, short):
     result = train(f"fastmim_{short}_hog_128_ft")
     assert 0 <= result["top1"] <= 100 and math.isfinite(result["loss"])
 
 
-@pytest.mark.parametrize("name", ["fastmim_depth_8_ft", "fastmim_swin_depth_2-2-16-2_ft", "fastmim_simmim_swin_ft", "fastmim_maskfeat_vit_ft"])
+@pytest.mark.parametrize("name", ["fastmim_swin_depth_2-2-16-2_ft", *slow("fastmim_depth_8_ft", "fastmim_simmim_swin_ft", "fastmim_maskfeat_vit_ft")])
 def test_dropped_blocks_and_the_baselines(train, name):
     assert math.isfinite(train(name)["loss"])
 
@@ -75,7 +79,7 @@ def test_invariance_reports_both_targets(train):
     assert {"psnr_pixel", "ssim_pixel", "psnr_hog", "ssim_hog"} <= set(result) and result["images"] == 64
 
 
-@pytest.mark.parametrize("stop_at", [2, 3])
+@pytest.mark.parametrize("stop_at", [2, *slow(3)])
 def test_a_resumed_progressive_run_equals_an_unbroken_one(train, folder, params, monkeypatch, tmp_path, stop_at):
     """Swin-L in three stages; its position tables and their moments change shape after the second epoch of four."""
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", math.inf)  # a checkpoint after every epoch

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import scipy.stats
 
 from replicate.report import figures, published
 from replicate.report.book import Book
@@ -97,3 +98,15 @@ def test_contrasts(book):
 
 def test_light_and_full_of_figure_3_are_printed_in_this_order():
     assert published.select({"paper": PAPER, "table": "figure_3"})["value"].tolist() == [1.2, 0.1]
+
+
+def test_runs_and_contrasts_stand_beside_the_tables(book):
+    book.save_tables()
+    folder = book.folder("tables") / PAPER
+    runs = pd.read_csv(folder / "runs.csv").set_index("run")
+    low, high = scipy.stats.t.interval(0.95, 2, loc=40.5, scale=0.5 / 3**0.5)
+    assert runs.loc["default_100", ["metric", "ours", "seeds"]].tolist() == ["top1", 40.5, 3]
+    assert runs.loc["default_100", ["ours_low", "ours_high"]].astype(float).tolist() == pytest.approx([low, high], abs=0.01)
+    assert runs.loc["full_75", "metric"] == "loss" and "| default_200 | top1 |" in (folder / "runs.md").read_text()
+    shown = book.contrasts({"longer": ("default_200", "default_100")})
+    assert shown.loc[0, "difference"] == "+4.0" and pd.read_csv(folder / "contrasts.csv").loc[0, "contrast"] == "longer"

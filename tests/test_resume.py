@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 
+import pandas as pd
 import pytest
 from project import run, start, write_params
 
@@ -18,6 +19,11 @@ def outcome(folder, name: str) -> dict:
     """What a run found, without how long it took."""
     results = json.loads((folder / "results/smoke/efficient_learners" / name / "metrics.json").read_text())["results"]
     return {key: value for key, value in results["per_seed"][0].items() if key != "seconds_per_epoch"}
+
+
+def seconds(folder, name: str) -> float:
+    """How long the run took by its provenance: its whole time, in however many pieces."""
+    return json.loads((folder / "results/smoke/efficient_learners" / name / "metrics.json").read_text())["provenance"]["wall_seconds"]
 
 
 def kill_in_the_middle(folder, *arguments: str, how: int = signal.SIGKILL) -> tuple[int, str]:
@@ -96,14 +102,16 @@ def test_killed_runs_continue_to_equal_results(unbroken, tmp_path):
         assert not (tmp_path / "results/smoke/efficient_learners" / name / "metrics.json").exists()
         run(tmp_path, command, name)
         assert outcome(tmp_path, name) == outcome(unbroken, name)
+        assert seconds(tmp_path, name) >= pd.read_csv(tmp_path / f"results/smoke/efficient_learners/{name}/history.csv")["seconds"].sum()
     weights = "results/smoke/efficient_learners/light_90/weights/seed0.safetensors"
     assert (tmp_path / weights).read_bytes() == (unbroken / weights).read_bytes()
 
 
 def test_the_same_run_again_finds_itself_finished(unbroken):
-    before = outcome(unbroken, "light_90_llrd_65")
+    before, lasted = outcome(unbroken, "light_90_llrd_65"), seconds(unbroken, "light_90_llrd_65")
     errors = run(unbroken, "evaluate", "light_90_llrd_65")
     assert "step/s" not in errors and outcome(unbroken, "light_90_llrd_65") == before
+    assert seconds(unbroken, "light_90_llrd_65") == lasted
 
 
 def test_nothing_but_finished_runs_is_left_in_the_store(unbroken):

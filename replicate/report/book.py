@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from replicate.report import costs, figures, published, results, style, tables, verdicts
+from replicate.report import costs, figures, published, results, style, summary, tables, verdicts
 from replicate.report.lens import lens
 from replicate.report.provenance import git_state, machine, versions
 from replicate.report.quantities import Reader
@@ -99,7 +99,21 @@ class Book:
 
     def save_tables(self) -> list[Path]:
         """Write every table as CSV, Markdown and LaTeX under tables/<budget>/<paper>."""
-        return tables.write(self.paper, self.results, self.folder("tables"), self.cells)
+        written = tables.write(self.paper, self.results, self.folder("tables"), self.cells)
+        self.save_frame(summary.finished([run for run in self.results.runs.values() if run.paper == self.paper]), "runs")
+        return written
+
+    def save_frame(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Write a frame as CSV and Markdown beside the paper's tables, and hand it back to be shown."""
+        path = self.folder("tables") / self.paper / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(path, index=False, lineterminator="\n")
+        path.with_suffix(".md").write_text(tables.markdown(frame.astype(str)))
+        return frame
+
+    def contrasts(self, pairs: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+        """Differences between runs, {name: (left, right)}, each with its interval; also written as the table `contrasts`."""
+        return self.save_frame(summary.contrasts(self.reader, pairs).rename_axis("contrast").reset_index(), "contrasts")
 
     def save(self, figure: style.Figure | None, name: str) -> style.Figure | None:
         """Write a figure as SVG, PDF and PNG under figures/<budget>/<paper>, and hand it back to be shown; None stays None."""

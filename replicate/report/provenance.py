@@ -87,7 +87,7 @@ def provenance(
         device: as the trainer names it, with the accelerator's model where there is one ("cpu", "cuda:0 NVIDIA H100").
         seeds: every seed that the run's results are taken over, in their order.
         manifest_sha256: digest of the data manifest; None for a run that reads no data.
-        wall_seconds: time of the whole run, all seeds together.
+        wall_seconds: time of every seed, summed; seeds may have trained side by side, in other processes, or in pieces.
         images_per_second: training throughput, all devices together; None when nothing was trained.
         peak_memory_bytes: peak memory of the process, or of the accelerator where there is one; None when not measured.
 

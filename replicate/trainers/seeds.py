@@ -98,7 +98,9 @@ def train_one_seed(context: RunContext, seed: int, train_seed: TrainSeed) -> dic
     if (outcome := store.finished()) is not None:
         return outcome
     with store.locked(f"{context.name}, seed {seed}") if context.session.is_main else nullcontext():
+        started = time.monotonic()
         outcome = train_seed(context, seed, store)
+        outcome["seconds"] = max(time.monotonic() - started, _trained_seconds(outcome))
         if context.session.is_main:
             store.finish(outcome)
     context.session.wait_for_all()
@@ -110,9 +112,8 @@ def train_seeds(context: RunContext, train_seed: TrainSeed) -> dict[str, Any]:
     git_state()
     if context.session.is_main:
         _refuse_read_only(context.results_folder)
-    started = time.monotonic()
     finished = [train_one_seed(context, seed, train_seed) for seed in range(context.seeds)]
-    metrics = _metrics(context, finished, time.monotonic() - started)
+    metrics = _metrics(context, finished)
     if context.session.is_main:
         _write(context, metrics, finished)
     return metrics
@@ -135,7 +136,12 @@ def summary(values: list[float]) -> dict[str, float | None]:
     return {"mean": mean, "low": mean - reach, "high": mean + reach}
 
 
-def _metrics(context: RunContext, finished: list[dict[str, Any]], wall_seconds: float) -> dict[str, Any]:
+def _trained_seconds(outcome: dict[str, Any]) -> float:
+    """Seconds of all epochs, those before an interruption included."""
+    return sum(row["seconds"] for row in outcome["history"])
+
+
+def _metrics(context: RunContext, finished: list[dict[str, Any]]) -> dict[str, Any]:
     per_seed = [outcome["results"] for outcome in finished]
     shared = [key for key in per_seed[0] if all(key in results for results in per_seed)]
     trained = [outcome["history"] for outcome in finished if outcome["history"]]
@@ -149,7 +155,7 @@ def _metrics(context: RunContext, finished: list[dict[str, Any]], wall_seconds: 
             device=context.session.describe(),
             seeds=list(range(context.seeds)),
             manifest_sha256=context.manifest_sha256,
-            wall_seconds=wall_seconds,
+            wall_seconds=sum(outcome.get("seconds", _trained_seconds(outcome)) for outcome in finished),
             images_per_second=images / seconds if seconds else None,
             peak_memory_bytes=context.session.peak_memory_bytes(),
         ),

@@ -74,6 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("paper", nargs="*", help="papers to run (default: all)")
     command.set_defaults(handler=_grid)
 
+    command = commands.add_parser("search", help="search a recipe's number on a subset of the images, and apply it to the full set")
+    actions = command.add_subparsers(metavar="WHAT", required=True)
+    action = actions.add_parser("llrd", help="layer-wise lr decay: fine-tune at several values, recommend one with its interval")
+    action.add_argument("search", help="its name under `searches` in params.yaml")
+    action.add_argument("--apply", action="store_true", help="fine-tune on the full set at the value that was recommended")
+    action.add_argument("--seed", type=int, help="train this seed only, into the store of resumable runs")
+    action.set_defaults(handler=_search)
+
     command = commands.add_parser("strip", help="write a notebook without its outputs, for the pipeline to depend on")
     command.add_argument("notebook", type=Path)
     command.add_argument("destination", type=Path)
@@ -199,6 +207,20 @@ def _grid(options: argparse.Namespace) -> None:
     from replicate.trainers.launch import launch_all
 
     launch_all(load(options.params), options.paper)
+
+
+def _search(options: argparse.Namespace) -> None:
+    from replicate.params import load
+    from replicate.trainers import search
+
+    params = load(options.params)
+    if options.seed is not None:
+        search.search_seed(params, options.search, options.seed)
+    elif options.apply:
+        found = search.apply(params, options.search)
+        print(f"{found['dataset']}: layer_decay {found['layer_decay']:g} gives {found['top1']:.1f} % top-1")
+    else:
+        print(search.described(search.search(params, options.search, ("--params", options.params, "search", "llrd", options.search))))
 
 
 def _strip(options: argparse.Namespace) -> None:

@@ -198,6 +198,26 @@ class TeacherRun(EvaluateRun):
     """A fine-tuning whose weights are kept, for others to learn from."""
 
 
+class Search(EvaluateRun):
+    """A search for the best layer-wise lr decay: one fine-tuning per value of `layer_decays` on a subset, the best one applied to `full`."""
+
+    layer_decays: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...]
+    full: str = "full"
+
+    @model_validator(mode="after")
+    def _is_a_search(self):
+        if len(self.layer_decays) < 3 or list(self.layer_decays) != sorted(set(self.layer_decays)):
+            raise ValueError(f"layer_decays must be three or more rising values; they are {list(self.layer_decays)}")
+        if self.dataset == self.full:
+            raise ValueError(f"dataset is the full set '{self.full}' itself; name a smaller one to search on")
+        return self
+
+    def point(self, layer_decay: float, dataset: str) -> EvaluateRun:
+        """The fine-tuning at one value on one set: equal to a run of params.yaml that says the same."""
+        stated = self.model_dump(exclude={"layer_decays", "full"})
+        return EvaluateRun(**stated | {"layer_decay": layer_decay, "dataset": dataset})
+
+
 class Encoding(Strict):
     """How images are stored in a `.beton`: longest-side cap in pixels (None: as they come) and JPEG quality."""
 
@@ -302,6 +322,7 @@ class Params(Strict):
     pretrain: dict[str, PretrainRun]
     evaluate: dict[str, EvaluateRun]
     grid: Grid = Grid()
+    searches: dict[str, Search] = {}
 
     @model_validator(mode="after")
     def _names_fit_together(self):
@@ -322,7 +343,18 @@ class Params(Strict):
             if run.teacher not in teachers:
                 raise ValueError(f"run '{name}' learns from '{run.teacher}', which is no run of grid.teach; they are {', '.join(teachers)}")
         self._tokens_fit_together()
+        self._searches_fit_together(owners)
         return self
+
+    def _searches_fit_together(self, owners: set[str]) -> None:
+        for name, search in self.searches.items():
+            for dataset in (search.dataset, search.full):
+                if dataset not in self.datasets:
+                    raise ValueError(f"search '{name}' uses dataset '{dataset}'; defined are {', '.join(self.datasets)}")
+            if search.pretrain not in owners:
+                raise ValueError(f"search '{name}' starts from '{search.pretrain}', which is no pretrain run; they are {', '.join(owners)}")
+            if name in self.runs:
+                raise ValueError(f"search '{name}' has the name of a run; a search needs its own")
 
     def _tokens_fit_together(self) -> None:
         tokenizers = {str(self._place(name, run.paper)) for name, run in self.grid.tokenizers.items()}
@@ -361,6 +393,16 @@ class Params(Strict):
             hint = f"; did you mean {', '.join(close)}?" if close else f"; it holds {', '.join(runs)}"
             raise UserError(f"params.yaml has no run '{name}'{hint}")
         return runs[name]
+
+    def search_named(self, name: str) -> Search:
+        """A search as written. Raises UserError for a name that `searches` does not hold."""
+        if name not in self.searches:
+            raise UserError(f"params.yaml has no search '{name}'; `searches` holds {', '.join(self.searches) or 'none'}")
+        return self.searches[name]
+
+    def search_folder(self, name: str, budget: str | None = None) -> Path:
+        """Where a search writes what it found, beside the runs of its paper's grid."""
+        return Path("results") / (budget or self.budget) / "grid" / self.search_named(name).paper / name
 
     def resolve(self, name: str, budget: str | None = None) -> PretrainRun | EvaluateRun | TokenizerRun:
         """A run through the budget's lens (the active budget unless one is named)."""

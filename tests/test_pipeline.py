@@ -104,6 +104,15 @@ def test_runs_on_tokens_depend_on_their_tokenizers_weights(stages, params, proje
         assert project / "results" / params.budget / run.tokenizer / "weights" in deps
 
 
+def test_searches_depend_on_what_they_import_and_write_where_the_package_does(stages, params, project):
+    for name, search in params.searches.items():
+        wanted = set(closure("replicate.trainers.search", *evaluate_entries(search))) | LENS
+        for kind, file in (("search", "search.json"), ("apply", "applied.json")):
+            stage = stages[GRID, f"{kind}@{name}"]
+            assert wanted - code_dependencies(stage) == set(), stage
+            assert [Path(str(out.fs_path)).relative_to(project) for out in stage.outs] == [params.search_folder(name) / file]
+
+
 def test_outputs_lie_where_the_package_writes_them(stages, params, project):
     for folder, stage, name, _ in all_runs(params):
         outs = {Path(str(out.fs_path)).relative_to(project) for out in stages[folder, stage].outs}

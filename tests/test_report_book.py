@@ -11,7 +11,8 @@ import scipy.stats
 from replicate.report import figures, published
 from replicate.report.book import Book
 from replicate.report.costs import pretraining_costs
-from replicate.report.summary import contrasts
+from replicate.report.summary import contrasts, recipes, recomputed
+from replicate.report.sweeps import sweep_curves
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = "efficient_learners"
@@ -94,6 +95,25 @@ def test_contrasts(book):
     table = contrasts(book.reader, {"longer": ("default_200", "default_100"), "never": ("scratch_llrd_80", "default_100")})
     assert table.loc["longer", "difference"] == "+4.0" and float(table.loc["longer", "low"]) > 0
     assert table.loc["never", "left"].startswith("not run")
+
+
+def test_recipes_are_the_papers_own_numbers(book):
+    table = recipes(book.params, ["light_90", "default_100"])
+    assert table.loc["mask_ratio"].tolist() == ["0.9", ""] and table.loc["epochs"].tolist() == ["100", "100"]
+    assert table.loc["layer_decay", "default_100"] == "0.65" and table.loc["betas", "light_90"] == "0.9, 0.95"
+
+
+def test_contradictions_are_computed(book):
+    table = recomputed(book.cells)
+    assert len(table) >= 4 and (table["printed"] != table["computed"]).all() and table["how"].str.startswith("computed").all()
+
+
+def test_sweeps_that_have_not_finished_are_named(book):
+    for run, value in (("supmae_llrd_65", 40.0), ("supmae_llrd_80", 42.0), ("supmae_llrd_90", 38.0)):
+        finish(book.root, run, [{"top1": value}, {"top1": value + 1}])
+    reader = Book(PAPER, "laptop", root=book.root).reader
+    figure = sweep_curves(reader, {"SupMAE": "supmae_llrd", "MAE": "light_llrd"}, "LLRD", logarithmic=True)
+    assert "without MAE" in figure.axes[0].get_title(loc="left") and figure.axes[0].get_xscale() == "log"
 
 
 def test_light_and_full_of_figure_3_are_printed_in_this_order():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from replicate.report import intervals
+from replicate.report import intervals, tables
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Run
+
+if TYPE_CHECKING:
+    from replicate.params import Params
 
 COLUMNS = ["left", "right", "difference", "low", "high", "seeds"]
 HEADLINES = ("top1", "val_loss", "loss")
@@ -49,6 +53,56 @@ def _line(run: Run) -> dict[str, object]:
         "data": str(made.get("manifest_sha256", ""))[:12],
         "seconds": f"{made.get('wall_seconds') or 0:.0f}",
     }
+
+
+def recomputed(cells: pd.DataFrame) -> pd.DataFrame:
+    """The printed numbers of a paper that computation contradicts: printed, computed, and how.
+
+    `cells` is what `replicate.report.tables.cells` gives. No training enters: the values come from the paper's other numbers or from
+    first principles.
+    """
+    found = cells[cells["status"] == tables.CONTRADICTION]
+    place = found["table"].str.replace("_", " ").str.capitalize() + found["panel"].map(lambda panel: f" ({panel})" if panel else "")
+    shown = found.assign(place=place, computed=[f"{value:.4g}" for value in found["ours"]])
+    shown = shown.rename(columns={"column": "what", "published": "printed", "why": "how"})
+    return shown[["place", "row", "what", "printed", "computed", "how"]].set_index("place").rename_axis(None)
+
+
+RECIPE = [
+    "backbone",
+    "mask_ratio",
+    "decoder_depth",
+    "decoder_width",
+    "target",
+    "epochs",
+    "warmup_epochs",
+    "batch_size",
+    "base_lr",
+    "min_lr",
+    "weight_decay",
+    "betas",
+    "layer_decay",
+    "drop_path",
+    "label_smoothing",
+    "mixup",
+    "cutmix",
+    "auto_augment",
+    "random_erasing",
+    "crop_scale",
+]
+
+
+def recipes(params: Params, runs: Sequence[str]) -> pd.DataFrame:
+    """The recipes of some runs in their paper's own numbers: a line a setting, a column a run, blank where a run has no such setting."""
+    columns = {name: params.run(name).model_dump() for name in runs}
+    lines = {key: [_setting(run.get(key, "")) for run in columns.values()] for key in RECIPE}
+    return pd.DataFrame.from_dict(lines, orient="index", columns=list(columns))
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_setting, value))
+    return f"{value:g}" if isinstance(value, float) else "off" if value is None else str(value)
 
 
 def _contrast(reader: Reader, left: str, right: str) -> list[str]:

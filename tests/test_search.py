@@ -49,7 +49,8 @@ def test_the_best_is_recommended_with_what_the_seeds_leave_open():
     ],
 )
 def test_mistakes_are_told(tmp_path, change, told):
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content = yaml.load((ROOT / "params.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    content |= {"grid": {}, "evaluate": {}}
     content["searches"][NAME] |= change
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match=told):

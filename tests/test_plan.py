@@ -60,7 +60,7 @@ def test_the_whole_paper_budget_is_planned_within_seconds(params):
     start = time.process_time()
     lines = plan.plan(params, [], "paper", rates_of("a100"), 8)
     assert time.process_time() - start < 20
-    assert set(lines.index) == set(params.pretrain_runs) | set(params.evaluate_runs)
+    assert set(lines.index) == set(params.runs)
     assert lines.drop(columns=["images_s"]).notna().all().all() and (lines.device_hours > 0).all()
     assert (lines.micro_batch > 0).all(), "every run fits a device at some micro-batch"
     assert plan.totals(lines).loc["all", "device_hours"] == pytest.approx(lines.device_hours.sum())
@@ -88,6 +88,15 @@ def test_hours_follow_from_arithmetic(params):
 def test_a_batch_that_does_not_fit_is_split_evenly(params):
     small = plan.plan(params, ["full_75"], "paper", Rates(1e-14, memory=24e9), 1).loc["full_75"]
     assert 0 < small.micro_batch < 4096 and 4096 % small.micro_batch == 0 and small.memory_gib < 24e9 / 2**30
+
+
+def test_a_tokenizer_is_trained_once_for_all_seeds(params):
+    run = params.resolve("mae_tokens", "tiny")
+    line = plan.plan(params, ["mae_tokens"], "tiny", Rates(1e-12)).loc["mae_tokens"]
+    cells, width, values = (run.image_size // run.patch_size) ** 2, run.width, run.patch_size**2 * 3
+    convolutions = 2 * cells * (values * width + run.depth * 2 * 9 * width**2 + width * run.code_width)
+    assert line.kind == "tokenizer" and line.gmacs * 1e9 == pytest.approx(convolutions + cells * run.code_width * run.vocabulary, rel=0.01)
+    assert line.device_hours == pytest.approx(line.exa_macs * 1e18 * 1e-12 / 3600, rel=0.01)
 
 
 def test_frozen_backbones_cost_a_forward_pass(params):

@@ -10,7 +10,7 @@ import scipy.stats
 
 from replicate.report import figures, published
 from replicate.report.book import Book
-from replicate.report.costs import pretraining_costs
+from replicate.report.costs import model_costs, pretraining_costs, speedups
 from replicate.report.summary import contrasts, recipes, recomputed
 from replicate.report.sweeps import sweep_curves
 
@@ -19,8 +19,8 @@ PAPER = "efficient_learners"
 pytestmark = pytest.mark.skipif(not (ROOT / "params.yaml").exists(), reason="needs params.yaml")
 
 
-def finish(root, run, per_seed, seconds=2.0, place=""):
-    folder = root / "results" / "laptop" / f"{place}{PAPER}" / run
+def finish(root, run, per_seed, seconds=2.0, place="", paper=PAPER):
+    folder = root / "results" / "laptop" / f"{place}{paper}" / run
     folder.mkdir(parents=True)
     results = {"seeds": list(range(len(per_seed))), "per_seed": per_seed}
     content = {"results": results, "run": {}, "resolved": {}, "provenance": {"device": "cpu", "wall_seconds": 9.0}}
@@ -130,3 +130,56 @@ def test_runs_and_contrasts_stand_beside_the_tables(book):
     assert runs.loc["full_75", "metric"] == "loss" and "| default_200 | top1 |" in (folder / "runs.md").read_text()
     shown = book.contrasts({"longer": ("default_200", "default_100")})
     assert shown.loc[0, "difference"] == "+4.0" and pd.read_csv(folder / "contrasts.csv").loc[0, "contrast"] == "longer"
+
+
+# Masked Autoencoders
+
+
+@pytest.fixture(scope="module")
+def mae(tmp_path_factory):
+    root = tmp_path_factory.mktemp("mae")
+    shutil.copy(ROOT / "params.yaml", root)
+    for run, seconds in (("mae_base", 2.0), ("mae_mask_token", 6.0)):
+        finish(root, run, [{"loss": 0.5, "seconds_per_epoch": seconds * (1 + s / 100)} for s in range(3)], paper="mae")
+    for run, scores in (("mae_base_lin", (30.0, 31.0, 32.0)), ("mae_partial_1", (36.0, 37.0, 38.0)), ("mae_base_ft", (40.0, 41.0, 42.0))):
+        finish(root, run, [{"top1": score} for score in scores], paper="mae")
+    return Book("mae", "laptop", root=root)
+
+
+def test_every_point_of_a_curve_has_a_place_in_a_table(mae):
+    shown = mae.points("figure_9", {"ours": "mae_partial"}, "blocks tuned")
+    assert shown.index.tolist() == ["0", "0.5", "1", "2", "4", "6", "12", "18", "24"]
+    assert shown.loc["1", "ours"].startswith("37.0 [") and shown.loc["1", "ours, printed"] == "81.0"
+    assert shown.loc["2", "ours"] == "not run at this budget" and shown.loc["24", "ours"].startswith("41.0")
+    written = pd.read_csv(mae.root / "tables/laptop/mae/figure_9_points.csv")
+    assert written.run.tolist() == list(published.sweeps()["mae_partial"].points.values())
+    assert written.set_index("place").status[[1.0, 2.0]].tolist() == ["run", "not run at this budget"]
+    assert (mae.root / "tables/laptop/mae/figure_9_points.md").exists() and (mae.root / "tables/laptop/mae/figure_9_points.tex").exists()
+
+
+def test_costs_of_a_step_are_counted_and_measured(mae):
+    costs = model_costs(mae.params, mae.reader, {"without": "mae_base", "with": "mae_mask_token", "one block": "mae_depth_1"})
+    assert costs.loc["without", "multiply-adds (G)"] == pytest.approx(20.78, abs=0.005)
+    assert costs["multiply-adds, factor"].tolist() == pytest.approx([1.0, 3.23, 0.78], abs=0.01)
+    assert costs.loc["without", "parameters (M)"] == pytest.approx(329.54, abs=0.01)
+    assert costs.loc["with", "activations, factor"] > 2.5 and costs.loc["with", "seconds an epoch here, factor"] == pytest.approx(3.0)
+    assert pd.isna(costs.loc["one block", "seconds an epoch here"]) and "GPU peak here (GB)" not in costs
+
+
+def test_speedups_stand_beside_the_papers(mae):
+    row = {"paper": "mae", "table": "table_2", "column": "speedup", "backbone": "ViT-L"}
+    pairs = {f"{d} blocks": ("mae_mask_token", run, row | {"decoder_depth": d}) for d, run in ((8, "mae_base"), (1, "mae_depth_1"))}
+    table = speedups(mae.params, mae.reader, pairs)
+    assert table["paper"].tolist() == ["2.8", "3.7"] and table["multiply-adds"].tolist() == ["3.23", "4.15"]
+    assert table.loc["8 blocks", "measured here"].startswith("3.00") and table.loc["1 blocks", "measured here"] == "not run: mae_depth_1"
+
+
+def test_an_ablation_and_curves_are_drawn_with_what_there_is(mae):
+    panel = mae.compared("table_1", None, "mask_sampling, mask_ratio", panel="f")
+    assert panel["label"].tolist()[:3] == ["random 0.75", "random 0.75", "block 0.5"]
+    assert [axis.get_title(loc="left") for axis in figures.ablation(panel).axes] == [
+        "fine-tuning, paper", "fine-tuning, ours", "linear probing, paper", "linear probing, ours",
+    ]  # fmt: skip
+    drawn = figures.sweep_panels(mae.reader, {"partial": "mae_partial", "epochs": "mae_epochs_lin"}, "x", {"partial": {"full": "mae_base_ft"}})
+    assert [axis.get_title(loc="left") for axis in drawn.axes] == ["partial", "epochs: not run"]
+    assert len(mae.table("table_1", "f")) == 8 and mae.reconstructions("mae_base") is None and mae.side_by_side({"a": "mae_base"}) is None

@@ -7,8 +7,20 @@ import pytest
 import torch
 
 from replicate.errors import UserError
+from replicate.loaders.pixels import denormalise, normalise
 from replicate.report import reconstruct as module
-from replicate.report.reconstruct import BORROWED, MASKED, ORIGINAL, PASTED, PREDICTED, reconstruct
+from replicate.report.reconstruct import (
+    BORROWED,
+    MASKED,
+    ORIGINAL,
+    PASTED,
+    PASTED_BORROWED,
+    PREDICTED,
+    STATED,
+    at_ratios,
+    reconstruct,
+    side_by_side,
+)
 
 
 class Params:
@@ -59,13 +71,33 @@ def images(monkeypatch):
     return batch
 
 
-@pytest.mark.parametrize(("norm_pix", "title"), [(True, BORROWED), (False, PREDICTED)])
-def test_a_perfect_prediction_gives_the_image_back(images, norm_pix, title):
+@pytest.mark.parametrize(
+    ("norm_pix", "views"), [(True, [MASKED, STATED, BORROWED, PASTED_BORROWED, ORIGINAL]), (False, [MASKED, PREDICTED, PASTED, ORIGINAL])]
+)
+def test_a_perfect_prediction_gives_the_image_back(images, norm_pix, views):
     rows = reconstruct(Params(norm_pix=norm_pix), "run", images=3)
-    assert list(rows[0]) == [MASKED, title, PASTED, ORIGINAL]
+    assert list(rows[0]) == views
     for row in rows:
-        assert np.abs(row[PASTED] - row[ORIGINAL]).max() < 0.51 / 255
-        assert np.abs(row[title] - row[ORIGINAL]).max() < 0.51 / 255
+        for title in views[-3:-1]:
+            assert np.abs(row[title] - row[ORIGINAL]).max() < 0.51 / 255
+
+
+def test_the_prediction_as_it_is_knows_nothing_of_a_patchs_mean_and_contrast(images):
+    """Brighter and flatter images give the same picture, for the target is the same; with borrowed statistics they do not."""
+    first = reconstruct(Params(norm_pix=True), "run", images=3)
+    images.copy_(denormalise(0.4 * normalise(images) + 0.5))
+    second = reconstruct(Params(norm_pix=True), "run", images=3)
+    assert np.abs(first[0][STATED] - second[0][STATED]).mean() < 2 / 255
+    assert np.abs(first[0][BORROWED] - second[0][BORROWED]).mean() > 20 / 255
+
+
+def test_several_ratios_and_several_runs_stand_beside_one_original(images):
+    rows = at_ratios(Params(norm_pix=False), "run", (0.75, 0.95), images=2)
+    assert list(rows[0]) == [ORIGINAL, f"75%,\n{MASKED}", f"75%,\n{PREDICTED}", f"95%,\n{MASKED}", f"95%,\n{PREDICTED}"]
+    hidden = [(rows[0][f"{ratio},\n{MASKED}"] == 0.5).all(axis=2).mean() for ratio in ("75%", "95%")]
+    assert hidden == pytest.approx([12 / 16, 15 / 16], abs=0.01)
+    beside = side_by_side(Params(norm_pix=True), {"random": "a", "block": "b"}, images=2)
+    assert list(beside[0]) == [ORIGINAL, f"random,\n{MASKED}", f"random,\n{BORROWED}", f"block,\n{MASKED}", f"block,\n{BORROWED}"]
 
 
 def test_three_quarters_are_hidden_and_the_same_ones_each_time(images):

@@ -14,7 +14,7 @@ from replicate.masking import num_visible
 from replicate.models.vit import Backbone, vit_backbone
 
 if TYPE_CHECKING:
-    from replicate.params import EvaluateRun, PretrainRun
+    from replicate.params import EvaluateRun, PretrainRun, TokenizerRun
 
 TRAINED, FROZEN = 3, 1
 """Passes that a multiply-add of the forward costs: a trained layer's matrix product has two gradients."""
@@ -52,6 +52,11 @@ def evaluate_cost(run: EvaluateRun, source: PretrainRun, num_classes: int, bytes
     """The cost of an evaluation of `source`'s backbone: frozen blocks run forward only."""
     count = _vit_classifier if source.backbone.startswith("vit") else _any_classifier
     return _once(count, run, source, num_classes, bytes_per_value)
+
+
+def tokenizer_cost(run: TokenizerRun, bytes_per_value: int) -> ImageCost:
+    """The cost of training a tokenizer of the workbook's own, counted on the meta device."""
+    return _once(_tokenizer, run, None, 0, bytes_per_value)
 
 
 _known: dict[Any, ImageCost] = {}
@@ -156,6 +161,16 @@ def _any_classifier(run: EvaluateRun, source: PretrainRun, num_classes: int, byt
     if run.protocol != "finetune":
         model.requires_grad_(False)
     return _counted(model, run.image_size, bytes_per_value, model)
+
+
+def _tokenizer(run: TokenizerRun, _: None, __: int, bytes_per_value: int) -> ImageCost:
+    import torch
+
+    from replicate.models.tokenizer import Tokenizer
+
+    with torch.device("meta"):
+        model = Tokenizer(run.patch_size, run.vocabulary, run.width, run.depth, run.code_width)
+    return _counted(model, run.image_size, bytes_per_value, lambda images: model.rebuilt(images)[0])
 
 
 def _counted(model: Any, image_size: int, bytes_per_value: int, forward: Any) -> ImageCost:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from replicate.cost.kinds import ImageCost, evaluate_cost, pretrain_cost
+from replicate.cost.kinds import ImageCost, evaluate_cost, pretrain_cost, tokenizer_cost
 from replicate.cost.rates import Rates
 from replicate.errors import UserError
-from replicate.params import PretrainRun
+from replicate.params import EvaluateRun, PretrainRun, TokenizerRun
 from replicate.report import published
 from replicate.schedules.stages import view_at
 
@@ -43,14 +43,11 @@ class DataSize:
 
 
 def plan(params: Params, names: list[str], budget: str, rates: Rates, devices: int = 1) -> pd.DataFrame:
-    """One line a run: what it is, costs and needs. `names` empty means every run, headline and grid.
+    """One line a run: what it is, costs and needs. `names` empty means every run, headline and grid, and the tokenizers.
 
     Raises UserError for an unknown run or budget.
     """
-    chosen = names or [*params.pretrain_runs, *params.evaluate_runs]
-    for name in chosen:
-        if name not in params.pretrain_runs and params.run(name) and name not in params.evaluate_runs:
-            raise UserError(f"plan {name}: a tokenizer costs little beside the runs that use it and is not planned; name one of those")
+    chosen = names or list(params.runs)
     sizes = {name: data_size(params, name, budget) for name in params.datasets}
     return pd.DataFrame([_line(params, name, budget, rates, devices, sizes[params.run(name).dataset]) for name in chosen]).set_index("run")
 
@@ -141,7 +138,8 @@ def _counted(source: Path) -> dict[str, int] | None:
 def _line(params: Params, name: str, budget: str, rates: Rates, devices: int, data: DataSize) -> dict[str, Any]:
     run, lens = params.resolve(name, budget), params.budget_named(budget)
     values = 4 if lens.precision == "float32" else 2
-    source = run if isinstance(run, PretrainRun) else params.resolve(run.pretrain_name, budget)
+    source = params.resolve(run.pretrain_name, budget) if isinstance(run, EvaluateRun) else run
+    seeds = 1 if isinstance(run, TokenizerRun) else lens.seeds
     stages = _views(run)
     epochs = list(stages.values())
     views = [_view_cost(run, source, view, data.classes, values) for view in stages]
@@ -153,13 +151,13 @@ def _line(params: Params, name: str, budget: str, rates: Rates, devices: int, da
     scored = _scored_images(run, data) * views[-1].forward
     macs, seconds = macs + scored, seconds + rates.seconds(scored)
     held, memory = _memory(views, run.batch_size // devices or 1, rates.memory, params.machine.micro_batch)
-    hours = lens.seeds * seconds / 3600
+    hours = seeds * seconds / 3600
     rate = sum(count * _trained_images(data.train, 1) for count in epochs) * devices / seconds if sum(epochs) else math.nan
     return {
         "run": name,
         "paper": run.paper,
-        "kind": "pretrain" if source is run else run.protocol,
-        "backbone": source.backbone,
+        "kind": _kind(run),
+        "backbone": getattr(source, "backbone", "convolutions"),
         "epochs": run.epochs,
         "batch": run.batch_size,
         "gmacs": views[-1].forward / 1e9,
@@ -167,11 +165,15 @@ def _line(params: Params, name: str, budget: str, rates: Rates, devices: int, da
         "micro_batch": held,
         "memory_gib": memory / 2**30,
         "images_s": rate,
-        "exa_macs": lens.seeds * macs / 1e18,
+        "exa_macs": seeds * macs / 1e18,
         "device_hours": hours,
         "hours": hours / devices,
         "data_gb": data.bytes / 1e9,
     }
+
+
+def _kind(run: Any) -> str:
+    return run.protocol if isinstance(run, EvaluateRun) else "tokenizer" if isinstance(run, TokenizerRun) else "pretrain"
 
 
 def _views(run: Any) -> dict[Any, int]:
@@ -184,8 +186,10 @@ def _views(run: Any) -> dict[Any, int]:
 
 
 def _view_cost(run: Any, source: PretrainRun, view: Any, classes: int, values: int) -> ImageCost:
-    update = {"image_size": view.image_size} | ({"mask_ratio": view.mask_ratio} if source is run else {})
+    update = {"image_size": view.image_size} | ({"mask_ratio": view.mask_ratio} if isinstance(run, PretrainRun) else {})
     seen = run.model_copy(update=update)
+    if isinstance(run, TokenizerRun):
+        return tokenizer_cost(seen, values)
     return pretrain_cost(seen, values) if source is run else evaluate_cost(seen, source, classes, values)
 
 
@@ -195,7 +199,7 @@ def _trained_images(images: int, batch: int) -> int:
 
 def _scored_images(run: Any, data: DataSize) -> int:
     """Images that go forward only: the validation loss of a pre-training, a classifier's ten scorings, all features of a k-NN."""
-    if isinstance(run, PretrainRun):
+    if not isinstance(run, EvaluateRun):
         return data.val
     return data.train + data.val if run.protocol == "knn" else min(EVALUATIONS, max(run.epochs, 1)) * data.val
 

@@ -50,15 +50,21 @@ class Tokenizer(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Training: (N, 3, H, W) -> the loss, and {"reconstruction": mean squared error, "perplexity": codes in use}."""
-        features = self._features(images)
-        ids = self._nearest(features)
-        codes = self._look_up(ids)
-        rebuilt = self._decode(features + (codes - features).detach())
+        rebuilt, features, codes, ids = self.rebuilt(images)
         reconstruction = functional.mse_loss(rebuilt.float(), images.float())
         quantisation = functional.mse_loss(codes, features.detach()) + COMMITMENT * functional.mse_loss(features, codes.detach())
         used = torch.bincount(ids.flatten(), minlength=self.vocabulary).float() / ids.numel()
         perplexity = torch.special.entr(used).sum().exp()
         return reconstruction + quantisation, {"reconstruction": reconstruction.detach(), "perplexity": perplexity}
+
+    def rebuilt(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(N, 3, H, W) -> the images made of their tokens again, features and codes (N, code_width, rows, columns), tokens
+        (N, rows, columns); the gradient passes the tokens by straight through.
+        """
+        features = self._features(images)
+        ids = self._nearest(features)
+        codes = self._look_up(ids)
+        return self._decode(features + (codes - features).detach()), features, codes, ids
 
     @torch.no_grad()
     def ids(self, images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from replicate.report import costs, figures, published, results, style, summary, tables, verdicts
+from replicate.report import costs, figures, points, published, results, style, summary, tables, verdicts
 from replicate.report.lens import lens
 from replicate.report.provenance import git_state, machine, versions
 from replicate.report.quantities import Reader
@@ -59,27 +59,70 @@ class Book:
         """Every printed number of the paper beside ours."""
         return tables.cells(self.paper, self.results, dict(zip(self.claims["claim"], self.claims["verdict"], strict=True)))
 
-    def table(self, name: str) -> pd.DataFrame:
-        """One table as people read it."""
-        return _titled(tables.display(self.cells[self.cells["table"] == name]), "row")
+    def table(self, name: str, panel: str | None = None) -> pd.DataFrame:
+        """One table, or one panel of it, as people read it."""
+        return _titled(tables.display(self._cells_of(name, panel)), "row")
 
     def lens(self, runs: Sequence[str]) -> pd.DataFrame:
         """What the budget makes of some runs: "paper -> this budget"."""
         return lens(self.params, runs, self.results.budget)
 
-    def compared(self, table: str, column: str, key: str) -> pd.DataFrame:
-        """The numbers of one column of a table, labelled by a key of their setting, for `figures.comparison`."""
-        found = self.cells[(self.cells["table"] == table) & (self.cells["column"] == column)]
-        labels = [published.setting(row).get(key, "") for row in found["row"]]
+    def compared(self, table: str, column: str | None, key: str, panel: str | None = None) -> pd.DataFrame:
+        """The numbers of a table, a panel or one column, labelled by a key of their setting, for `figures.comparison` and `ablation`.
+
+        Several keys, "mask_sampling, mask_ratio", make a label of several words.
+        """
+        found = self._cells_of(table, panel)
+        found = found if column is None else found[found["column"] == column]
+        keys = key.split(", ")
+        labels = [" ".join(published.setting(row).get(key, "") for key in keys) for row in found["row"]]
         return found.assign(label=labels)
 
-    def reconstructions(self, run: str, images: int = 4) -> style.Figure | None:
-        """Some validation images through a finished run; None where the run, or its weights, are not here."""
+    def points(self, name: str, sweeps: Mapping[str, str], place: str) -> pd.DataFrame:
+        """The points of a figure's curves, ours and what the paper prints of them; written as the table `<name>_points` too."""
+        found = points.points(self.reader, sweeps, self._cells_of(name))
+        shown = points.point_texts(found, place)
+        path = self.folder("tables") / self.paper / f"{name}_points.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found.to_csv(path, index=False, lineterminator="\n")
+        path.with_suffix(".md").write_text(tables.markdown(shown))
+        path.with_suffix(".tex").write_text(tables.latex(shown))
+        return _titled(shown, place)
+
+    def _cells_of(self, table: str, panel: str | None = None) -> pd.DataFrame:
+        found = self.cells[self.cells["table"] == table]
+        return found if panel is None else found[found["panel"] == panel]
+
+    def reconstructions(self, run: str, images: int = 4, across: int = 1, views: Sequence[str] | None = None) -> style.Figure | None:
+        """Some validation images through a finished run, `across` of them side by side, all views or those named; None where the
+        run, or its weights, are not here.
+        """
         from replicate.report.reconstruct import reconstruct
 
-        if run not in self.results or not self.results.runs[run].path.with_name("weights").exists():
+        if not self._drawable(run):
             return None
-        return figures.reconstructions(reconstruct(self.params, run, budget=self.results.budget, images=images, root=self.root))
+        rows = reconstruct(self.params, run, budget=self.results.budget, images=images, root=self.root)
+        return figures.reconstructions([{name: row[name] for name in views or row} for row in rows], across)
+
+    def at_ratios(self, run: str, ratios: Sequence[float], images: int = 4) -> style.Figure | None:
+        """The same images at several mask ratios through one model (MAE, Figure 4); None where the run is not here."""
+        from replicate.report.reconstruct import at_ratios
+
+        if not self._drawable(run):
+            return None
+        return figures.reconstructions(at_ratios(self.params, run, ratios, budget=self.results.budget, images=images, root=self.root))
+
+    def side_by_side(self, runs: Mapping[str, str], images: int = 3) -> style.Figure | None:
+        """The same images through several runs, each with its own mask (MAE, Figure 6); those that are not here are left out."""
+        from replicate.report.reconstruct import side_by_side
+
+        here = {label: run for label, run in runs.items() if self._drawable(run)}
+        if not here:
+            return None
+        return figures.reconstructions(side_by_side(self.params, here, budget=self.results.budget, images=images, root=self.root))
+
+    def _drawable(self, run: str) -> bool:
+        return run in self.results and self.results.runs[run].path.with_name("weights").exists()
 
     def histories(self, runs: Sequence[str]) -> dict[str, pd.DataFrame]:
         """Training histories of those of the runs that have finished."""

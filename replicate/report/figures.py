@@ -81,6 +81,54 @@ def gains(axes: Axes, reader: Reader, sweeps: Mapping[str, str], published: Mapp
     axes.legend()
 
 
+def sweep_panels(
+    reader: Reader, sweeps: Mapping[str, str], xlabel: str, references: Mapping[str, Mapping[str, str]] | None = None, log: bool = False
+) -> Figure:
+    """A panel for each sweep, ours with intervals (MAE, Figures 5, 7 and 9).
+
+    sweeps       panel's title -> sweep; one that has not finished is an empty panel that says so
+    references   panel's title -> {legend: run}, drawn as horizontal lines
+    log          places on the axis grow by factors (epochs)
+    """
+    figure, axes = new(1, len(sweeps), width=WIDTH * (0.75 + 0.55 * (len(sweeps) - 1)))
+    for axis, (title, sweep) in zip(axes[0], sweeps.items(), strict=True):
+        axis.set(title=title, xlabel=xlabel, ylabel=ACCURACY)
+        try:
+            data = reader.curve(sweep, least=2)
+        except NotRun:
+            axis.set(title=f"{title}: not run", xticks=[], yticks=[])
+            continue
+        curve(axis, data, "ours")
+        if log:
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(data.x, [f"{x:g}" for x in data.x])
+            axis.minorticks_off()
+        for legend, run in (references or {}).get(title, {}).items():
+            if run in reader.results:
+                axis.axhline(reader.estimate(run).value, color=REFERENCE, linestyle="--", linewidth=1, label=legend)
+                axis.legend()
+    return figure
+
+
+def ablation(table: pd.DataFrame) -> Figure:
+    """One panel of an ablation table: fine-tuning above, linear probing below; the paper on the left, ours on the right (MAE, Table 1).
+
+    `table` is what `replicate.report.tables.cells` gives, restricted to the panel, with a `label` each.
+    """
+    metrics = [(column, name) for column, name in (("ft_top1", "fine-tuning"), ("lin_top1", "linear probing")) if (table["column"] == column).any()]
+    figure, axes = new(len(metrics), 2, width=WIDTH * 1.3, height=2.5 * len(metrics))
+    for line, (column, name) in zip(axes, metrics, strict=True):
+        part = table[table["column"] == column]
+        places = np.arange(len(part))
+        reach = np.nan_to_num(np.array([part["ours"] - part["ours_low"], part["ours_high"] - part["ours"]], dtype=float))
+        line[0].plot(places, part["value"], color=PAPER, marker="s", linestyle=":")
+        line[1].errorbar(places, part["ours"], yerr=reach, color=OURS, marker="o", linestyle=":", capsize=3)
+        for axis, side in zip(line, ("paper", "ours"), strict=True):
+            axis.set_xticks(places, [label.replace("_", "\n") for label in part["label"]], fontsize="small")
+            axis.set(title=f"{name}, {side}", ylabel="top-1 (%)", xlim=(-0.5, len(part) - 0.5))
+    return figure
+
+
 def comparison(table: pd.DataFrame, xlabel: str, ylabel: str = ACCURACY) -> Figure:
     """One column of a table, the paper's numbers on the left and ours with their intervals on the right.
 
@@ -139,18 +187,21 @@ def loss_curves(histories: Mapping[str, pd.DataFrame], metric: str = "loss", yla
     return figure
 
 
-def reconstructions(rows: Sequence[Mapping[str, np.ndarray]]) -> Figure:
+def reconstructions(rows: Sequence[Mapping[str, np.ndarray]], across: int = 1) -> Figure:
     """A grid of images, one row an image and one column a view: masked, prediction, pasted over what was visible, original.
 
-    Each row maps a view's title to an image (H, W, 3) with values in 0..1.
+    Each row maps a view's title to an image (H, W, 3) with values in 0..1; `across` rows stand side by side.
     """
     names = list(rows[0])
-    figure, axes = new(len(rows), len(names), width=1.6 * len(names), height=1.6 * len(rows) + 0.3)
-    for line, row in zip(axes, rows, strict=True):
-        for axis, name in zip(line, names, strict=True):
+    lines = math.ceil(len(rows) / across)
+    figure, axes = new(lines, len(names) * across, width=1.6 * len(names) * across, height=1.6 * lines + 0.3)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for place, row in enumerate(rows):
+        line = axes[place // across][place % across * len(names) :]
+        for axis, name in zip(line[: len(names)], names, strict=True):
             axis.imshow(np.clip(row[name], 0, 1))
-            axis.set_axis_off()
-    for axis, name in zip(axes[0], names, strict=True):
+    for axis, name in zip(axes[0], names * across, strict=True):
         axis.set_title(name, loc="center", fontsize="small")
     return figure
 

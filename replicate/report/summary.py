@@ -1,4 +1,4 @@
-"""Differences between runs as a small table, each with its interval."""
+"""Small tables of our own results: differences between runs, and the points of a figure's curves, each with its interval."""
 
 from __future__ import annotations
 

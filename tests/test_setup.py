@@ -151,9 +151,7 @@ def test_every_third_party_import_is_declared():
     undeclared = {
         name: where
         for name, where in used.items()
-        if name not in sys.stdlib_module_names
-        and name not in own
-        and not known & {normalise(each) for each in distributions.get(name, [])}
+        if name not in sys.stdlib_module_names and name not in own and not known & {normalise(each) for each in distributions.get(name, [])}
     }
     assert not undeclared
 

@@ -48,8 +48,7 @@ def load_weights(path: str | Path) -> State:
 
 
 def load_safetensors(path: str | Path) -> tuple[State, dict[str, str]]:
-    """(state dict, metadata) of a safetensors file, on the CPU. Raises UserError when the file is missing or damaged.
-    """
+    """(state dict, metadata) of a safetensors file, on the CPU. Raises UserError when the file is missing or damaged."""
     path = _existing(path)
     try:
         with safe_open(str(path), framework="pt") as file:

@@ -76,7 +76,7 @@ def _model_cost(params: Params, reader: Reader, name: str) -> dict[str, float]:
         "multiply-adds (G)": _macs(stated).total / 1e9,
         "parameters (M)": mae_parameters(**_shape(stated)).total / 1e6,
         "activations (MB)": mae_activation_bytes(**_sizes(stated)) / 2**20,
-        "multiply-adds here (G)": _macs(here).total / 1e9,
+        "multiply-adds here (M)": _macs(here).total / 1e6,
         "activations here (MB)": mae_activation_bytes(**_sizes(here)) / 2**20,
         "seconds an epoch here": _value(reader, f"{name}/seconds_per_epoch"),
         "GPU peak here (GB)": _value(reader, f"{name}/peak_memory_bytes") / 2**30 if device.startswith("cuda") else math.nan,

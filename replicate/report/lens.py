@@ -41,7 +41,7 @@ def _numbers(params: Params, run: Any) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(_text(part) for part in value)
     return "off" if value in (None, "") else str(value)

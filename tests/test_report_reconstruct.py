@@ -59,7 +59,7 @@ class Perfect(torch.nn.Module):
 @pytest.fixture
 def images(monkeypatch):
     batch = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(module, "_images", lambda folder, size, count: batch[:count])
+    monkeypatch.setattr(module, "sample_images", lambda folder, size, count: batch[:count])
 
     def model(run, weights):
         from replicate import targets
@@ -67,7 +67,7 @@ def images(monkeypatch):
         target = targets.build(run.target, run.patch_size, **run.target_options)
         return Perfect(target), target
 
-    monkeypatch.setattr(module, "_model", model)
+    monkeypatch.setattr(module, "load_model", model)
     return batch
 
 

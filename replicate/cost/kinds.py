@@ -141,14 +141,11 @@ def _any_mim(run: PretrainRun, _: None, __: int, bytes_per_value: int) -> ImageC
 
     import torch
 
-    from replicate.models.mim import prediction_unit
-
     module = importlib.import_module(f"replicate.models.{run.method}")
-    unit = prediction_unit(run.backbone, run.backbone_kwargs, getattr(run, "mask_unit", None))
     with torch.device("meta"):
-        model = module.build(run, target_dim(run, unit), False)
-    noise = (model.num_patches,)
-    return _counted(model, run.image_size, bytes_per_value, lambda images: model(images, torch.empty(len(images), *noise, device="meta")).pred)
+        model = module.build(run, target_dim(run, run.patch_size), False)
+    units = model.num_patches
+    return _counted(model, run.image_size, bytes_per_value, lambda images: model(images, torch.empty(len(images), units, device="meta")).pred)
 
 
 def _any_classifier(run: EvaluateRun, source: PretrainRun, num_classes: int, bytes_per_value: int) -> ImageCost:

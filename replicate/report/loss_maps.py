@@ -13,7 +13,7 @@ from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import per_unit_error
 from replicate.masking import random_masking
 from replicate.report.intervals import spearman
-from replicate.report.reconstruct import _images, _model
+from replicate.report.reconstruct import load_model, sample_images
 
 if TYPE_CHECKING:
     from replicate.report.book import Book
@@ -32,8 +32,8 @@ def loss_maps(book: Book, runs: list[str], mask_ratio: float, images: int = 4, s
     if run is None:
         return []
     resolved = book.params.resolve(run, book.results.budget)
-    model, target = _model(resolved, _weights(book, run, seed))
-    raw = _images(book.root / book.params.data_folder(resolved.dataset, book.results.budget), resolved.image_size, images)
+    model, target = load_model(resolved, _weights(book, run, seed))
+    raw = sample_images(book.root / book.params.data_folder(resolved.dataset, book.results.budget), resolved.image_size, images)
     noise = torch.rand(len(raw), model.num_patches, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         found = model(normalise(raw), noise, mask_ratio)
@@ -66,7 +66,7 @@ def examples(book: Book, mask_ratio: float = 0.85, count: int = 4, seed: int = 0
     """
     side = 224 // PATCH
     try:
-        raw = _images(book.root / book.params.data_folder("full", book.results.budget), 224, 2)[0]
+        raw = sample_images(book.root / book.params.data_folder("full", book.results.budget), 224, 2)[0]
     except (UserError, FileNotFoundError):
         return []
     mask = random_masking(torch.rand(1, side**2, generator=torch.Generator().manual_seed(seed)), mask_ratio).mask

@@ -47,7 +47,7 @@ def reconstruct(
     run = params.resolve(name, budget)
     if run.target != "pixel":
         raise UserError(f"run {name} predicts {run.target}, which is no picture; choose a run whose target is pixel")
-    model, target = _model(run, root / params.results_folder(name, budget) / "weights" / f"seed{seed}.safetensors")
+    model, target = load_model(run, root / params.results_folder(name, budget) / "weights" / f"seed{seed}.safetensors")
     batch = sample_images(root / params.data_folder(run.dataset, budget), run.image_size, images)
     noise = torch.rand(len(batch), model.num_patches, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
@@ -97,7 +97,11 @@ def _picture(patches: torch.Tensor, patch_size: int, grid: tuple[int, int]) -> t
     return denormalise(unpatchify(patches, patch_size, grid)).float() / 255
 
 
-def _model(run: PretrainRun, weights: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
+def load_model(run: PretrainRun, weights: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A finished pre-training's model, for evaluation, and its target module.
+
+    Raises UserError when `weights` cannot be read.
+    """
     target = targets.build(run.target, run.patch_size, **run.target_options)
     model = importlib.import_module(f"replicate.models.{run.method}").build(run, target.dim, False)
     model.load_state_dict(load_weights(weights))

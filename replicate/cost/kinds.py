@@ -21,8 +21,26 @@ TRAINED, FROZEN = 3, 1
 VOCABULARY = 8192
 """Tokens of the released discrete VAE (MAE, Table 6)."""
 SAMPLED_MASKS = 256
-NOT_SHAPES = {"paper", "dataset", "epochs", "warmup_epochs", "batch_size", "base_lr", "min_lr", "weight_decay", "betas", "clip_grad", "stages"}
+SCHEDULE = {
+    "paper",
+    "dataset",
+    "built_by",
+    "epochs",
+    "warmup_epochs",
+    "batch_size",
+    "base_lr",
+    "min_lr",
+    "weight_decay",
+    "betas",
+    "clip_grad",
+    "stages",
+}
+PIXELS = {"crop", "crop_scale", "color_jitter", "interpolation", "flip", "auto_augment", "random_erasing", "mixup", "cutmix"}
+LOSS = {"loss_norm", "score_all", "weighting", "weighting_options", "difficulty", "label_smoothing", "layer_decay", "drop_path", "head_std", "ema"}
+NOT_SHAPES = {"paper", "dataset", "built_by"} | SCHEDULE | PIXELS | LOSS
 """What never changes an image's cost; everything else may."""
+NOT_SHAPES_IN_IMAGE_SPACE = {"mask", "mask_ratio", "mask_space", "mask_token", "mask_tokens_in_encoder", "target", "target_options", "tokenizer"}
+"""A mask drawn on the image leaves the encoder all of its tokens, and of a target only its width counts."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +81,11 @@ _known: dict[Any, ImageCost] = {}
 
 
 def _once(count, run: Any, source: Any, num_classes: int, bytes_per_value: int) -> ImageCost:
-    shape = run.model_dump_json(exclude=NOT_SHAPES | {"pretrain"})
+    in_image_space = count is _any_mim
+    shape = run.model_dump_json(exclude=NOT_SHAPES | {"pretrain"} | (NOT_SHAPES_IN_IMAGE_SPACE if in_image_space else set()))
+    width = target_dim(run, run.patch_size) if in_image_space else 0
     origin = source and source.model_dump_json(include={"backbone", "backbone_kwargs"})
-    key = (count, shape, origin, num_classes, bytes_per_value)
+    key = (count, shape, width, origin, num_classes, bytes_per_value)
     if key not in _known:
         _known[key] = count(run, source, num_classes, bytes_per_value)
     return _known[key]

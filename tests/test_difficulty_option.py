@@ -92,7 +92,7 @@ def test_from_params_to_the_loss(params):
 
 def test_image_space_masking_measures_the_same(params):
     for metric in ("p2dist", "inverse_distance_5x5"):
-        run = resolve_pretrain(stated(params, difficulty=metric, method="mim", weighting="flatten"), params.budgets["smoke"])
+        run = resolve_pretrain(stated(params, difficulty=metric, method="mim", built_by="backbones", weighting="flatten"), params.budgets["smoke"])
         model = mim.build(run, target_dim=12, with_p2dist=True)
         prediction = model(torch.randn(2, 3, run.image_size, run.image_size))
         assert torch.equal(prediction.p2dist, difficulty(prediction.mask, prediction.grid, model.unit, metric))

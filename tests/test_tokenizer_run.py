@@ -65,7 +65,7 @@ def test_broken_off_it_continues_to_the_weights_of_an_unbroken_run(inside, monke
     with monkeypatch.context() as patch:
         patch.setattr(Tokenizer, "forward", break_at_the_fifth_step)
         assert main(["tokenizer", "mae_tokens"]) == 130
-    assert not RUN.exists() and list(Path(".replicate/runs").glob("*/checkpoint.pt"))
+    assert not (RUN / "metrics.json").exists() and list(Path(".replicate/runs").glob("*/checkpoint.pt"))
     assert main(["tokenizer", "mae_tokens"]) == 0
     continued = load_weights(RUN / "weights/seed0.safetensors")
     found = results(RUN)

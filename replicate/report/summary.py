@@ -51,7 +51,7 @@ def _line(run: Run) -> dict[str, object]:
         "timm": versions.get("timm", ""),
         "revision": str(made.get("git", {}).get("revision", ""))[:12],
         "data": str(made.get("manifest_sha256", ""))[:12],
-        "seconds": f"{made.get('wall_seconds') or 0:.0f}",
+        "train_seconds": f"{3600 * sum(one.get('train_hours', 0) for one in run.per_seed):.0f}",
     }
 
 

@@ -10,6 +10,7 @@ smaller on the machine at hand, and changing it retrains nothing.
 from __future__ import annotations
 
 import importlib
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,8 @@ Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Betas = tuple[Ratio, Ratio]
+NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
+"""Names of runs, budgets, data sets and papers: they become parts of paths, and of commands that DVC hands to a shell."""
 Difficulty = Literal["p2dist", "p2dist_approx", "neighbours_3x3", "inverse_distance_5x5", "nearest_patch"]
 BuiltBy = Literal["vit.py", "backbones"]
 CropScale = tuple[Positive, Annotated[float, Field(gt=0.0, le=1.0)]]
@@ -328,6 +331,9 @@ class Params(Strict):
     def _names_fit_together(self):
         if self.budget not in self.budgets:
             raise ValueError(f"budget is '{self.budget}'; defined are {', '.join(self.budgets)}")
+        for name in (*self.runs, *self.budgets, *self.datasets, *self.papers):
+            if not NAME.fullmatch(name):
+                raise ValueError(f"'{name}' is no name: letters, digits, _, . and - make one, and the first is a letter or a digit")
         owners = {str(self._place(name, run.paper)) for name, run in self.pretrain_runs.items()}
         for name, run in self.runs.items():
             if run.dataset not in self.datasets:

@@ -1,0 +1,132 @@
+"""Sweeps beyond one machine: the commands for DVC's queue and the SLURM submission are valid, ordered, and run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+from project import ENVIRONMENT, ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import queue_sweep  # noqa: E402
+import slurm  # noqa: E402
+
+PARAMS = ["--params", str(ROOT / "params.yaml")]
+KEY = "evaluate.light_90_llrd_80.layer_decay"
+
+
+def queued(capsys, *arguments: str) -> list[list[str]]:
+    assert queue_sweep.main([*arguments, *PARAMS]) == 0
+    return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_sweep_is_a_queued_experiment_a_value(capsys):
+    from dvc.cli import parse_args
+
+    commands = queued(capsys, KEY, "0.7", "0.75", "--jobs", "2")
+    assert len(commands) == 3
+    for command, value in zip(commands, ("0.7", "0.75"), strict=False):
+        parsed = parse_args(command[1:])
+        assert parsed.queue and parsed.set_param == [f"{KEY}={value}"] and parsed.targets == ["evaluate@light_90_llrd_80"]
+    assert parse_args(commands[2][1:]).jobs == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("layer_decay", "write pretrain.RUN.KEY"),
+        ("evaluate.nothing.layer_decay", "no evaluate run 'nothing'"),
+        ("evaluate.light_90_llrd_80.llrd", "no key 'llrd'"),
+        ("evaluate.light_90; rm -rf /.x", "write pretrain.RUN.KEY"),
+    ],
+)
+def test_a_mistaken_sweep_is_told(capsys, key, told):
+    assert queue_sweep.main([key, "0.7", *PARAMS]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_queue_takes_the_commands_and_runs_them(tmp_path):
+    """In a small repository with a run of the same name whose training is an `echo`."""
+    environment = os.environ | ENVIRONMENT | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    stage = {"foreach": "${evaluate}", "do": {"cmd": "echo ${item.layer_decay} > ${key}.txt", "params": ["evaluate.${key}"], "outs": ["${key}.txt"]}}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": stage}}))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"evaluate": {"light_90_llrd_80": {"layer_decay": 0.8}}}))
+
+    def call(*command: str) -> str:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call("git", "init", "-q")
+    call("dvc", "init", "-q")
+    call("git", "add", "-A")
+    call("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "start")
+    from replicate.params import load
+
+    commands = queue_sweep.commands(load(ROOT / "params.yaml"), KEY, ["0.7", "0.75"], 1)
+    assert len(commands) == 3
+    for command in commands[:-1]:
+        call(*command)
+    assert call("dvc", "queue", "status").count("Queued") == 2
+    call("dvc", "exp", "run", "--run-all")
+    shown = call("dvc", "exp", "show", "--csv")
+    assert "0.7" in shown and "0.75" in shown and "Failed" not in shown
+
+
+@pytest.fixture(scope="module")
+def submission():
+    done = subprocess.run(
+        [sys.executable, "tools/slurm.py", "light_90_llrd_80", "--gpus", "4", "--nodes", "2", "--partition", "a100", "--folder", "/shared/project"],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_the_submission_is_a_job_a_stage_in_order(submission, tmp_path):
+    """Run with an sbatch that records what it is given."""
+    fake = tmp_path / "sbatch"
+    fake.write_text('#!/bin/bash\nn=$(ls "$RECORD" | wc -l)\n{ echo "ARGS $*"; cat; } > "$RECORD/$n"\necho $((100 + n))\n')
+    fake.chmod(0o755)
+    (tmp_path / "record").mkdir()
+    script = submission.replace("cd /shared/project", f"cd {tmp_path}", 1)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECORD": str(tmp_path / "record")}
+    subprocess.run(["bash", "-c", script], env=environment, check=True, capture_output=True)
+    jobs = [path.read_text() for path in sorted((tmp_path / "record").iterdir(), key=lambda path: int(path.name))]
+    names = [re.search(r"--job-name=(\S+)", job)[1] for job in jobs]
+    assert names == ["data@full", "pretrain@light_90", "evaluate@light_90_llrd_80", "tables"]
+    assert "--dependency" not in jobs[0].splitlines()[0]
+    assert "--dependency=afterok:100" in jobs[1] and "--dependency=afterok:100:101" in jobs[2] and "--dependency=afterany:100:101:102" in jobs[3]
+
+
+def test_a_job_trains_under_torchrun_and_then_records_its_stage(submission, tmp_path):
+    jobs = re.findall(r"<<'BATCH'\n(.*?)\nBATCH\n", submission, re.S)
+    for job in jobs:
+        subprocess.run(["bash", "-n"], input=job, text=True, check=True)
+    train = jobs[1]
+    assert "torchrun --nnodes 2 --nproc-per-node 4" in train and "-m replicate pretrain light_90" in train
+    assert "#SBATCH --gpus-per-node=4" in train and "#SBATCH --partition=a100" in train
+    assert train.rstrip().endswith("flock .replicate/dvc.flock dvc repro --single-item pretrain@light_90")
+    assert "torchrun" not in jobs[0] and jobs[-1].rstrip().endswith("dvc repro")
+
+
+def test_every_stage_of_the_submission_is_one_of_dvc_yaml():
+    from replicate.params import load
+
+    params = load(ROOT / "params.yaml")
+    found = {stage.target for stage in slurm.stages(params, [])}
+    wanted = {f"pretrain@{name}" for name in params.pretrain} | {f"evaluate@{name}" for name in params.evaluate}
+    assert {target for target in found if not target.startswith("data@")} == wanted
+
+
+def test_an_unknown_run_is_told(capsys):
+    assert slurm.main(["light_9", *PARAMS]) == 2
+    assert "light_9 is no headline run" in capsys.readouterr().err

@@ -24,7 +24,7 @@ def write_params(
     content["pretrain"]["light_90"] |= pretrain or {}
     content["machine"] |= {"workers": 1} | (machine or {})
     path = folder / "params.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.dump(content, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper)))
     return path
 
 

@@ -7,6 +7,7 @@ counted there. Runs that differ in learning rate, epochs or data cost the same a
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -155,57 +156,98 @@ def _tuned_blocks(run: EvaluateRun, depth: int) -> float:
     return depth if run.tuned_blocks is None else run.tuned_blocks
 
 
+@dataclass(frozen=True)
+class _Count:
+    """What one image costs a module in float32. attentions: how many layers of attention it passes."""
+
+    macs: float
+    activations: float
+    parameters: int
+    trainable: int
+    attentions: int
+
+    def __add__(self, other: _Count) -> _Count:
+        return _Count(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def as_cost(self, bytes_per_value: int) -> ImageCost:
+        """Two bytes a value keep about 0.6 of what float32 keeps."""
+        share = 1.0 if bytes_per_value == 4 else 0.6
+        passes = TRAINED if self.trainable else FROZEN
+        return ImageCost(passes * self.macs, self.macs, self.parameters, self.trainable, self.activations * share, max(12, self.attentions))
+
+
 def _any_mim(run: PretrainRun, _: None, __: int, bytes_per_value: int) -> ImageCost:
-    """Any backbone, counted on the meta device."""
-    import importlib
-
+    """Any backbone, counted on the meta device: its encoder once for all decoders and targets."""
     import torch
+    from torch import nn
 
-    module = importlib.import_module(f"replicate.models.{run.method}")
-    with torch.device("meta"):
-        model = module.build(run, target_dim(run, run.patch_size), False)
-    units = model.num_patches
-    return _counted(model, run.image_size, bytes_per_value, lambda images: model(images, torch.empty(len(images), units, device="meta")).pred)
+    from replicate.cost.shapes import shapes_only
+    from replicate.models.mim import MIM
+
+    encoder, width, stride = _counted_encoder(run.model_dump_json(include={"backbone", "backbone_kwargs", "drop_blocks", "image_size"}))
+
+    class Features(nn.Module):
+        """Stands for the encoder that has been counted: its feature map, with nothing before it."""
+
+        num_features, image_size = width, (run.image_size, run.image_size)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            side = run.image_size // stride
+            return torch.empty(len(images), width, side, side, device="meta", requires_grad=True)
+
+    Features.stride = stride
+    with shapes_only():
+        model = MIM(Features(), target_dim(run, run.patch_size), run.decoder_depth, run.decoder_width, run.mask_unit)
+    noise = torch.empty(1, model.num_patches, device="meta")
+    return (encoder + _counted(model, run.image_size, lambda images: model(images, noise).pred)).as_cost(bytes_per_value)
+
+
+@functools.cache
+def _counted_encoder(numbers: str) -> tuple[_Count, int, int]:
+    """The cost, channels and stride of a run's encoder; `numbers` is what the run says of it, in JSON."""
+    from replicate.cost.shapes import shapes_only
+    from replicate.models.backbones import build_encoder
+
+    stated = json.loads(numbers)
+    with shapes_only():
+        encoder = build_encoder(stated["backbone"], stated["image_size"], drop_blocks=stated["drop_blocks"], **stated["backbone_kwargs"])
+    return _counted(encoder, stated["image_size"], encoder), encoder.num_features, encoder.stride
 
 
 def _any_classifier(run: EvaluateRun, source: PretrainRun, num_classes: int, bytes_per_value: int) -> ImageCost:
-    import torch
-
+    from replicate.cost.shapes import shapes_only
     from replicate.models.classifier import build_classifier
 
-    with torch.device("meta"):
+    with shapes_only():
         model = build_classifier(Backbone(source.backbone, source.backbone_kwargs), num_classes, image_size=run.image_size, drop_path=run.drop_path)
     if run.protocol != "finetune":
         model.requires_grad_(False)
-    return _counted(model, run.image_size, bytes_per_value, model)
+    return _counted(model, run.image_size, model).as_cost(bytes_per_value)
 
 
 def _tokenizer(run: TokenizerRun, _: None, __: int, bytes_per_value: int) -> ImageCost:
-    import torch
-
+    from replicate.cost.shapes import shapes_only
     from replicate.models.tokenizer import Tokenizer
 
-    with torch.device("meta"):
+    with shapes_only():
         model = Tokenizer(run.patch_size, run.vocabulary, run.width, run.depth, run.code_width)
-    return _counted(model, run.image_size, bytes_per_value, lambda images: model.rebuilt(images)[0])
+    return _counted(model, run.image_size, lambda images: model.rebuilt(images)[0]).as_cost(bytes_per_value)
 
 
-def _counted(model: Any, image_size: int, bytes_per_value: int, forward: Any) -> ImageCost:
-    """Multiply-adds and activations of a model on the meta device, where everything is float32: two bytes a value keep about 0.6 of that."""
+def _counted(model: Any, image_size: int, forward: Any) -> _Count:
+    """Multiply-adds and activations of a model on the meta device, where everything is float32."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from replicate.cost.memory import activation_bytes
+    from replicate.cost.shapes import MultiplyAdds
 
     images = torch.empty(1, 3, image_size, image_size, device="meta")
-    with FlopCounterMode(display=False) as counter:
+    with MultiplyAdds() as counter:
         kept = activation_bytes(lambda: forward(images), [*model.parameters(), *model.buffers()])
-    macs = counter.get_total_flops() / 2
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    share = 1.0 if bytes_per_value == 4 else 0.6
-    calls = max(12, len([m for m in model.modules() if type(m).__name__.endswith("Attention")]))
-    return ImageCost((TRAINED if trainable else FROZEN) * macs, macs, parameters, trainable, kept * share, calls)
+    attentions = sum(type(module).__name__.endswith("Attention") for module in model.modules())
+    return _Count(counter.total, kept, parameters, trainable, attentions)
 
 
 def target_dim(run: PretrainRun, unit: int) -> int:

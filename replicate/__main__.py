@@ -95,6 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("scoreboard", help="every published number with its status, every claim with its verdict")
     command.set_defaults(handler=_scoreboard)
 
+    command = commands.add_parser("keep", help="copy finished runs' numbers into measured/, which git holds, so that other checkouts show them")
+    command.add_argument("runs", nargs="+", metavar="RUN", help="their names in params.yaml")
+    command.set_defaults(handler=_keep)
+
     command = commands.add_parser("weights", help="exchange weights with the papers' released checkpoints")
     actions = command.add_subparsers(metavar="ACTION", required=True)
     for name, handler, what in (
@@ -244,6 +248,16 @@ def _scoreboard(options: argparse.Namespace) -> None:
     from replicate.report.scoreboard import write
 
     write(load(options.params).budget)
+
+
+def _keep(options: argparse.Namespace) -> None:
+    from replicate.params import load
+    from replicate.report.results import keep
+
+    params = load(options.params)
+    for name in options.runs:
+        params.run(name)
+        print(f"kept in {keep(params.results_folder(name, params.budget))}")
 
 
 def _weights_import(options: argparse.Namespace) -> None:

@@ -1,8 +1,10 @@
 import json
 
 import pytest
+from project import ROOT
 
 from replicate.errors import UserError
+from replicate.params import load
 from replicate.report import results
 
 
@@ -33,6 +35,36 @@ def test_tidy_frame_of_every_finished_run(tmp_path):
     assert frame[(frame.run == "light_90_llrd_65") & (frame.metric == "top1")].value.tolist() == [40.0, 42.0]
     assert set(frame.metric) == {"top1", "loss"}
     assert found.values("light_90_llrd_65", "top1") == {0: 40.0, 1: 42.0}
+
+
+def test_measured_numbers_stand_where_the_checkout_has_none_of_its_own(tmp_path):
+    write(tmp_path / "results")
+    write(tmp_path / "measured", results={"seeds": [0], "per_seed": [{"top1": 99.0}]})
+    write(tmp_path / "measured", run="light_90_llrd_80", results={"seeds": [0], "per_seed": [{"top1": 43.0}]})
+    found = results.load("laptop", tmp_path / "results")
+    assert found.values("light_90_llrd_65", "top1") == {0: 40.0, 1: 42.0} and found.values("light_90_llrd_80", "top1") == {0: 43.0}
+
+
+def test_kept_are_numbers_and_history_but_no_weights(tmp_path):
+    path = write(tmp_path / "results", budget="laptop/grid")
+    (path.parent / "history.csv").write_text("seed,epoch,loss,seconds\n0,0,1.0,2.0\n1,0,1.0,2.0\n")
+    (path.parent / "weights").mkdir()
+    kept = results.keep(path.parent)
+    assert kept == tmp_path / "measured/laptop/grid/efficient_learners/light_90_llrd_65"
+    assert sorted(file.name for file in kept.iterdir()) == ["history.csv", "metrics.json"]
+    assert results.load("laptop", tmp_path / "results").history("light_90_llrd_65").loss.tolist() == [1.0, 1.0]
+    with pytest.raises(UserError, match="has not finished"):
+        results.keep(tmp_path / "results/laptop/efficient_learners/full_75")
+
+
+def test_measured_runs_are_what_params_yaml_says_now():
+    """A number that git holds must not stand for settings that have changed since."""
+    params = load(ROOT / "params.yaml")
+    for path in sorted((ROOT / "measured").glob("**/metrics.json")):
+        run = results.read(path)
+        now = params.resolve(run.name, path.relative_to(ROOT / "measured").parts[0]).model_dump(mode="json")
+        changed = {key: (value, now[key]) for key, value in run.resolved.items() if key in now and key != "peak_lr" and value != now[key]}
+        assert not changed, f"{path}: train and keep it again"
 
 
 def test_a_number_of_the_whole_run_stands_at_one_seed(tmp_path):

@@ -1,12 +1,15 @@
 """Finished runs as one tidy table: `results/<budget>/<paper>/<run>/metrics.json` -> paper, run, metric, seed, value.
 
 Runs of the full grid lie one folder deeper, in `results/<budget>/grid/<paper>/<run>`; a run's name is its own wherever it lies.
+The numbers of runs that took long are in git too, under `measured/` in the same order: they stand wherever this checkout has not
+trained the run itself.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +21,9 @@ from replicate.errors import UserError
 
 COLUMNS = ["paper", "run", "metric", "seed", "value"]
 SECTIONS = ("results", "run", "resolved", "provenance")
+PATTERNS = ("*/*/metrics.json", "grid/*/*/metrics.json")
+MEASURED = "measured"
+"""The folder beside `results` whose numbers git holds."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +85,39 @@ class Results:
 
 
 def load(budget: str, root: str | Path = "results", grid: bool = True) -> Results:
-    """All finished runs of a budget, those of the full grid too unless `grid` is False.
+    """All finished runs of a budget, those of the full grid too unless `grid` is False; runs trained here before measured ones.
 
     None at all is an empty `Results`, so that a report can be drawn before anything is trained. Raises UserError for a file that
     is not what a trainer writes, and for two runs of one name.
     """
+    root = Path(root)
+    own, measured = (_runs(folder / budget, grid) for folder in (root, root.with_name(MEASURED)))
+    return Results(budget, measured | own)
+
+
+def keep(run: Path) -> Path:
+    """Copy a finished run's numbers and history, not its weights, from `results/...` into `measured/...` for git; returns the new folder.
+
+    Raises UserError where the run has not finished or its numbers are broken.
+    """
+    read(run / "metrics.json")
+    parts = run.parts
+    at = len(parts) - 1 - parts[::-1].index("results")
+    kept = Path(*parts[:at], MEASURED, *parts[at + 1 :])
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.json", "history.csv"):
+        shutil.copyfile(run / name, kept / name)
+    return kept
+
+
+def _runs(folder: Path, grid: bool) -> dict[str, Run]:
     runs: dict[str, Run] = {}
-    folder = Path(root) / budget
-    patterns = ("*/*/metrics.json", "grid/*/*/metrics.json") if grid else ("*/*/metrics.json",)
-    for path in [path for pattern in patterns for path in sorted(folder.glob(pattern))]:
+    for path in [path for pattern in PATTERNS[: 1 + grid] for path in sorted(folder.glob(pattern))]:
         run = read(path)
         if run.name in runs:
             raise UserError(f"{path}: run '{run.name}' exists in {runs[run.name].path.parent} too; a run's name must be its own")
         runs[run.name] = run
-    return Results(budget, runs)
+    return runs
 
 
 def read(path: str | Path) -> Run:

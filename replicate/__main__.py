@@ -200,7 +200,7 @@ def _plan(options: argparse.Namespace) -> None:
     print(f"budget {budget}, {options.devices} x {options.device}")
     print(plan.render(lines))
     print(plan.render(plan.totals(lines)))
-    for name in params.datasets:
+    for name in params.all_datasets:
         size = plan.data_size(params, name, budget)
         note = "; its source is not here, so ImageNet-1k is assumed" if size.assumed else ""
         print(f"data {name}: {size.train} + {size.val} images of {size.classes} classes, about {size.bytes / 1e9:.2g} GB of .beton{note}")

@@ -3,6 +3,7 @@
 | budget key                            | what it maps                                                                        |
 |---------------------------------------|-------------------------------------------------------------------------------------|
 | `image_scale`, `patch_scale`          | pixels of the image, of the patch; P2Dist thresholds and HOG cells follow the patch |
+|                                       | (and the size and caps of a data set that states its images' size)                  |
 | `backbones`                           | width and heads of each named backbone; depth stays the paper's unless `max_depth`  |
 | `hierarchy_width`, `hierarchy_depth`  | width and heads of Swin, PVT and the like; at most so many blocks a stage           |
 | `decoder_width_scale`                 | decoder width (heads follow: one for each 32 channels, as in the papers), and a     |
@@ -17,6 +18,7 @@
 | `scratch_lr`                          | the same for supervised training from random weights at one rate for all layers     |
 | `ema`                                 | decay of the moving average of weights, which then spans as much of a short run     |
 | `regularisation: light`               | mixup, cutmix, RandAugment, erasing and drop path off; milder crops                 |
+|                                       | (`keep_view` runs, which are about crops and colours, keep those)                   |
 
 Mask ratio, LLRD, warm-up fraction and stage fractions carry the science and are never mapped.
 """
@@ -28,7 +30,7 @@ from typing import Any
 
 from replicate.errors import UserError
 from replicate.models.vit import vit_backbone
-from replicate.params import Budget, EvaluateRun, Params, PretrainRun, Stage, TokenizerRun
+from replicate.params import Budget, Dataset, Encoding, EvaluateRun, Params, PretrainRun, ScoreRun, Stage, TokenizerRun
 
 LIGHT_CROP_SCALE = (0.35, 1.0)
 DECODER_HEAD_WIDTH = 32
@@ -84,7 +86,11 @@ def resolve_evaluate(run: EvaluateRun, source: PretrainRun, budget: Budget) -> E
         update["tuned_blocks"] = min(run.tuned_blocks, float(kwargs["depth"]))
     if run.ema is not None and budget.ema is not None:
         update["ema"] = budget.ema
-    if budget.regularisation == "light":
+    if isinstance(run, ScoreRun):
+        update["encoding"] = run.encoding and _scaled_encoding(run.encoding, budget)
+    if budget.regularisation == "light" and run.keep_view:
+        update |= {"mixup": 0.0, "cutmix": 0.0, "random_erasing": 0.0, "drop_path": 0.0}
+    elif budget.regularisation == "light":
         update |= {"mixup": 0.0, "cutmix": 0.0, "auto_augment": None, "random_erasing": 0.0, "drop_path": 0.0}
         update["crop_scale"] = (max(run.crop_scale[0], LIGHT_CROP_SCALE[0]), run.crop_scale[1])
     return run.model_copy(update=update)
@@ -96,6 +102,19 @@ def resolve_tokenizer(run: TokenizerRun, budget: Budget) -> TokenizerRun:
     sizes = {key: max(2, round(getattr(run, key) * budget.decoder_width_scale)) for key in ("vocabulary", "width")}
     update = _optimisation(run, budget, _pretrain_epochs(run, budget), budget.pretrain_lr, patch)
     return run.model_copy(update=update | {"patch_size": patch} | sizes)
+
+
+def scaled_dataset(dataset: Dataset, budget: Budget) -> Dataset:
+    """A data set that states its images' size in the paper's pixels, in the budget's; any other as it is."""
+    if "image_size" not in dataset.model_fields_set or budget.image_scale == 1.0:
+        return dataset
+    caps = {split: _scaled_encoding(getattr(dataset, split), budget) for split in ("train", "val")}
+    return Dataset(**dataset.model_dump(exclude_unset=True) | caps | {"image_size": max(1, round(dataset.image_size * budget.image_scale))})
+
+
+def _scaled_encoding(encoding: Encoding, budget: Budget) -> Encoding:
+    cap = encoding.resolution and max(1, round(encoding.resolution * budget.image_scale))
+    return Encoding(**encoding.model_dump(exclude_unset=True) | {"resolution": cap})
 
 
 def backbone_kwargs(name: str, explicit: dict[str, Any], budget: Budget) -> dict[str, Any]:

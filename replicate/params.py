@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from replicate.errors import UserError
 from replicate.models.vit import vit_backbone
+from replicate.schedules.stages import expand
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -55,7 +56,11 @@ class Stage(Strict):
 
 
 class Optimisation(Strict):
-    """What every training run states: optimiser, schedule, batch and the view of the images."""
+    """What every training run states: optimiser, schedule, batch and the view of the images.
+
+    `loader` is what its training images come through where the run is about that; None leaves it to the budget. `stages` are listed one by
+    one, or a named schedule (`replicate.schedules.stages.expand`).
+    """
 
     paper: str
     dataset: str = "full"
@@ -72,7 +77,13 @@ class Optimisation(Strict):
     crop_scale: CropScale
     color_jitter: NonNegative = 0.0
     interpolation: Literal["area", "bicubic"] = "area"
+    loader: Literal["ffcv", "beton", "folder"] | None = None
     stages: tuple[Stage, ...] = ()
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _a_schedule_by_name(cls, stated: Any) -> Any:
+        return expand(stated) if isinstance(stated, dict) else stated
 
     @model_validator(mode="after")
     def _stages_cover_the_run(self):
@@ -93,6 +104,7 @@ class PretrainRun(Optimisation):
     """One pre-training: mask x target x weighting x objective x decoder x backbone x schedule.
 
     `built_by` is what in replicate/models builds the encoder, on which the run's pipeline stage depends: the plain ViT, or any backbone.
+    `online_probe` trains a linear classifier beside it, on features that it cannot change.
     """
 
     method: Literal["mae", "mim"] = "mae"
@@ -119,6 +131,7 @@ class PretrainRun(Optimisation):
     weighting_options: dict[str, Any] = {}
     objective: Literal["reconstruction", "supmae", "distillation"] = "reconstruction"
     flip: bool = True
+    online_probe: bool = False
 
     @model_validator(mode="after")
     def _difficulty_is_read(self):
@@ -175,10 +188,13 @@ class TokenizerRun(Optimisation):
 
 
 class EvaluateRun(Optimisation):
-    """One evaluation of a pre-training's weights: end-to-end or partial fine-tuning, linear probe, or k-NN."""
+    """One evaluation of a pre-training's weights: end-to-end or partial fine-tuning, linear probe, or k-NN.
+
+    `keep_view`: the run is about crops and colours, which no budget then makes milder.
+    """
 
     pretrain: str
-    protocol: Literal["finetune", "linear", "knn", "invariance"] = "finetune"
+    protocol: Literal["finetune", "linear", "knn", "invariance", "score"] = "finetune"
     built_by: BuiltBy = "vit.py"
     tuned_blocks: NonNegative | None = None
     head_std: Positive = 2.0e-5
@@ -191,6 +207,7 @@ class EvaluateRun(Optimisation):
     random_erasing: Fraction = 0.0
     ema: Ratio | None = None
     flip: bool = True
+    keep_view: bool = False
 
     @property
     def pretrain_name(self) -> str:
@@ -199,6 +216,35 @@ class EvaluateRun(Optimisation):
 
 class TeacherRun(EvaluateRun):
     """A fine-tuning whose weights are kept, for others to learn from."""
+
+
+class Encoding(Strict):
+    """How images are stored in a `.beton`: longest-side cap in pixels (None: as they come) and JPEG quality.
+
+    The other fields are those of `replicate.loaders.writer.WriteSettings`: `mode` jpg, raw or proportion (a share of JPEGs), whether a JPEG
+    that meets the settings keeps its bytes, and the two ways to let a crop's decoder skip.
+    """
+
+    resolution: Count | None = None
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    mode: Literal["jpg", "raw", "proportion"] = "jpg"
+    proportion: Fraction = 0.5
+    keep: bool = True
+    restart: Annotated[int, Field(ge=0, le=65535)] = 0
+    seek: Annotated[int, Field(ge=0, le=65535)] = 0
+
+
+class ScoreRun(EvaluateRun):
+    """A fine-tuned classifier on recompressed validation images (DailyMAE Tables 5 and 6); nothing is trained.
+
+    `classifier` is a run of grid.teach. Each validation image is capped at `encoding.resolution`, encoded and decoded again before the
+    centre crop; None scores the images as they came. `codec` "turbo" is FFCV's way (OpenCV's area resize, libjpeg's fast DCT), "pillow"
+    an image folder's (bicubic resize, accurate DCT).
+    """
+
+    classifier: str
+    encoding: Encoding | None = None
+    codec: Literal["pillow", "turbo"] = "pillow"
 
 
 class Search(EvaluateRun):
@@ -221,15 +267,11 @@ class Search(EvaluateRun):
         return EvaluateRun(**stated | {"layer_decay": layer_decay, "dataset": dataset})
 
 
-class Encoding(Strict):
-    """How images are stored in a `.beton`: longest-side cap in pixels (None: as they come) and JPEG quality."""
-
-    resolution: Count | None = None
-    quality: Annotated[int, Field(ge=1, le=100)] = 95
-
-
 class Dataset(Strict):
-    """A source of images and the part of it that is used; the papers' proxies are class subsets and image fractions."""
+    """A source of images and the part of it that is used; the papers' proxies are class subsets and image fractions.
+
+    A data set that states `image_size` states it, and its caps, in the paper's pixels: a budget scales both. The others take the budget's.
+    """
 
     source: str = "photos"
     image_size: Count = 224
@@ -298,19 +340,23 @@ class Grid(Strict):
     """The papers' full ablation grids: a pipeline file of their own, `grids/dvc.yaml`, run by name.
 
     `pretrain_tokens` are pre-trainings that predict a tokenizer's tokens: their stages depend on its weights. `teach` holds fine-tunings
-    whose weights are kept, `distill` the pre-trainings that learn from them, `analyse` what is computed from images without training.
+    whose weights are kept, `distill` the pre-trainings that learn from them, `score` their accuracy on recompressed images, `analyse` what is
+    computed from images without training. `datasets` are those that the grid's runs alone use.
     """
 
+    datasets: dict[str, Dataset] = {}
     tokenizers: dict[str, TokenizerRun] = {}
     pretrain: dict[str, PretrainRun] = {}
     pretrain_tokens: dict[str, PretrainRun] = {}
     evaluate: dict[str, EvaluateRun] = {}
     teach: dict[str, TeacherRun] = {}
     distill: dict[str, DistilledRun] = {}
+    score: dict[str, ScoreRun] = {}
     analyse: dict[str, EvaluateRun] = {}
 
     def __contains__(self, name: str) -> bool:
-        return any(name in getattr(self, group) for group in type(self).model_fields)
+        """Whether a run, by its name, is one of the grid's."""
+        return any(name in getattr(self, group) for group in type(self).model_fields if group != "datasets")
 
 
 class Params(Strict):
@@ -336,8 +382,10 @@ class Params(Strict):
                 raise ValueError(f"'{name}' is no name: letters, digits, _, . and - make one, and the first is a letter or a digit")
         owners = {str(self._place(name, run.paper)) for name, run in self.pretrain_runs.items()}
         for name, run in self.runs.items():
-            if run.dataset not in self.datasets:
-                raise ValueError(f"run '{name}' uses dataset '{run.dataset}'; defined are {', '.join(self.datasets)}")
+            if run.dataset not in self.all_datasets:
+                raise ValueError(f"run '{name}' uses dataset '{run.dataset}'; defined are {', '.join(self.all_datasets)}")
+            if run.dataset not in self.datasets and name not in self.grid:
+                raise ValueError(f"run '{name}' uses dataset '{run.dataset}', which the grid alone writes; move it to `datasets`")
         for name, run in self.evaluate_runs.items():
             if run.pretrain not in owners:
                 raise ValueError(f"evaluate run '{name}' starts from '{run.pretrain}', which is no pretrain run; they are {', '.join(owners)}")
@@ -348,6 +396,11 @@ class Params(Strict):
         for name, run in self.grid.distill.items():
             if run.teacher not in teachers:
                 raise ValueError(f"run '{name}' learns from '{run.teacher}', which is no run of grid.teach; they are {', '.join(teachers)}")
+        for name, run in self.grid.score.items():
+            if run.classifier not in teachers:
+                raise ValueError(f"run '{name}' scores '{run.classifier}', which is no run of grid.teach; they are {', '.join(teachers)}")
+            if run.pretrain != self.grid.teach[run.classifier.rpartition("/")[2]].pretrain:
+                raise ValueError(f"run '{name}' says pretrain {run.pretrain!r}, from which '{run.classifier}' does not start")
         self._tokens_fit_together()
         self._searches_fit_together(owners)
         return self
@@ -378,12 +431,19 @@ class Params(Strict):
     @cached_property
     def evaluate_runs(self) -> dict[str, EvaluateRun]:
         """Every evaluation, headline and grid, as written."""
-        return _merged(self.evaluate, self.grid.evaluate, self.grid.teach, self.grid.analyse)
+        return _merged(self.evaluate, self.grid.evaluate, self.grid.teach, self.grid.score, self.grid.analyse)
+
+    @cached_property
+    def all_datasets(self) -> dict[str, Dataset]:
+        """The data sets of the headline runs and those of the grid alone, as written."""
+        return _merged(self.datasets, self.grid.datasets)
 
     def upstream_of(self, name: str) -> str | None:
-        """The run whose weights the run called `name` needs: what an evaluation starts from, a tokenizer, the teacher of a distillation."""
+        """The run whose weights the run called `name` needs: what an evaluation starts from or scores, a tokenizer, the teacher of a
+        distillation.
+        """
         run = self.run(name)
-        place = next((getattr(run, key) for key in ("pretrain", "teacher", "tokenizer") if getattr(run, key, None)), None)
+        place = next((getattr(run, key) for key in ("classifier", "pretrain", "teacher", "tokenizer") if getattr(run, key, None)), None)
         return place and place.rpartition("/")[2]
 
     @cached_property
@@ -424,8 +484,11 @@ class Params(Strict):
 
     def dataset(self, name: str, budget: str | None = None) -> Dataset:
         """A dataset with the budget's overrides laid over it."""
-        base = self.datasets[name].model_dump(exclude_unset=True)
-        return _validated(Dataset, self.budget_named(budget).data | base, f"datasets.{name}")
+        from replicate.budget import scaled_dataset
+
+        lens = self.budget_named(budget)
+        base = scaled_dataset(self.all_datasets[name], lens).model_dump(exclude_unset=True)
+        return _validated(Dataset, lens.data | base, f"datasets.{name}")
 
     def results_folder(self, name: str, budget: str | None = None) -> Path:
         """Where a run's results lie: results/<budget>/<paper>/<run>, or results/<budget>/grid/<paper>/<run> for a run of the full grid."""
@@ -501,7 +564,7 @@ def _first_fault(error: ValidationError) -> str:
 def _close_key(error: ValidationError, fault: dict) -> str:
     from difflib import get_close_matches
 
-    models = (Params, Grid, Budget, Dataset, DistilledRun, EvaluateRun, TokenizerRun, Stage, Machine, Encoding)
+    models = (Params, Grid, Budget, Dataset, DistilledRun, ScoreRun, TokenizerRun, Stage, Machine, Encoding)
     known = {name for model in models for name in model.model_fields}
     match = get_close_matches(str(fault["loc"][-1]), known, n=1)
     return f"; did you mean '{match[0]}'?" if match else ""

@@ -53,7 +53,7 @@ def all_runs(params):
         yield GRID, f"tokenizer@{name}", name, tokenizer_entries
     for name in params.grid.pretrain_tokens:
         yield GRID, f"pretrain_tokens@{name}", name, pretrain_entries
-    for kind, entries in (("teach", evaluate_entries), ("distill", pretrain_entries), ("analyse", evaluate_entries)):
+    for kind, entries in (("teach", evaluate_entries), ("distill", pretrain_entries), ("score", evaluate_entries), ("analyse", evaluate_entries)):
         for name in getattr(params.grid, kind):
             yield GRID, f"{kind}@{name}", name, entries
 
@@ -79,8 +79,9 @@ def test_no_run_depends_on_another_option_of_the_harness(stages, params):
 
 
 def test_data_stages_depend_on_exactly_what_they_import(stages, params):
-    for name in params.datasets:
-        assert code_dependencies(stages[HEADLINE, f"data@{name}"]) == set(closure("replicate.loaders.data")) | LENS, name
+    for name in params.all_datasets:
+        folder = HEADLINE if name in params.datasets else GRID
+        assert code_dependencies(stages[folder, f"data@{name}"]) == set(closure("replicate.loaders.data")) | LENS, name
 
 
 def test_notebook_stages_depend_on_all_they_import(stages, params):
@@ -102,6 +103,12 @@ def test_runs_on_tokens_depend_on_their_tokenizers_weights(stages, params, proje
     for name, run in params.grid.pretrain_tokens.items():
         deps = {Path(str(dep.fs_path)) for dep in stages[GRID, f"pretrain_tokens@{name}"].deps if dep.fs_path}
         assert project / "results" / params.budget / run.tokenizer / "weights" in deps
+
+
+def test_scored_classifiers_are_dependencies(stages, params, project):
+    for name, run in params.grid.score.items():
+        deps = {Path(str(dep.fs_path)) for dep in stages[GRID, f"score@{name}"].deps if dep.fs_path}
+        assert project / "results" / params.budget / run.classifier / "weights" in deps
 
 
 def test_searches_depend_on_what_they_import_and_write_where_the_package_does(stages, params, project):

@@ -48,7 +48,7 @@ def plan(params: Params, names: list[str], budget: str, rates: Rates, devices: i
     Raises UserError for an unknown run or budget.
     """
     chosen = names or list(params.runs)
-    sizes = {name: data_size(params, name, budget) for name in params.datasets}
+    sizes = {name: data_size(params, name, budget) for name in params.all_datasets}
     return pd.DataFrame([_line(params, name, budget, rates, devices, sizes[params.run(name).dataset]) for name in chosen]).set_index("run")
 
 

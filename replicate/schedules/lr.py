@@ -19,6 +19,6 @@ def warmup_cosine(epoch: float, *, peak: float, epochs: float, warmup_epochs: fl
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Give every parameter group `lr` times its own `lr_scale` (layer-wise decay); groups without one take `lr`."""
+    """Give every parameter group `lr` times its own `lr_scale` (layer-wise decay); groups without one take `lr`, those with a `fixed_lr` that."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        group["lr"] = group.get("fixed_lr", lr * group.get("lr_scale", 1.0))

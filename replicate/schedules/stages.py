@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from replicate.params import Optimisation
+
+
+KEYS = ("schedule", "sizes", "ends", "mask_ratios")
+
+
+def palindrome(sizes: Sequence[int]) -> list[int]:
+    """Down and up again: [224, 192, 160] -> [224, 192, 160, 192, 224] (DailyMAE's scheme s5 is that of [224, 192])."""
+    return [*sizes, *reversed(sizes[:-1])]
+
+
+SCHEDULES = {"palindrome": palindrome, "rising": sorted, "falling": lambda sizes: sorted(sizes, reverse=True), "listed": list}
+
+
+def expand(stated: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The stages of a schedule that is stated by its name, as `Stage` takes them.
+
+    {"schedule": "palindrome", "sizes": [224, 192], "ends": [0.25, 0.5], "mask_ratios": [...]}: `ends` are fractions of the run at which the
+    stages end, without the last one's 1.0 (left out: equal parts), `mask_ratios` one a stage, where they change. Raises ValueError for a
+    schedule that does not exist, another key, or lists that do not fit together.
+    """
+    if unknown := set(stated) - set(KEYS):
+        raise ValueError(f"stages: unknown key {min(unknown)}; a named schedule has {', '.join(KEYS)}")
+    if stated.get("schedule") not in SCHEDULES or not stated.get("sizes"):
+        raise ValueError(f"stages: schedule {stated.get('schedule')!r} with sizes {stated.get('sizes')!r}; schedules are {', '.join(SCHEDULES)}")
+    sizes = SCHEDULES[stated["schedule"]](list(stated["sizes"]))
+    ends = [*stated.get("ends", [k / len(sizes) for k in range(1, len(sizes))]), 1.0]
+    ratios = stated.get("mask_ratios", [None] * len(sizes))
+    if not len(sizes) == len(ends) == len(ratios):
+        raise ValueError(f"stages: {len(sizes)} sizes ({', '.join(map(str, sizes))}), {len(ends)} ends and {len(ratios)} mask ratios do not fit")
+    named = ({"until": end, "image_size": size, "mask_ratio": ratio} for end, size, ratio in zip(ends, sizes, ratios, strict=True))
+    return tuple({key: value for key, value in stage.items() if value is not None} for stage in named)
 
 
 class View(NamedTuple):

@@ -25,6 +25,7 @@ from timm.utils import ModelEmaV3  # isort: skip
 if TYPE_CHECKING:
     from replicate.params import EvaluateRun
 
+PARTS = (30, 60)  # percent of the epochs at which DailyMAE's Table 9 reports
 EVALUATIONS = 10  # how many times during a run the validation images are scored
 
 
@@ -70,9 +71,10 @@ def train_classifier(context: RunContext, seed: int, store: RunStore, model: nn.
     task = ClassifyTask(model, run, context.num_classes, session.device)
     ema = ModelEmaV3(model, decay=run.ema) if run.ema else None
     period = max(1, run.epochs // EVALUATIONS)
+    ends = {round(stage.until * run.epochs) for stage in run.stages} | {run.epochs}
 
     def after_epoch(epoch: int) -> dict[str, float]:
-        if (epoch + 1) % period and epoch + 1 < run.epochs:
+        if (epoch + 1) % period and epoch + 1 not in ends:
             return {}
         return accuracy(ema.module if ema else model, context, run.image_size)
 
@@ -92,7 +94,14 @@ def train_classifier(context: RunContext, seed: int, store: RunStore, model: nn.
         )
     last = history[-1]
     scores = {"top1": last["top1"], "top5": last["top5"], "best_top1": max(row["top1"] for row in history if "top1" in row)}
+    scores |= {f"top1_at_{part}": _top1_at(history, part / 100) for part in PARTS}
     if ema:
         scores["top1_without_ema"] = accuracy(model, context, run.image_size)["top1"]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"results": scores | {"loss": last["loss"], "trainable": trainable}, "history": history}
+
+
+def _top1_at(history: list[dict[str, float]], share: float) -> float:
+    """The accuracy that was scored nearest to the end of that share of the run."""
+    scored = [(epoch + 1, row["top1"]) for epoch, row in enumerate(history) if "top1" in row]
+    return min(scored, key=lambda point: abs(point[0] - share * len(history)))[1]

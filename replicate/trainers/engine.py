@@ -183,7 +183,7 @@ def _step(stepped, optimizer, scaler, group, run, session, epoch: int, progress:
             logs[key] = logs.get(key, 0.0) + value.detach() * share
     if run.clip_grad is not None:
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], run.clip_grad)
+        norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups if "fixed_lr" not in group for p in group["params"]], run.clip_grad)
         logs["grad_norm"] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     scaler.step(optimizer)
     scaler.update()

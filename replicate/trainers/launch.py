@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replicate.errors import UserError
-from replicate.params import DistilledRun, EvaluateRun, PretrainRun, TokenizerRun
+from replicate.params import DistilledRun, EvaluateRun, PretrainRun, ScoreRun, TokenizerRun
 from replicate.sources import evaluate_entries, pretrain_entries, tokenizer_entries
 from replicate.trainers.parallel import end_with_parent, seed_processes, train_seeds_in_processes
 from replicate.trainers.seeds import RunContext, TrainSeed, train_one_seed, train_seeds, weights_path
@@ -99,7 +99,7 @@ def _trainer(params: Params, name: str) -> TrainSeed:
 def context_of(params: Params, name: str, session: Session) -> RunContext:
     """Everything a trainer needs to know of the run called `name` at the active budget."""
     stated, run = params.run(name), params.resolve(name)
-    learns = isinstance(run, DistilledRun)
+    learns = isinstance(run, DistilledRun | ScoreRun)  # from a classifier, which has an upstream of its own
     upstream = params.upstream_of(name) if learns or isinstance(run, EvaluateRun) else None
     source = params.upstream_of(upstream) if learns else upstream
     return RunContext(

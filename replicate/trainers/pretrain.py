@@ -23,6 +23,8 @@ from replicate.schedules.layer_decay import plain_groups
 from replicate.schedules.stages import View
 from replicate.trainers.diagnostics import ErrorByP2Dist, activation_gb
 from replicate.trainers.engine import accumulation, adamw, fit
+from replicate.trainers.online_probe import OnlineProbe
+from replicate.trainers.online_probe import accuracy as probe_accuracy
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
 from replicate.trainers.sharding import gathered, refuse_unsharded, shard, whole
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 MASK_STREAM = 16  # keeps the masks' random numbers apart from those of crops, flips and order
 EVALUATION_BATCH = 256
+PROBE_SCORES = 10  # how many times during a run the online probe is scored on the validation images
 VALIDATION_SEED = 0  # validation losses of all runs and seeds are taken over the same masks
 
 
@@ -57,6 +60,7 @@ class PretrainTask(nn.Module):
         self.target = targets.build(run.target, run.patch_size, **options)
         self.model = importlib.import_module(f"replicate.models.{run.method}").build(run, self.target.dim, self.weighting.needs_p2dist)
         self.extra = _extra_term(run, self.model.embed_dim, num_classes, teacher)
+        self.probe = OnlineProbe(self.model, num_classes) if run.online_probe else None
         self.mask_ratio = run.mask_ratio
 
     def set_view(self, view: View) -> Resized | None:
@@ -65,10 +69,15 @@ class PretrainTask(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor, epoch: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         loss, prediction = self.reconstruct(images, index, epoch, progress)
-        if self.extra is None:
-            return loss, {}
-        term, logs = self.extra(prediction, labels, images)
-        return loss + term, {"reconstruction": loss, **logs}
+        logs: dict[str, Tensor] = {}
+        if self.extra is not None:
+            term, own = self.extra(prediction, labels, images)
+            loss, logs = loss + term, {"reconstruction": loss, **own}
+        if self.probe is not None:
+            term, own = self.probe(images, labels)
+            # Its gradient without its value: the run's loss stays the pre-training's, and so does the encoder's gradient.
+            loss, logs = loss + (term - term.detach()), logs | own
+        return loss, logs
 
     def reconstruct(self, images: Tensor, index: Tensor, epoch: int, progress: float) -> tuple[Tensor, Prediction]:
         """The reconstruction loss of uint8 images (n, 3, S, S), and what the model predicted."""
@@ -116,6 +125,7 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
         results |= {"activation_gb": activation_gb(task, run.batch_size, session)}
     if history:
         results |= {"loss": history[-1]["loss"], "seconds_per_epoch": float(np.median([row["seconds"] for row in history]))}
+        results |= {key: history[-1][key] for key in ("probe_top1", "probe_train_top1") if key in history[-1]}
     weights = whole(task.model.state_dict())
     if session.is_main:
         # One entry: safetensors writes several in no fixed order, and equal weights must be equal files for whatever is keyed by them.
@@ -138,9 +148,27 @@ def fit_target(target: nn.Module, context: RunContext) -> None:
 
 def _train(task: PretrainTask, context: RunContext, seed: int, store: RunStore) -> list[dict[str, float]]:
     run, session = context.run, context.session
-    optimizer = adamw(plain_groups(task, run.weight_decay), run, session.device)
+    optimizer = adamw(_groups(task, run.weight_decay), run, session.device)
+    period = max(1, run.epochs // PROBE_SCORES)
+
+    def score_probe(epoch: int) -> dict[str, float]:
+        if (epoch + 1) % period and epoch + 1 < run.epochs:
+            return {}
+        with validation_loader(context, task.model.image_size[0]) as images:
+            return probe_accuracy(task.probe, images.epoch(0), session)
+
+    after_epoch = score_probe if task.probe is not None else None
     with training_loader(context, seed) as loader:
-        return fit(task, optimizer, loader, run, session, store, seed=seed, name=f"{context.name} seed {seed}")
+        return fit(task, optimizer, loader, run, session, store, seed=seed, name=f"{context.name} seed {seed}", after_epoch=after_epoch)
+
+
+def _groups(task: PretrainTask, weight_decay: float) -> list[dict[str, Any]]:
+    groups = plain_groups(task, weight_decay)
+    if task.probe is None:
+        return groups
+    own = task.probe.group()
+    apart = {id(parameter) for parameter in own["params"]}
+    return [group | {"params": [p for p in group["params"] if id(p) not in apart]} for group in groups] + [own]
 
 
 def training_loader(context: RunContext, seed: int) -> Loader:
@@ -155,7 +183,7 @@ def training_loader(context: RunContext, seed: int) -> Loader:
         interpolation=run.interpolation,
     )
     return open_loader(
-        session.loader,
+        getattr(run, "loader", None) or session.loader,
         context.data_folder / "train.beton",
         batch_size=accumulation(run.batch_size, session)[0],
         image_size=run.image_size,

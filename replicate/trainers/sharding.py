@@ -54,11 +54,13 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def refuse_unsharded(run: Any, session: Session) -> None:
-    """Raise UserError for what cannot be trained sharded: image sizes that change, and an average of the weights."""
+    """Raise UserError for what cannot be trained sharded: image sizes that change, an online probe, an average of the weights."""
     if not session.shard:
         return
     if any(stage.image_size for stage in run.stages):
         raise UserError("machine.shard: a run whose image size changes from stage to stage cannot be sharded; set machine.shard to false")
+    if getattr(run, "online_probe", False):
+        raise UserError("machine.shard: the online probe reads an encoder that is whole; set machine.shard, or the run's online_probe, to false")
     if getattr(run, "ema", None):
         raise UserError("machine.shard: a run with an EMA of its weights cannot be sharded; set machine.shard to false")
 

@@ -194,6 +194,13 @@ class MAE(nn.Module):
             tokens = block(tokens)
         return self.norm(tokens), mask, ids_restore
 
+    def unmasked_features(self, images: Tensor) -> Tensor:
+        """(N, C) mean patch token of whole images before the last norm: what DailyMAE's online probe classifies."""
+        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), self.patch_embed(images)], 1) + self.pos_embed
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens[:, 1:].mean(1)
+
     def forward_decoder(self, latent: Tensor, ids_restore: Tensor, kept: Tensor | None = None) -> Tensor:
         """-> prediction (N, L, target_dim) in raster order. With kept (N, L) bool only those tokens enter; the others'
         prediction is zero.

@@ -139,6 +139,10 @@ class MIM(nn.Module):
         grid_of(pair(image_size), self.mask_unit)
         return self.encoder.set_image_size(image_size)
 
+    def unmasked_features(self, images: Tensor) -> Tensor:
+        """(N, C) mean of the encoder's last tokens of whole images: what an online probe classifies."""
+        return self.encoder(images).mean(dim=(2, 3))
+
     def forward(self, images: Tensor, noise: Tensor | None = None, mask_ratio: float | None = None) -> Prediction:
         """Normalised images (N, 3, H, W) -> Prediction; `noise` (N, mask units), uniform on [0, 1), decides the mask, None draws it.
 

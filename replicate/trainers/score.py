@@ -1,0 +1,85 @@
+"""Scoring a fine-tuned classifier on validation images that were compressed again (DailyMAE sec 4.3, Tables 5 and 6). Nothing is trained."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from replicate.loaders.base import as_batch
+from replicate.loaders.crop_decode import Decoding, decode_crop_resize
+from replicate.loaders.crops import center_boxes
+from replicate.loaders.decode import decode_image, resize_crop
+from replicate.loaders.folder import source_behind
+from replicate.loaders.pixels import normalise
+from replicate.loaders.writer import encode_jpeg, shrink
+from replicate.models.weights import load_weights
+from replicate.trainers.builders import build_classifier
+from replicate.trainers.pretrain import EVALUATION_BATCH
+from replicate.trainers.seeds import RunContext
+from replicate.trainers.session import seed_everything
+from replicate.trainers.store import RunStore
+
+if TYPE_CHECKING:
+    from replicate.params import Encoding, ScoreRun
+
+
+def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+    """Top-1 and top-5 accuracy in percent of one seed's classifier, and the mean size of a compressed image in bytes."""
+    seed_everything(seed)
+    model = build_classifier(context)
+    model.load_state_dict(load_weights(context.upstream_weights(seed)))
+    return {"results": _accuracy(model.to(context.session.device).eval(), context), "history": []}
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, context: RunContext) -> dict[str, float]:
+    source, session = source_behind(context.data_folder / "val.beton"), context.session
+    right1 = right5 = count = stored = 0
+    mine = np.arange(session.rank, len(source), session.world_size)
+    for start in range(0, len(mine), EVALUATION_BATCH):
+        index = mine[start : start + EVALUATION_BATCH]
+        crops, sizes = zip(*(_crop(source.read(i), source.names[i], context.run) for i in index), strict=True)
+        batch = as_batch(np.stack(crops), source.labels[index], index, planar=False)
+        with session.autocast():
+            logits = model(normalise(batch.images.to(session.device)))
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu() == batch.labels[:, None]
+        right1, right5 = right1 + int(ranked[:, 0].sum()), right5 + int(ranked.sum())
+        count, stored = count + len(index), stored + sum(sizes)
+    right1, right5, count, stored = session.sum_over_ranks(right1, right5, count, stored)
+    return {"top1": 100.0 * right1 / count, "top5": 100.0 * right5 / count, "bytes_per_image": stored / count}
+
+
+def _crop(stored: bytes | np.ndarray, name: str, run: ScoreRun) -> tuple[np.ndarray, int]:
+    """The centre crop (S, S, 3) that the classifier sees of one image, and the bytes that the image took."""
+    pixels = decode_image(stored, name) if isinstance(stored, bytes) else stored
+    if run.encoding is None:
+        return _centre(pixels, run), len(stored) if isinstance(stored, bytes) else stored.size
+    jpeg = recompressed(pixels, run.encoding, run.codec)
+    if run.codec == "pillow":
+        return _centre(decode_image(jpeg, name), run), len(jpeg)
+    small = shrink(pixels, run.encoding.resolution).shape[:2]
+    box = center_boxes(np.array([small]))[0]
+    decoding = Decoding(dct="fast", interpolation=run.interpolation)
+    return decode_crop_resize(jpeg, box, False, run.image_size, decoding, name=name), len(jpeg)
+
+
+def recompressed(pixels: np.ndarray, encoding: Encoding, codec: str) -> bytes:
+    """uint8 (H, W, 3) -> the JPEG that an image folder ("pillow": bicubic resize) or FFCV ("turbo": area resize) would hold of it."""
+    if codec == "turbo":
+        return encode_jpeg(shrink(pixels, encoding.resolution), encoding.quality)
+    image, longest = Image.fromarray(np.ascontiguousarray(pixels)), max(pixels.shape[:2])
+    if encoding.resolution and longest > encoding.resolution:
+        share = encoding.resolution / longest
+        image = image.resize(tuple(max(1, int(side * share)) for side in image.size), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=encoding.quality)
+    return buffer.getvalue()
+
+
+def _centre(pixels: np.ndarray, run: ScoreRun) -> np.ndarray:
+    return resize_crop(pixels, center_boxes(np.array([pixels.shape[:2]]))[0], False, run.image_size, run.interpolation)

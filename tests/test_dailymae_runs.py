@@ -1,0 +1,153 @@
+"""DailyMAE's runs through the trainers: stages, the online probe, the image folder, recompressed validation images."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from project import write_params
+
+from replicate.models.weights import load_weights
+from replicate.params import Encoding, Params, load
+from replicate.report.results import read
+from replicate.schedules.stages import expand, view_at
+from replicate.trainers import launch
+from replicate.trainers.online_probe import OnlineProbe
+from replicate.trainers.score import recompressed
+from replicate.trainers.seeds import weights_path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("dailymae")
+    write_params(path, data={"train_images": 64, "val_images": 24})
+    return path
+
+
+@pytest.fixture(scope="module")
+def params(folder):
+    return load(folder / "params.yaml")
+
+
+@pytest.fixture
+def train(folder, params, monkeypatch):
+    """Trains a run, and what it needs, at the smoke budget with one seed; returns its metrics."""
+    monkeypatch.chdir(folder)
+
+    def run(name: str, chosen: Params = params) -> dict[str, float]:
+        for needed in with_upstream(chosen, name):
+            dataset = chosen.run(needed).dataset
+            if not chosen.data_folder(dataset).exists():
+                launch.write_dataset(chosen, dataset)
+            if needed == name or not chosen.results_folder(needed).exists():
+                launch.launch(chosen, needed, ())
+        return read(chosen.results_folder(name) / "metrics.json").per_seed[0]
+
+    return run
+
+
+def with_upstream(params: Params, name: str) -> list[str]:
+    upstream = params.upstream_of(name)
+    return [*(with_upstream(params, upstream) if upstream else []), name]
+
+
+def test_a_palindrome_of_any_length():
+    sizes = [stage["image_size"] for stage in expand({"schedule": "palindrome", "sizes": [224, 192, 160]})]
+    assert sizes == [224, 192, 160, 192, 224]
+    ends = [stage["until"] for stage in expand({"schedule": "palindrome", "sizes": [224, 192]})]
+    assert ends == pytest.approx([1 / 3, 2 / 3, 1])
+
+
+@pytest.mark.parametrize("wrong", [{"schedule": "spiral", "sizes": [1]}, {"sizes": [1]}, {"schedule": "rising", "sizes": [1, 2], "ends": [0.2, 0.4]}])
+def test_a_schedule_that_does_not_fit_is_refused(wrong):
+    with pytest.raises(ValueError, match="stages"):
+        expand(wrong)
+
+
+def test_schemes_are_the_papers(params):
+    """Table 10 through the stages that a trainer sees; the authors change stage at epochs 200 and 400 of 800."""
+    run = params.run("daily_s6")
+    assert [(view_at(run, epoch).image_size, view_at(run, epoch).mask_ratio) for epoch in (0, 199, 200, 399, 400, 799)] == [
+        *[(224, 0.75)] * 2,
+        *[(192, 0.75)] * 2,
+        *[(224, 0.85)] * 2,
+    ]
+    thirds = params.run("daily_s2_thirds")
+    assert [view_at(thirds, epoch).image_size for epoch in (0, 266, 267, 532, 533, 799)] == [160, 160, 192, 192, 224, 224]
+
+
+def test_the_online_probe_changes_nothing_but_its_own_numbers(train, folder, params):
+    """A palindrome with the probe and one without end at the same encoder, and the same losses, bit for bit."""
+    with_probe = train("daily_s5")
+    assert 0 <= with_probe["probe_top1"] <= 100 and 0 <= with_probe["probe_train_top1"] <= 100
+    history = pd.read_csv(folder / params.results_folder("daily_s5") / "history.csv")
+    assert {"probe_loss", "probe_train_top1", "probe_top1"} <= set(history.columns)
+    kept = load_weights(weights_path(folder / params.results_folder("daily_s5"), 0))
+    content = yaml.safe_load((folder / "params.yaml").read_text())
+    content["pretrain"]["daily_s5"]["online_probe"] = False
+    (folder / "without.yaml").write_text(yaml.safe_dump(content))
+    without = train("daily_s5", load(folder / "without.yaml"))
+    assert "probe_top1" not in without and without["loss"] == with_probe["loss"]
+    again = load_weights(weights_path(folder / params.results_folder("daily_s5"), 0))
+    assert all(torch.equal(kept[key], again[key]) for key in kept)
+
+
+def test_the_probe_learns_at_its_own_rate_and_gives_the_encoder_no_gradient():
+    class Encoder(torch.nn.Module):
+        embed_dim = 4
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(3, 4))
+
+        def unmasked_features(self, images):
+            return images.mean(dim=(2, 3)) @ self.weight
+
+    torch.manual_seed(0)
+    encoder = Encoder()
+    probe = OnlineProbe(encoder, 2)
+    labels = torch.arange(64) % 2
+    images = (60 + 120 * labels[:, None, None, None]).expand(64, 3, 8, 8).to(torch.uint8) + torch.randint(0, 20, (64, 3, 8, 8), dtype=torch.uint8)
+    optimizer = torch.optim.AdamW([probe.group()])
+    losses = []
+    for _ in range(200):
+        loss, logs = probe(images, labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert encoder.weight.grad is None and losses[-1] < 0.75 * losses[0] and float(logs["probe_train_top1"]) == 100
+    assert all(parameter is not encoder.weight for parameter in probe.parameters())
+
+
+def test_fine_tuning_in_stages_reports_their_ends(train):
+    result = train("daily_ft_s3")
+    assert {"top1_at_30", "top1_at_60"} <= set(result) and math.isfinite(result["loss"])
+
+
+def test_recompressed_images_are_scored_by_either_codec(train):
+    original, pillow, turbo = (train(name) for name in ("daily_val_original", "daily_val_pil_256_90", "daily_val_256_90"))
+    for result in (original, pillow, turbo):
+        assert 0 <= result["top1"] <= result["top5"] <= 100
+    assert pillow["bytes_per_image"] < original["bytes_per_image"] and turbo["bytes_per_image"] < original["bytes_per_image"]
+
+
+@pytest.mark.parametrize("codec", ["pillow", "turbo"])
+def test_recompression_keeps_to_cap_and_quality(codec):
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 60, 3), dtype=np.uint8)
+    sizes = {q: recompressed(pixels, Encoding(resolution=50, quality=q), codec) for q in (90, 95, 100)}
+    assert len(sizes[90]) < len(sizes[95]) < len(sizes[100])
+    with Image.open(io.BytesIO(sizes[95])) as image:
+        assert image.size == (30, 50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["daily_folder_s4_ft", "daily_s1_thirds_ft", "daily_pre_256_95_ft", "daily_ft_160", "daily_256_95_ft"])
+def test_other_kinds_of_runs(train, name):
+    assert math.isfinite(train(name)["loss"])

@@ -18,7 +18,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ import cv2
 import numpy as np
 
 from replicate.cost.bench import Timing, compare, interleave, write_results
+from replicate.cost.stock_ffcv import has_ffcv, stock_ffcv
 from replicate.errors import UserError
 from replicate.loaders import Augmentation, crop_decode, crops, open_loader
 from replicate.loaders.beton_format import read_tables
@@ -122,65 +122,9 @@ class Crops:
                 out[:] = out[:, ::-1]
 
 
-def stock_ffcv(crops_: Crops, threads: int, own_boxes: bool = True) -> Iterable[object]:
-    """The batches of FFCV's own pipeline: whole image, crop, area resize, RandomHorizontalFlip. own_boxes: our boxes instead of its random ones."""
-    warnings.simplefilter("ignore")
-    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-    from ffcv.libffcv import imdecode, resize_crop
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.pipeline.compiler import Compiler
-    from ffcv.transforms import RandomHorizontalFlip
-
-    boxes = crops_.boxes.astype(np.int64)
-
-    class GivenCrops(RandomResizedCropRGBImageDecoder):
-        """The stock decoder with a table of boxes where it draws one."""
-
-        def generate_code(self) -> Callable[..., np.ndarray]:
-            read, spread = self.memory_read, Compiler.get_iterator()
-            decode_image, resize = Compiler.compile(imdecode), Compiler.compile(resize_crop)
-
-            def decode(batch_indices, memory, metadata, storage_state):
-                images, whole = memory
-                for i in spread(len(batch_indices)):
-                    field = metadata[batch_indices[i]]
-                    height, width = np.uint32(field["height"]), np.uint32(field["width"])
-                    pixels = whole[i]
-                    decode_image(read(field["data_ptr"], storage_state), pixels, height, width, height, width, 0, 0, 1, 1, False, False)
-                    pixels = pixels.reshape(-1)[: 3 * height * width].reshape(height, width, 3)
-                    top, left, tall, wide = boxes[batch_indices[i]]
-                    resize(pixels, top, top + tall, left, left + wide, images[i])
-                return images[: len(batch_indices)]
-
-            decode.is_parallel = True
-            return decode
-
-    decoder = (GivenCrops if own_boxes else RandomResizedCropRGBImageDecoder)((crops_.size, crops_.size))
-    loader = Loader(
-        str(crops_.path),
-        batch_size=BATCH,
-        num_workers=threads,
-        order=OrderOption.SEQUENTIAL,
-        drop_last=False,
-        pipelines={"image": [decoder, RandomHorizontalFlip()], "label": None},
-    )
-
-    return loader
-
-
 def exhaust(batches: Iterable[object]) -> None:
     for _ in batches:
         pass
-
-
-def has_ffcv() -> bool:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import ffcv.loader  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def fused_psnr(data: Crops) -> dict[str, float]:
@@ -212,8 +156,8 @@ def measure(files: dict[str, Crops], quality: int, threads: int, rounds: int) ->
     if threads == 1:
         cases["OpenCV"] = plain.epoch_with_opencv
     if has_ffcv():
-        cases["stock FFCV"] = partial(exhaust, stock_ffcv(plain, threads))
-        cases["stock FFCV, its own crops"] = partial(exhaust, stock_ffcv(plain, threads, own_boxes=False))
+        cases["stock FFCV"] = partial(exhaust, stock_ffcv(plain.path, plain.boxes, plain.size, BATCH, threads))
+        cases["stock FFCV, its own crops"] = partial(exhaust, stock_ffcv(plain.path, None, plain.size, BATCH, threads))
     clock = process_time if threads == 1 else perf_counter
     timings = interleave(cases, rounds, 1, clock)
     rows, count = [], len(plain.tables)
@@ -251,7 +195,7 @@ def print_memory(path: Path, size: int, kind: str) -> None:
     has_ffcv()
     data, before, peak = Crops(path, size, False), private_bytes(), 0
     if kind == "stock":
-        for _ in stock_ffcv(data, 2):
+        for _ in stock_ffcv(path, data.boxes, size, BATCH, 2):
             peak = max(peak, private_bytes())
     else:
         augmentation = Augmentation(scale=(0.08, 1.0))

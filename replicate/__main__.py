@@ -92,6 +92,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--full", action="store_true", help="with the runs of the full grid")
     command.set_defaults(handler=_notebook)
 
+    command = commands.add_parser("bench", help="measure this machine on your own images")
+    actions = command.add_subparsers(metavar="WHAT", required=True)
+    action = actions.add_parser("loader", help="an image folder, stock FFCV and our reader; compression, augmentation, and step by step")
+    action.add_argument("--images", type=Path, help="folder of JPEG or PNG files, any depth (default: photographs that scikit-image carries)")
+    action.add_argument("--repeat", type=int, default=4, help="take the images so many times, so that epochs are long (default: %(default)s)")
+    action.add_argument("--rounds", type=int, default=5, help="how often every case takes its turn (default: %(default)s)")
+    action.add_argument("--threads", type=int, default=1, help="threads of every loader (default: %(default)s)")
+    action.add_argument("--size", type=int, default=224, help="pixels a side of a crop (default: %(default)s)")
+    action.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of loader.json (default: %(default)s)")
+    action.set_defaults(handler=_bench_loader)
+
     command = commands.add_parser("scoreboard", help="every published number with its status, every claim with its verdict")
     command.set_defaults(handler=_scoreboard)
 
@@ -241,6 +252,13 @@ def _notebook(options: argparse.Namespace) -> None:
     if options.paper not in params.papers:
         raise UserError(f"there is no notebook of '{options.paper}'; params.yaml names {', '.join(params.papers)}")
     execute(options.paper, params.budget, "full" if options.full else "headline")
+
+
+def _bench_loader(options: argparse.Namespace) -> None:
+    from replicate.cost.loader_bench import bench
+
+    numbers = {key: getattr(options, key) for key in ("repeat", "rounds", "threads", "size")}
+    print(bench(options.images, **numbers, out=options.out))
 
 
 def _scoreboard(options: argparse.Namespace) -> None:

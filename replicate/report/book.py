@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from replicate.report import costs, figures, points, published, results, style, summary, tables, verdicts
+from replicate.report import costs, figures, loader_runs, points, published, results, style, summary, tables, verdicts
 from replicate.report.lens import lens
 from replicate.report.provenance import git_state, machine, versions
 from replicate.report.quantities import Reader
@@ -42,7 +42,7 @@ class Book:
 
     @cached_property
     def results(self) -> results.Results:
-        return results.load(self.budget or self.params.budget, self.root / "results", grid=self.scope == "full")
+        return loader_runs.load(self.budget or self.params.budget, self.root, grid=self.scope == "full")
 
     @cached_property
     def reader(self) -> Reader:

@@ -14,8 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from replicate.errors import UserError
-from replicate.report import published, tables, verdicts
-from replicate.report import results as results_module
+from replicate.report import loader_runs, published, tables, verdicts
 from replicate.report.page import page
 from replicate.report.results import Results
 
@@ -89,7 +88,7 @@ def write(budget: str, root: str | Path = ".", readme: str | Path | None = "READ
     shows; None leaves the README alone.
     """
     root = Path(root)
-    board = build(results_module.load(budget, root / "results"))
+    board = build(loader_runs.load(budget, root))
     folder = root / "tables" / budget
     folder.mkdir(parents=True, exist_ok=True)
     board.numbers.to_csv(folder / NUMBERS, index=False, lineterminator="\n")

@@ -1,0 +1,87 @@
+"""DailyMAE's figures: minutes of an epoch by loader, the probe against time, speed by image size, what a crop shows, run times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from replicate.report.figures import new
+from replicate.report.quantities import NotRun, Reader
+from replicate.report.style import MARKERS, OURS, PALETTE, PAPER, WIDTH, Figure
+from replicate.schedules import perceptual
+
+
+def epoch_minutes(table: pd.DataFrame) -> Figure:
+    """Figure 1: minutes of an epoch of ImageNet-1k through each loader."""
+    figure, axes = new(1, 1, height=1.0 + 0.4 * max(1, len(table)))
+    axis = axes[0, 0]
+    axis.barh(range(len(table)), table["minutes"], color=OURS, height=0.6)
+    axis.set_yticks(range(len(table)), table.index)
+    axis.invert_yaxis()
+    axis.set(xlabel="minutes to load an epoch of ImageNet-1k", title="ours" if len(table) else "nothing was measured")
+    return figure
+
+
+def probe_curves(curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """Figure 2: the online probe against training time."""
+    figure, axes = new()
+    axis = axes[0, 0]
+    for index, (label, curve) in enumerate(curves.items()):
+        axis.plot(curve.index, curve.iloc[:, 0], marker=MARKERS[index % len(MARKERS)], color=PALETTE[index % len(PALETTE)], label=label)
+    axis.set(xlabel="minutes of training", ylabel="online probe (%)", title="ours" if curves else "no run has finished")
+    if curves:
+        axis.legend()
+    return figure
+
+
+def by_image_size(reader: Reader, sizes: tuple[str, ...] = ("256", "500", "1000", "none")) -> Figure:
+    """Figure 3c: images per second at quality 90 by the longest side that images are stored with, crop decode against whole images."""
+    figure, axes = new()
+    axis = axes[0, 0]
+    for index, (kind, label) in enumerate((("full_decode", "whole image"), ("crop_decode", "crop decode"))):
+        points = {size: rate for size in sizes if (rate := _rate(reader, f"loader_{kind}_{size}_90")) is not None}
+        axis.plot(list(points), list(points.values()), marker=MARKERS[index], color=PALETTE[index], label=label)
+    axis.set(xlabel="longest side of a stored image (pixels)", ylabel="images per second", title="ours, quality 90")
+    axis.set_ylim(bottom=0)
+    axis.legend()
+    return figure
+
+
+def _rate(reader: Reader, run: str) -> float | None:
+    try:
+        return reader.estimate(f"{run}/images_per_second").value
+    except NotRun:
+        return None
+
+
+def crop_views(sizes: tuple[int, ...] = (160, 192, 224), low: float = 0.28) -> Figure:
+    """Figure 4 in numbers: how much of an object a crop shows and how large it appears, by the largest crop and the image size."""
+    figure, axes = new(1, 2, width=WIDTH * 1.5)
+    highs = np.linspace(0.4, 1.0, 61)
+    ratio, apparent = axes[0]
+    ratio.plot(highs, [perceptual.perceptual_ratio(low, high) for high in highs], color=OURS)
+    ratio.set(xlabel="largest relative side of a crop", ylabel="share of the object in view", title="perceptual ratio, Eq. 2")
+    for index, size in enumerate(sizes):
+        colour = PALETTE[index]
+        apparent.plot(highs, [perceptual.expected_apparent_size(size, low, high) for high in highs], color=colour, label=f"{size} px, true")
+        apparent.plot(highs, [perceptual.apparent_size(size, low, high) for high in highs], "--", color=colour, label=f"{size} px, Eq. 1")
+    apparent.set(xlabel="largest relative side of a crop", ylabel="pixels", title="apparent size")
+    apparent.legend(fontsize="small", ncols=2)
+    return figure
+
+
+def run_times(table: pd.DataFrame) -> Figure:
+    """Table 11's run times as shares of fixed 224's: printed, by multiply-adds, and measured."""
+    figure, axes = new()
+    axis = axes[0, 0]
+    drawn = (("printed time", PAPER), ("multiply-adds", PALETTE[2]), ("measured here", OURS))
+    for index, (column, colour) in enumerate(drawn):
+        values = [float(text.split()[0]) if text else np.nan for text in table[column]]
+        axis.plot(range(len(table)), values, MARKERS[index], color=colour, label=column)
+    axis.set_xticks(range(len(table)), table.index)
+    axis.set(xlabel="scheme", ylabel="% of the fixed 224-pixel run")
+    axis.axhline(100, color="#767676", linewidth=0.8)
+    axis.legend()
+    return figure

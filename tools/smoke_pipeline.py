@@ -1,12 +1,15 @@
 """Runs the whole pipeline at the smoke budget on a copy of the working tree, and holds what the README promises of it.
 
-One `dvc repro` ends with tables, figures and executed notebooks and a clean status; the next one runs nothing. The copy holds
-what git would commit, changes not yet committed included, so data and results of the working tree are neither used nor touched.
+One `dvc repro` ends with tables, figures and executed notebooks and a clean status; the next one runs nothing. One more value of a
+sweep trains that run and redraws its paper; a notebook saved in JupyterLab and a file that a run does not import retrain nothing.
+The copy holds what git would commit, changes not yet committed included, so data and results of the working tree are neither used
+nor touched.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +20,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = "smoke"
 PAPER = "efficient_learners"
+NEW_RUN = "light_90_llrd_70"
+NEW_LINE = "  light_90_llrd_70: {<<: *tuned_finetune, pretrain: efficient_learners/light_90, layer_decay: 0.7}\n"
+FOREIGN = "replicate/targets/hog.py"
 EXPECTED = (f"tables/{BUDGET}/{PAPER}/*.csv", f"tables/{BUDGET}/{PAPER}/*.md", f"figures/{BUDGET}/**/*.png", "executed/**/*.html")
+
+
+STAGE = re.compile(r"^Running stage '([^']+)'", re.MULTILINE)
+RUNS_OF_PAPER = """
+import json, sys
+from replicate.params import load
+print(json.dumps([name for name, run in load("params.yaml").runs.items() if run.paper == sys.argv[1]]))
+"""
 
 
 class SmokeError(Exception):
@@ -72,12 +86,44 @@ class Pipeline:
         if changed:
             raise SmokeError(f"dvc status is not clean after dvc repro: {', '.join(sorted(changed))}")
 
+    def stages(self, *options: str) -> list[str]:
+        """The stages that `dvc repro` runs, in order; with `--dry`, those that it would run."""
+        return STAGE.findall(self.read("dvc", "repro", *options))
+
     def check_nothing_runs(self) -> float:
         start = time.monotonic()
-        ran = [line for line in self.read("dvc", "repro").splitlines() if line.startswith("Running")]
+        ran = self.stages()
         if ran:
-            raise SmokeError(f"a second dvc repro runs something: {ran[0]}")
+            raise SmokeError(f"a second dvc repro runs {ran[0]}")
         return time.monotonic() - start
+
+    def check_one_more_value(self) -> None:
+        """README, "Adding a run": the new line trains its run and redraws the notebook that shows it."""
+        params = self.folder / "params.yaml"
+        params.write_text(params.read_text().replace("\nevaluate:\n", f"\nevaluate:\n{NEW_LINE}", 1))
+        ran = self.stages()
+        if ran != [f"evaluate@{NEW_RUN}", f"notebook@{PAPER}", "scoreboard"]:
+            raise SmokeError(f"one more value of a sweep runs {', '.join(ran)}")
+
+    def check_saved_notebook(self) -> None:
+        """JupyterLab writes outputs and its own metadata into an opened notebook: the stripped copy is the same."""
+        path = self.folder / "notebooks" / f"{PAPER}.ipynb"
+        notebook = json.loads(path.read_text())
+        cell = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+        cell["execution_count"], cell["outputs"] = 7, [{"name": "stdout", "output_type": "stream", "text": ["seen in Lab\n"]}]
+        path.write_text(json.dumps(notebook))
+        ran = self.stages()
+        if ran != [f"source@{PAPER}"]:
+            raise SmokeError(f"saving {path.name} in JupyterLab runs {', '.join(ran) or 'nothing'}")
+
+    def check_foreign_edit(self) -> None:
+        """A file that a paper's runs do not import concerns none of them."""
+        with (self.folder / FOREIGN).open("a") as file:
+            file.write("\n# changed\n")
+        names = json.loads(self.read("python", "-c", RUNS_OF_PAPER, PAPER))
+        hit = [stage for stage in self.stages("--dry") if stage.partition("@")[2] in names and not stage.startswith("notebook")]
+        if hit:
+            raise SmokeError(f"a change of {FOREIGN} runs {hit[0]}")
 
     def check_outputs(self) -> None:
         for pattern in EXPECTED:
@@ -93,7 +139,10 @@ def smoke(folder: Path) -> None:
     pipeline.check_status()
     pipeline.check_outputs()
     again = pipeline.check_nothing_runs()
-    print(f"smoke pipeline: dvc repro {first:.0f} s, again with nothing to do {again:.1f} s, status clean")
+    pipeline.check_one_more_value()
+    pipeline.check_saved_notebook()
+    pipeline.check_foreign_edit()
+    print(f"smoke pipeline: dvc repro {first:.0f} s, again with nothing to do {again:.1f} s, status clean, one more value runs alone")
 
 
 def main() -> int:

@@ -115,6 +115,17 @@ def test_data_sets_are_compressed_as_table_4_says(params):
     assert params.dataset("full", "laptop").train.resolution == 500  # the others keep their caps, and so their files
 
 
+def test_every_setting_of_the_writer_can_be_stated():
+    from dataclasses import fields
+
+    from replicate.loaders.writer import WriteSettings
+    from replicate.params import Encoding
+
+    defaults = {field.name: field.default for field in fields(WriteSettings) if field.name != "seed"}
+    stated = Encoding(quality=95).model_dump()
+    assert set(stated) == set(defaults) and all(stated[key] == defaults[key] for key in defaults if key != "quality")
+
+
 def test_colours_and_crops_outlast_a_light_budget(params):
     run = params.resolve("daily_ft_s3", "laptop")
     assert run.auto_augment == "three_augment" and run.crop_scale == (0.08, 1.0) and run.mixup == 0

@@ -42,7 +42,7 @@ test-all: lint ## as test, with the slow tests
 smoke: setup ## the pipeline at the smoke budget alone
 	$(RUN) python tools/smoke_pipeline.py
 
-repro: setup ## the main job: data, training, tables, figures, executed notebooks (BUDGET=smoke|laptop|gpu|paper)
+repro: setup ## the main job: data, training, tables, figures, executed notebooks (BUDGET=smoke|laptop|evening|tiny|gpu|paper)
 	$(if $(BUDGET),$(RUN) python -m replicate budget $(BUDGET))
 	$(RUN) dvc repro
 

@@ -187,10 +187,8 @@ def test_failure_surfaces_and_leaving_early_joins(tmp_path: Path, monkeypatch: p
         from replicate.loaders import ffcv
 
         monkeypatch.setattr(ffcv._WatchedEpoch, "run_pipeline", fail)
-        started = time.monotonic()
         with pytest.raises(RuntimeError, match="boom"):
             list(loader.epoch(3))
-        assert time.monotonic() - started < 2
         monkeypatch.undo()
 
         with open(path, "r+b") as file:

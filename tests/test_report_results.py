@@ -45,6 +45,15 @@ def test_measured_numbers_stand_where_the_checkout_has_none_of_its_own(tmp_path)
     assert found.values("light_90_llrd_65", "top1") == {0: 40.0, 1: 42.0} and found.values("light_90_llrd_80", "top1") == {0: 43.0}
 
 
+def test_a_measured_run_of_other_settings_is_left_out(tmp_path):
+    params = load(ROOT / "params.yaml")
+    now = params.resolve("light_90_llrd_65", "laptop").model_dump(mode="json")
+    write(tmp_path / "measured", resolved=now)
+    write(tmp_path / "measured", run="light_90_llrd_80", resolved=now)
+    found = results.load("laptop", tmp_path / "results", params=params)
+    assert set(found.runs) == {"light_90_llrd_65"}, "the other is said to have been trained at layer_decay 0.65"
+
+
 def test_kept_are_numbers_and_history_but_no_weights(tmp_path):
     path = write(tmp_path / "results", budget="laptop/grid")
     (path.parent / "history.csv").write_text("seed,epoch,loss,seconds\n0,0,1.0,2.0\n1,0,1.0,2.0\n")
@@ -62,9 +71,7 @@ def test_measured_runs_are_what_params_yaml_says_now():
     params = load(ROOT / "params.yaml")
     for path in sorted((ROOT / "measured").glob("**/metrics.json")):
         run = results.read(path)
-        now = params.resolve(run.name, path.relative_to(ROOT / "measured").parts[0]).model_dump(mode="json")
-        changed = {key: (value, now[key]) for key, value in run.resolved.items() if key in now and key != "peak_lr" and value != now[key]}
-        assert not changed, f"{path}: train and keep it again"
+        assert not results.changed(run, params, path.relative_to(ROOT / "measured").parts[0]), f"{path}: train and keep it again"
 
 
 def test_a_number_of_the_whole_run_stands_at_one_seed(tmp_path):

@@ -113,11 +113,10 @@ def test_mappings_are_well_formed(paper):
 
 
 def test_every_run_that_is_mapped_is_in_params():
-    params = pytest.importorskip("replicate.params")
-    loaded = params.load(published.FOLDER.parent / "params.yaml")
-    known = set(loaded.runs)
+    known = set(load(published.FOLDER.parent / "params.yaml").runs)
     for paper in published.PAPERS:
-        assert tables.runs_named(paper) <= known, paper
+        trained = {run for run in tables.runs_named(paper) if not run.startswith("loader_")}  # loaders are measured, not trained
+        assert trained <= known, paper
 
 
 TABLES = {"efficient_learners": range(1, 8), "efficient_mae": range(1, 10)}

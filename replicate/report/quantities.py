@@ -81,12 +81,21 @@ class Reader:
     def evaluate(self, linear: Linear, raw: bool = False) -> Estimate:
         """The expression's interval; a ratio comes as a factor, or with `raw` in logarithms, where its interval is symmetric."""
         found = [(c, self.values(run, metric)) for c, run, metric in linear.terms]
+        self._refuse_one_recipe([(run, metric) for _, run, metric in linear.terms])
         if not found:
             return Estimate(0.0 if raw or not linear.log else 1.0, math.nan, math.nan, 0)
         if linear.log:
             found = [(c, {seed: math.log(value) for seed, value in run.items()}) for c, run in found]
         estimate = intervals.combination(found)
         return estimate.map(math.exp) if linear.log and not raw else estimate
+
+    def _refuse_one_recipe(self, terms: list[tuple[str, str]]) -> None:
+        """A budget may cap what two runs differ in (batch sizes of 1,024 and 4,096 at a cap of 16): such a comparison says nothing."""
+        recipes = [(run, metric, recipe) for run, metric in terms if (recipe := self.results.recipe(run)) is not None]
+        for k, (left, metric, recipe) in enumerate(recipes):
+            for right, other, same in recipes[k + 1 :]:
+                if left != right and metric == other and recipe == same:
+                    raise NotRun([f"{left} and {right} are one recipe at this budget"])
 
     def linear(self, quantity: Any) -> Linear:
         """The quantity as a linear expression, the best and the worst of a set resolved by their means."""

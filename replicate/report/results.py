@@ -13,11 +13,14 @@ import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from replicate.errors import UserError
+
+if TYPE_CHECKING:
+    from replicate.params import Params
 
 COLUMNS = ["paper", "run", "metric", "seed", "value"]
 SECTIONS = ("results", "run", "resolved", "provenance")
@@ -78,21 +81,41 @@ class Results:
         ]
         return pd.DataFrame(lines, columns=COLUMNS)
 
+    def recipe(self, name: str) -> dict[str, Any] | None:
+        """What a run really trained at the budget, its weights' own recipe included; None where the run does not state it."""
+        resolved = self.runs[name].resolved if name in self.runs else {}
+        if "base_lr" not in resolved:
+            return None
+        own = {key: value for key, value in resolved.items() if key != "paper"}
+        if "pretrain" in own:
+            upstream = str(own["pretrain"]).rpartition("/")[2]
+            own["pretrain"] = self.recipe(upstream) or upstream
+        return own
+
     def history(self, name: str) -> pd.DataFrame:
         """The run's `history.csv`, empty where it left none."""
         path = self.runs[name].path.with_name("history.csv")
         return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
 
-def load(budget: str, root: str | Path = "results", grid: bool = True) -> Results:
+def load(budget: str, root: str | Path = "results", grid: bool = True, params: Params | None = None) -> Results:
     """All finished runs of a budget, those of the full grid too unless `grid` is False; runs trained here before measured ones.
 
-    None at all is an empty `Results`, so that a report can be drawn before anything is trained. Raises UserError for a file that
-    is not what a trainer writes, and for two runs of one name.
+    With `params`, a measured run whose settings have changed since is left out. None at all is an empty `Results`, so that a report
+    can be drawn before anything is trained. Raises UserError for a file that is not what a trainer writes, and for two runs of one
+    name.
     """
     root = Path(root)
     own, measured = (_runs(folder / budget, grid) for folder in (root, root.with_name(MEASURED)))
+    if params is not None:
+        measured = {name: run for name, run in measured.items() if name in params.runs and not changed(run, params, budget)}
     return Results(budget, measured | own)
+
+
+def changed(run: Run, params: Params, budget: str) -> dict[str, tuple[Any, Any]]:
+    """Settings that a finished run was trained with and `params` resolves otherwise now: key -> (then, now)."""
+    now = params.resolve(run.name, budget).model_dump(mode="json")
+    return {key: (value, now[key]) for key, value in run.resolved.items() if key in now and value != now[key]}
 
 
 def keep(run: Path) -> Path:

@@ -129,7 +129,8 @@ def runs_named(paper: str) -> set[str]:
 
 def _line(cell: dict[str, Any], rules, reader: Reader, judged: Mapping[str, str], numbers: pd.DataFrame) -> dict[str, Any]:
     line = {"id": cell["id"], "table": cell["table"], "panel": cell["panel"], "row": cell["row"], "column": cell["column"]}
-    line |= {"published": cell["printed"], "unit": cell["unit"], "value": cell["value"]}
+    relation = "" if cell["relation"] == "=" else cell["relation"]
+    line |= {"published": f"{relation}{cell['printed']}", "unit": cell["unit"], "value": cell["value"]}
     line |= {
         "ours": math.nan,
         "ours_low": math.nan,

@@ -7,9 +7,12 @@ thread time is the process's CPU time, which other users of the machine do not a
 
 from __future__ import annotations
 
+import copy
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +31,7 @@ from replicate.loaders.writer import WriteSettings, encode_jpeg, write_beton
 
 BATCH = 64
 SCALE = (0.08, 1.0)
+LONG = 1000  # images of an epoch against FFCV, which renews its buffers at every epoch: short ones would time their page faults
 ORIGINAL_QUALITY = 95  # of scikit-image's photographs, which come as pixels
 COMPRESSIONS = {
     "500_100": WriteSettings(resolution=500, quality=100, keep=False),
@@ -66,6 +70,13 @@ class Photographs:
     def read(self, index: int) -> bytes:
         return self.files[index % len(self.files)][1]
 
+    def repeated(self, least: int) -> Photographs:
+        """The same images, repeated until they are `least` or more."""
+        longer = copy.copy(self)
+        longer.names = self.names * math.ceil(least / len(self.names))
+        longer.labels = np.zeros(len(longer.names), np.int64)
+        return longer
+
     def unpack(self, folder: Path, read: Callable[[int], bytes]) -> Path:
         """A folder of one class that holds each image as a file."""
         (folder / "photograph").mkdir(parents=True)
@@ -89,10 +100,11 @@ def _of_scikit_image() -> list[tuple[str, bytes]]:
 
 
 class Case(NamedTuple):
-    """Something to time: an epoch, and the bytes of what it reads."""
+    """Something to time: an epoch of so many images, and the bytes of what it reads."""
 
     run: Callable[[], object]
     file_bytes: int
+    images: int
 
 
 class Steps:
@@ -149,17 +161,24 @@ def cases(folder: Path, images: Photographs, size: int, threads: int, stock: boo
     betons: dict[str, Path] = {}
 
     def ours(name: str, path: Path, kind: str = "beton", auto: str | None = None, **options: Any) -> None:
+        """A case of the package's own loaders."""
         augmentation = Augmentation(scale=SCALE, auto=auto)
         shared = {"batch_size": BATCH, "image_size": size, "augmentation": augmentation, "seed": 0, "train": True, "workers": threads}
         loader = open_loader(kind, path, drop_last=False, **shared, **options)
         stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
         seek = path.with_suffix(".seek")
-        found[f"loader_{name}"] = Case(partial(_exhaust, loader), stored + (seek.stat().st_size if seek.is_file() else 0))
+        stored += seek.stat().st_size if seek.is_file() else 0
+        found[f"loader_{name}"] = Case(partial(_exhaust, loader), stored, loader.num_images)
 
     for name, settings in (COMPRESSIONS | MORE).items():
         betons[name] = folder / f"{name}.beton"
         write_beton(betons[name], images, settings, workers=threads, progress=False)
         ours(name, betons[name])
+    long = {name: folder / f"long_{name}.beton" for name in ("500_90", "500_95")}
+    for name, path in long.items():
+        write_beton(
+            path, images.repeated(LONG), replace(COMPRESSIONS[name], seek=8 if crop_decode.available() else 0), workers=threads, progress=False
+        )
     ours("folder", images.unpack(folder / "original", images.read), kind="folder")
     same = Steps(betons["500_95"], size, threads)
     stored = [bytes(jpeg) for jpeg in same.jpegs()]
@@ -169,24 +188,31 @@ def cases(folder: Path, images: Photographs, size: int, threads: int, stock: boo
             ours(f"full_decode_{name}", betons[name], decoding=FULL)
             ours(f"crop_decode_{name}", betons[name], decoding=CROP)
         ours("fused_500_95", betons["500_95_seek"], decoding=Decoding(resize="fused"))
+        for name in ("500_90", "500_95"):
+            ours(f"long_crop_decode_{name}", long[name], decoding=CROP)
+            ours(f"long_fused_{name}", long[name], decoding=Decoding(resize="fused"))
         steps = Steps(betons["500_90"], size, threads)
         if (steps.tables.modes == JPG).all():
             found |= _steps(steps, betons["500_90"].stat().st_size)
+    for name, path in long.items():
+        ours(f"long_{name}", path, decoding=Decoding(seek=False))
     ours("three_augment", betons["500_95"], auto="three_augment")
     ours("randaug", betons["500_95"], auto="rand-m9-mstd0.5-inc1")
     if stock and has_ffcv():
         for name in ("500_90", "500_95"):
-            boxes = Steps(betons[name], size, threads).boxes
-            found[f"loader_ffcv_{name}"] = Case(partial(_iterate, stock_ffcv(betons[name], boxes, size, BATCH, threads)), betons[name].stat().st_size)
+            path, boxes = long[name], Steps(long[name], size, threads).boxes
+            batches = stock_ffcv(path, boxes, size, BATCH, threads)
+            found[f"loader_ffcv_{name}"] = Case(partial(_iterate, batches), path.stat().st_size, len(boxes))
     return found
 
 
 def _steps(steps: Steps, stored: int) -> dict[str, Case]:
-    found = {"loader_step_read": Case(steps.read, stored)}
+    count = len(steps.tables)
+    found = {"loader_step_read": Case(steps.read, stored, count)}
     for name, decoding in (("full", FULL), ("crop", CROP)):
-        found[f"loader_step_{name}_decode"] = Case(partial(steps.decode, decoding), stored)
-        found[f"loader_step_{name}_resize"] = Case(partial(steps.resize, decoding), stored)
-        found[f"loader_step_{name}_simple"] = Case(partial(steps.resize, decoding, True), stored)
+        found[f"loader_step_{name}_decode"] = Case(partial(steps.decode, decoding), stored, count)
+        found[f"loader_step_{name}_resize"] = Case(partial(steps.resize, decoding), stored, count)
+        found[f"loader_step_{name}_simple"] = Case(partial(steps.resize, decoding, True), stored, count)
     return found
 
 
@@ -194,10 +220,10 @@ COMPARISONS = (
     ("our reader against a folder of the original files", "loader_500_95", "loader_folder"),
     ("our reader against a folder of the same JPEGs, same crops", "loader_500_95", "loader_folder_500_95"),
     ("seek index and fused resize against a folder of the same JPEGs", "loader_fused_500_95", "loader_folder_500_95"),
-    ("our reader against stock FFCV, quality 95, same crops", "loader_500_95", "loader_ffcv_500_95"),
-    ("our reader against stock FFCV, quality 90, same crops", "loader_500_90", "loader_ffcv_500_90"),
-    ("libjpeg's crop decode against stock FFCV, quality 95", "loader_crop_decode_500_95", "loader_ffcv_500_95"),
-    ("seek index and fused resize against stock FFCV, quality 95", "loader_fused_500_95", "loader_ffcv_500_95"),
+    ("our reader against stock FFCV, quality 95, same crops", "loader_long_500_95", "loader_ffcv_500_95"),
+    ("our reader against stock FFCV, quality 90, same crops", "loader_long_500_90", "loader_ffcv_500_90"),
+    *((f"libjpeg's crop decode against stock FFCV, quality {q}", f"loader_long_crop_decode_500_{q}", f"loader_ffcv_500_{q}") for q in (95, 90)),
+    *((f"seek index and fused resize against stock FFCV, quality {q}", f"loader_long_fused_500_{q}", f"loader_ffcv_500_{q}") for q in (95, 90)),
     ("stock FFCV against a folder of the same JPEGs, same crops", "loader_ffcv_500_95", "loader_folder_500_95"),
     *((f"crop decode against full decode, {name}", f"loader_crop_decode_{name}", f"loader_full_decode_{name}")
       for name in ("256_90", "500_90", "500_95", "1000_90", "1000_95", "none_90")),
@@ -209,27 +235,25 @@ COMPARISONS = (
 """(what is compared, ours, theirs)."""
 
 
-def measure(made: Mapping[str, Case], count: int, rounds: int, threads: int, size: int) -> list[dict[str, Any]]:
-    """One row a comparison, with the images per second of every round and the bytes of both sides."""
+def measure(made: Mapping[str, Case], rounds: int, threads: int, size: int) -> list[dict[str, Any]]:
+    """One row a comparison, in seconds an image, with the images per second of every round and the bytes of both sides."""
     clock = time.process_time if threads == 1 else time.perf_counter
-    timings = interleave({name: case.run for name, case in made.items()}, rounds, 1, clock)
+    epochs = interleave({name: case.run for name, case in made.items()}, rounds, 1, clock)
+    timings = {name: Timing(tuple(seconds / made[name].images for seconds in epoch.seconds)) for name, epoch in epochs.items()}
     rows = []
     for what, ours, theirs in COMPARISONS:
         if ours not in timings or theirs not in timings:
             continue
         extra = {
             "clock": clock.__name__,
-            "images": count,
+            "unit": "s an image",
+            "images": [made[name].images for name in (ours, theirs)],
             "runs": [ours, theirs],
-            "images_per_second": [_rates(timings[name], count) for name in (ours, theirs)],
+            "images_per_second": [[round(1 / seconds, 1) for seconds in timings[name].seconds] for name in (ours, theirs)],
             "file_bytes": [made[name].file_bytes for name in (ours, theirs)],
         }
         rows.append(compare("loader", f"{what}, {size} px, {threads} threads", timings[ours], timings[theirs], **extra))
     return rows
-
-
-def _rates(timing: Timing, count: int) -> list[float]:
-    return [round(count / seconds, 1) for seconds in timing.seconds]
 
 
 def bench(folder: Path | None, *, repeat: int, rounds: int, threads: int, size: int, out: Path = RESULTS) -> Path:
@@ -245,7 +269,7 @@ def bench(folder: Path | None, *, repeat: int, rounds: int, threads: int, size: 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:
         made = cases(Path(scratch), images, size, threads)
-        rows = measure(made, len(images), rounds, threads, size)
+        rows = measure(made, rounds, threads, size)
         if not has_ffcv():
             print("note: ffcv is not installed here: stock FFCV is left out")
         return write_results("loader", rows, out)

@@ -13,6 +13,10 @@ import yaml
 from PIL import Image
 from project import write_params
 
+from replicate.loaders import Augmentation, open_loader
+from replicate.loaders.data import DataSettings, write
+from replicate.loaders.folder import StoredSource
+from replicate.loaders.writer import WriteSettings
 from replicate.models.weights import load_weights
 from replicate.params import Encoding, Params, load
 from replicate.report.results import read
@@ -145,6 +149,19 @@ def test_recompression_keeps_to_cap_and_quality(codec):
     assert len(sizes[90]) < len(sizes[95]) < len(sizes[100])
     with Image.open(io.BytesIO(sizes[95])) as image:
         assert image.size == (30, 50)
+
+
+def test_a_folder_of_made_up_photos_reads_their_stored_files(tmp_path):
+    """Drawing each image anew would time the drawing: Pillow decodes the JPEGs that the .beton holds, to the same pixels."""
+    write(DataSettings(image_size=48, train_images=24, val_images=12, train=WriteSettings(quality=90)), tmp_path, workers=1, progress=False)
+    options = {"batch_size": 8, "image_size": 24, "augmentation": Augmentation(), "seed": 0, "train": True}
+    with (
+        open_loader("beton", tmp_path / "train.beton", **options) as ours,
+        open_loader("folder", tmp_path / "train.beton", **options) as plain,
+    ):
+        assert isinstance(plain.source, StoredSource)
+        for mine, theirs in zip(ours.epoch(0), plain.epoch(0), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 @pytest.mark.slow

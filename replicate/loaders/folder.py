@@ -4,6 +4,8 @@ Opened on a .beton file, it serves the source images that the manifest says the 
 switches loaders; opened on a folder, it serves its class folders. Pixels equal the .beton's where the writer kept the bytes;
 where it resized or encoded again they differ by that loss, and boxes by rounding, since they are counted in pixels of the image
 that is read.
+
+The made-up photos have no files: their JPEGs in the .beton stand for them, since drawing each anew would time the drawing.
 """
 
 from collections.abc import Iterator
@@ -16,9 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from replicate.errors import UserError
 from replicate.loaders import Batch
 from replicate.loaders.base import BaseLoader, as_batch
+from replicate.loaders.beton_format import JPG
 from replicate.loaders.data import open_sources
 from replicate.loaders.decode import decode_image, resize_crop
 from replicate.loaders.manifest import Manifest
+from replicate.loaders.photos import PhotosSource
+from replicate.loaders.reader import BetonReader
 from replicate.loaders.sources import FolderSource, Source, class_folders, images_in
 
 
@@ -30,6 +35,30 @@ def source_behind(path: Path) -> Source:
     manifest = Manifest.read(path.parent / "manifest.json")
     train, val = open_sources(**manifest.source)
     return train if path.name == manifest.splits["train"]["file"] else val
+
+
+class StoredSource:
+    """The JPEGs of a .beton file, one by one, as if each were a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.reader = BetonReader(path)
+        self.class_names, self.labels = self.reader.class_names, self.reader.tables.labels
+        self.names = [self.reader.name(index) for index in range(len(self.reader))]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> bytes:
+        return bytes(self.reader.read(index))
+
+
+def served(path: Path) -> Source:
+    """What the loader reads: the files behind `path`, or the .beton's own JPEGs where there are none."""
+    source = source_behind(path)
+    if not isinstance(source, PhotosSource):
+        return source
+    stored = StoredSource(path)
+    return stored if (stored.reader.tables.modes == JPG).all() else source
 
 
 class _Crops(Dataset):
@@ -59,7 +88,7 @@ class FolderLoader(BaseLoader):
     """`workers` processes as DataLoader's num_workers; with one, the images are read in the training process."""
 
     def __init__(self, path: Path, **options: Any) -> None:
-        self.source = source_behind(path)
+        self.source = served(path)
         super().__init__(path, self.source.labels, self.source.class_names, None, **options)
 
     def _collate(self, index: np.ndarray, images: list[np.ndarray | UserError]) -> Batch:

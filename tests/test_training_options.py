@@ -1,0 +1,105 @@
+"""Precision and the machine's settings: each is really in force, and none changes what is learnt beyond rounding."""
+
+import shutil
+
+import pytest
+import torch
+from test_engine import MemoryLoader, run_of, same
+from torch import nn
+
+from replicate.params import Machine
+from replicate.trainers.engine import fit
+from replicate.trainers.session import Session, open_session
+from replicate.trainers.store import RunStore
+
+
+class Convolution(nn.Module):
+    """A task in float32 with a convolution; `blow_up` multiplies the loss, and with it every gradient."""
+
+    def __init__(self, blow_up: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Conv2d(3, 8, 2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, 3))
+        self.blow_up = blow_up
+
+    def set_view(self, view) -> None:
+        pass
+
+    def forward(self, images, labels, index, epoch, progress):
+        logits = self.model(images.float() / 255)
+        return self.blow_up * nn.functional.cross_entropy(logits.float(), labels), {}
+
+
+def train(folder, precision=torch.float32, *, run=None, task=None, loader=None, optimizer=torch.optim.AdamW, **machine):
+    task, run = task or Convolution(), run or run_of()
+    session = Session(torch.device("cpu"), precision, **machine)
+    history = fit(task, optimizer(task.parameters(), lr=1.0), loader or MemoryLoader(16), run, session, RunStore("run", folder), seed=3, name="test")
+    return task, history
+
+
+def losses(history) -> list[float]:
+    return [row["loss"] for row in history]
+
+
+def checkpoint(folder):
+    return RunStore("run", folder).load_checkpoint(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_low_precision_follows_the_curve_of_float32(tmp_path, precision):
+    whole, low = (losses(train(tmp_path / str(kind), kind)[1]) for kind in (torch.float32, precision))
+    assert low != whole and low == pytest.approx(whole, rel=0.02)
+
+
+def test_a_float16_run_broken_off_continues_bit_for_bit_with_its_scale(tmp_path):
+    whole, history = train(tmp_path / "whole", torch.float16)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", torch.float16, loader=MemoryLoader(16, stop_at=4), checkpoint_every=1)
+    continued, continued_history = train(tmp_path / "broken", torch.float16)
+    assert same(whole.state_dict(), continued.state_dict()) and losses(history) == losses(continued_history)
+    assert checkpoint(tmp_path / "whole")["scaler"] == checkpoint(tmp_path / "broken")["scaler"]
+
+
+def test_gradients_that_overflow_float16_take_no_step_and_halve_the_scale(tmp_path):
+    task, _ = train(tmp_path, torch.float16, run=run_of(epochs=1), task=Convolution(blow_up=1e20))
+    assert same(task.state_dict(), Convolution().state_dict())
+    assert checkpoint(tmp_path)["scaler"]["scale"] == 65536 / 2**4
+
+
+def test_clipped_gradients_move_weights_no_further_than_the_limit(tmp_path):
+    limit, before = 1e-3, Convolution().state_dict()
+    task, history = train(tmp_path, run=run_of(epochs=1, warmup_epochs=0.0, clip_grad=limit), optimizer=torch.optim.SGD)
+    moved = torch.cat([(task.state_dict()[key] - before[key]).flatten() for key in before]).norm()
+    assert 0 < moved <= 4 * 0.16 * 16 / 256 * limit and history[0]["grad_norm"] > limit
+
+
+def test_channels_last_is_taken_and_changes_nothing(tmp_path):
+    _, plain = train(tmp_path / "plain")
+    task, last = train(tmp_path / "last", channels_last=True)
+    assert task.model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert losses(last) == pytest.approx(losses(plain), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on a CPU")
+def test_a_compiled_run_follows_the_curve_of_a_plain_one(tmp_path):
+    def task():
+        made = Convolution()
+        made.model[2].p = 0.0  # compiled dropout draws other numbers
+        return made
+
+    _, plain = train(tmp_path / "plain", task=task())
+    compiled, curve = train(tmp_path / "compiled", task=task(), compile=True)
+    assert compiled.model._compiled_call_impl is not None
+    assert losses(curve) == pytest.approx(losses(plain), rel=1e-4)
+
+
+def test_deterministic_mode_lasts_as_long_as_the_session_that_asked_for_it():
+    for wanted in (True, False):
+        with open_session(Machine(device="cpu", deterministic=wanted), "float32"):
+            assert torch.are_deterministic_algorithms_enabled() == wanted
+
+
+def test_every_epoch_states_its_throughput_and_memory(tmp_path):
+    _, history = train(tmp_path)
+    assert all(row["images_per_second"] > 0 and row["peak_memory_gib"] > 0 and row["images"] == 64 for row in history)

@@ -223,7 +223,8 @@ def _memory(views: list[ImageCost], share: int, device: float | None, setting: i
 def published_hours(params: Params, lines: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The papers' printed hours beside each plan's, for every printed time that a run of ours stands for (`published/mapping`).
 
-    `lines` maps a column's name to a plan. The papers' hours are those of their own machines, named in `hardware`.
+    `lines` maps a column's name to a plan; it is in GPU-hours where the paper prints those, else in hours on all of its devices. The papers'
+    hours are those of their own machines, named in `hardware`.
     """
     rows = []
     for paper in published.PAPERS:
@@ -231,9 +232,9 @@ def published_hours(params: Params, lines: dict[str, pd.DataFrame]) -> pd.DataFr
             run = _timed_run(paper, cell, params)
             if run is not None:
                 setting = published.setting(cell["row"])
-                planned = {name: frame.loc[run, "hours"] for name, frame in lines.items() if run in frame.index}
-                place = cell["table"].replace("_", " ")
-                printed = f"{cell['printed']} {'GPU-hours' if cell['unit'] == 'gpu_hours' else 'h'}"
+                column, unit = ("device_hours", "GPU-hours") if cell["unit"] == "gpu_hours" else ("hours", "h")
+                planned = {name: frame.loc[run, column] for name, frame in lines.items() if run in frame.index}
+                place, printed = cell["table"].replace("_", " "), f"{cell['printed']} {unit}"
                 rows.append({"paper": paper, "where": place, "run": run, "printed": printed, "hardware": setting.get("hardware", ""), **planned})
     return pd.DataFrame(rows)
 
@@ -275,9 +276,10 @@ def readme_block(params: Params) -> str:
     for name, frame in sums.items():
         table[f"GPU-hours, {name}"] = frame["device_hours"].map(_short)
         table[f"days, {name}"] = (frame["hours"] / 24).map(_short)
-    beside = published_hours(params, lines)
+    beside = published_hours(params, lines).drop_duplicates(["paper", "run", "printed"])
+    units = beside["printed"].str.rsplit(" ", n=1).str[-1]
     for name in machines:
-        beside[name] = [f"{_short(value)} h" for value in beside[name]]
+        beside[name] = [f"{_short(value)} {unit}" for value, unit in zip(beside[name], units, strict=True)]
     shares = ", ".join(f"{DEVICES[device].efficiency:.0%} of the {DEVICES[device].name}'s peak" for device, _ in machines.values())
     size = data_size(params, "full", "paper")
     return "\n".join(
@@ -287,7 +289,7 @@ def readme_block(params: Params) -> str:
             "",
             _markdown(table.rename_axis("paper").reset_index()),
             "",
-            "Where a paper prints hours for a run that stands here, its own hours on its own machine and the plan's:",
+            "Where a paper prints hours for a run that stands here: its own, on its own machine, and the plan's in the same unit.",
             "",
             _markdown(beside),
         ]

@@ -18,7 +18,7 @@ RUN = PATH="$(abspath $(VENV))/bin:$$PATH" DVC_NO_ANALYTICS=1
 PYTEST = $(RUN) python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint smoke repro grid lab lock clean distclean
+.PHONY: help setup test test-all faults lint smoke repro grid lab lock clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -38,6 +38,9 @@ test: lint ## lint, the tests, and the whole pipeline at the smoke budget in a t
 test-all: lint ## as test, with the slow tests
 	$(PYTEST) -m "slow or not slow"
 	$(RUN) python tools/smoke_pipeline.py
+
+faults: setup ## every fault of docs/faults.md, injected, and several processes against one; the slow tests too
+	$(PYTEST) -m "slow or not slow" tests/test_faults.py tests/test_resume.py tests/test_distributed.py tests/test_data_damage.py tests/test_engine.py tests/test_security.py
 
 smoke: setup ## the pipeline at the smoke budget alone
 	$(RUN) python tools/smoke_pipeline.py

@@ -289,9 +289,11 @@ def readme_block(params: Params) -> str:
             "",
             _markdown(table.rename_axis("paper").reset_index()),
             "",
-            "Where a paper prints hours for a run that stands here: its own, on its own machine, and the plan's in the same unit.",
+            "<details><summary>Hours that the papers print, each on its own machine, beside the plan's in the same unit</summary>",
             "",
             _markdown(beside),
+            "",
+            "</details>",
         ]
     )
 

@@ -157,6 +157,7 @@ def draw() -> Path:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     from replicate.report import style  # noqa: F401
 
@@ -168,6 +169,8 @@ def draw() -> Path:
         axis.loglog(sizes, seconds, marker="o", label="measured")
         axis.loglog(sizes, [line["theirs"] for line in lines], linestyle="--", color="grey", label="linear")
         axis.set(xlabel=AXES[kind], ylabel="CPU seconds", title={"epoch": "an epoch", "step": "a step", "dvc": "dvc repro, up to date"}[kind])
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.legend()
     path = RESULTS / "scaling.png"
     figure.savefig(path, dpi=120, metadata={"Software": None})

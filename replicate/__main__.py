@@ -87,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("destination", type=Path)
     command.set_defaults(handler=_strip)
 
+    command = commands.add_parser("code", help="write the digests of the files that every run imports, for the pipeline to depend on")
+    command.add_argument("target", type=Path)
+    command.set_defaults(handler=_code)
+
     command = commands.add_parser("notebook", help="execute a paper's notebook; writes its tables, figures and HTML page")
     command.add_argument("paper")
     command.add_argument("--full", action="store_true", help="with the runs of the full grid")
@@ -242,6 +246,12 @@ def _strip(options: argparse.Namespace) -> None:
     from replicate.report.notebook import strip
 
     strip(options.notebook, options.destination)
+
+
+def _code(options: argparse.Namespace) -> None:
+    from replicate.sources import write_common
+
+    write_common(options.target)
 
 
 def _notebook(options: argparse.Namespace) -> None:

@@ -17,6 +17,8 @@ PACKAGE = Path(__file__).parent
 ROOT = PACKAGE.parent
 LOADERS = ("loaders.ffcv", "loaders.beton", "loaders.folder")
 """Which of them reads the images is the budget's choice, and `auto` the machine's: every run counts all three as its own."""
+LENS = ("params.py", "budget.py")
+"""They decide what a run is, without being what it imports."""
 
 
 @cache
@@ -40,6 +42,19 @@ def fingerprint(*entries: str) -> str:
     for path in closure(*entries):
         digest.update(str(path).encode() + b"\0" + (ROOT / path).read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def common_files() -> tuple[Path, ...]:
+    """Files, relative to the repository, that make every run: the engine, the loaders, what they import, and the lens. Sorted."""
+    imported = closure("replicate.trainers.pretrain", *(f"replicate.{loader}" for loader in LOADERS))
+    return tuple(sorted({*imported, *((PACKAGE / name).relative_to(ROOT) for name in LENS)}))
+
+
+def write_common(path: Path) -> None:
+    """Write the digest of each of `common_files`: one dependency for a pipeline stage instead of fifty."""
+    digests = {str(file): hashlib.sha256((ROOT / file).read_bytes()).hexdigest() for file in common_files()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(digests, indent=1) + "\n")
 
 
 def pretrain_entries(run) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """dvc.yaml against the code that its stages run: every file that a stage imports is its dependency, and no other option's file is."""
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -7,8 +9,9 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
+from replicate.__main__ import main
 from replicate.params import load
-from replicate.sources import closure, evaluate_entries, notebook_entries, pretrain_entries, tokenizer_entries
+from replicate.sources import closure, common_files, evaluate_entries, notebook_entries, pretrain_entries, tokenizer_entries
 
 ROOT = Path(__file__).resolve().parents[1]
 LENS = {Path("replicate/params.py"), Path("replicate/budget.py")}
@@ -59,8 +62,10 @@ def all_runs(params):
 
 
 def code_dependencies(stage) -> set[Path]:
-    """The Python files that a stage depends on, folders expanded, relative to the repository."""
+    """The Python files that a stage depends on, itself or through the digest of the common ones, folders expanded, relative to the repository."""
     paths = [Path(str(dep.fs_path)).resolve() for dep in stage.deps if dep.fs_path]
+    if any(path.name == "code.json" for path in paths):
+        paths += [ROOT / path for path in common_files()]
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
     return {file.relative_to(ROOT) for file in files if file.suffix == ".py"}
 
@@ -76,6 +81,16 @@ def test_no_run_depends_on_another_option_of_the_harness(stages, params):
     for folder, stage, name, entries in all_runs(params):
         foreign = options - set(closure(*entries(params.resolve(name))))
         assert code_dependencies(stages[folder, stage]) & foreign == set(), stage
+
+
+def test_the_digest_of_the_common_files_depends_on_each_of_them(stages, tmp_path):
+    assert code_dependencies(stages[HEADLINE, "code"]) == set(common_files())
+    assert set(common_files()) >= LENS
+    assert main(["code", str(tmp_path / "code.json")]) == 0
+    written = json.loads((tmp_path / "code.json").read_text())
+    assert {Path(name) for name in written} == set(common_files())
+    assert written["replicate/trainers/engine.py"] == hashlib.sha256((ROOT / "replicate/trainers/engine.py").read_bytes()).hexdigest()
+    assert "replicate/masking.py" not in written, "what some runs alone import is their own dependency"
 
 
 def test_data_stages_depend_on_exactly_what_they_import(stages, params):

@@ -18,6 +18,7 @@ from replicate.models.weights import load_weights
 from replicate.patches import unpatchify
 
 if TYPE_CHECKING:
+    from replicate.models.prediction import Prediction
     from replicate.params import Params, PretrainRun
 
 MASKED, PREDICTED, PASTED, ORIGINAL = "masked", "prediction", "visible and predicted", "original"
@@ -50,8 +51,15 @@ def reconstruct(
     model, target = load_model(run, root / params.results_folder(name, budget) / "weights" / f"seed{seed}.safetensors")
     batch = sample_images(root / params.data_folder(run.dataset, budget), run.image_size, images)
     noise = torch.rand(len(batch), model.num_patches, generator=torch.Generator().manual_seed(seed))
+    return views(model, target, run, batch, noise, run.mask_ratio if mask_ratio is None else mask_ratio)[0]
+
+
+def views(
+    model: torch.nn.Module, target: torch.nn.Module, run: PretrainRun, batch: torch.Tensor, noise: torch.Tensor, mask_ratio: float
+) -> tuple[list[dict[str, np.ndarray]], Prediction]:
+    """What `reconstruct` shows of uint8 images (N, 3, S, S) through a model that predicts pixels, and the prediction itself."""
     with torch.no_grad():
-        found = model(normalise(batch), noise, run.mask_ratio if mask_ratio is None else mask_ratio)
+        found = model(normalise(batch), noise, mask_ratio)
         stated, pixels = (_picture(pred, run.patch_size, found.grid) for pred in (found.pred, target.unnormalise(found.pred, batch)))
     hidden = unpatchify(found.mask[..., None].expand(-1, -1, run.patch_size**2), run.patch_size, found.grid, channels=1)
     original = batch.float() / 255
@@ -59,8 +67,8 @@ def reconstruct(
     pasted = visible + pixels * hidden
     borrowed = {STATED: stated, BORROWED: pixels, PASTED_BORROWED: pasted}
     predicted = borrowed if target.norm_pix else {PREDICTED: pixels, PASTED: pasted}
-    views = {MASKED: visible + 0.5 * hidden, **predicted, ORIGINAL: original}
-    return [{title: view[k].permute(1, 2, 0).clamp(0, 1).numpy() for title, view in views.items()} for k in range(len(batch))]
+    shown = {MASKED: visible + 0.5 * hidden, **predicted, ORIGINAL: original}
+    return [{title: view[k].permute(1, 2, 0).clamp(0, 1).numpy() for title, view in shown.items()} for k in range(len(batch))], found
 
 
 def at_ratios(params: Params, name: str, ratios: Sequence[float], **options: Any) -> list[dict[str, np.ndarray]]:

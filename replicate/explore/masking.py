@@ -1,0 +1,84 @@
+"""Masking: which patches are hidden, how far each is from what is visible, what decoder masking drops and how the loss weighs the rest.
+
+MAE section 3 and Figure 6 (sampling), Efficient MAE Eq. 1 (P2Dist), section 4.2 (decoder masking at beta), Eq. 2 (weights d**-gamma).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import ipywidgets as widgets
+import numpy as np
+import torch
+
+from replicate.difficulty import p2dist
+from replicate.explore import images
+from replicate.explore.panel import choice, real, whole
+from replicate.losses.flatten import Weighting
+from replicate.masking import sample_mask
+from replicate.report.difficulty_figures import PIXELS
+from replicate.report.figures import new, p2dist_map
+from replicate.report.loss_maps import faded
+from replicate.report.style import HEATMAP, OURS, REFERENCE, WIDTH, Figure
+
+SIDE, PATCH = 224, 16
+GRID = (SIDE // PATCH, SIDE // PATCH)
+NO_BETA = 120.0
+
+
+class Masked(NamedTuple):
+    """One image's patches (rows, columns): mask (1 = hidden), P2Dist in pixels, decoded (1 = the decoder predicts it), weight in the loss."""
+
+    mask: np.ndarray
+    distance: np.ndarray
+    decoded: np.ndarray
+    weight: np.ndarray
+
+
+def controls() -> dict[str, widgets.Widget]:
+    return {
+        "sampling": choice(["random", "block", "grid"], "random", "sampling"),
+        "mask_ratio": real(0.05, 0.95, 0.05, 0.75, "mask ratio"),
+        "beta": real(8.0, NO_BETA, 1.0, 26.0, "beta (pixels)", 0),
+        "gamma": real(0.0, 2.0, 0.1, 0.6, "gamma", 1),
+        "image": choice(list(images.PHOTOGRAPHS), "chelsea", "photograph"),
+        "seed": whole(0, 20, 0, "mask number"),
+    }
+
+
+def masked(sampling: str, mask_ratio: float, beta: float, gamma: float, seed: int) -> Masked:
+    """Draw one mask of 14 x 14 patches and all that follows from it."""
+    noise = torch.rand(1, GRID[0] * GRID[1], generator=torch.Generator().manual_seed(seed))
+    mask = sample_mask(sampling, noise, mask_ratio, GRID).mask
+    distance = p2dist(mask, GRID, PATCH)
+    decoded = (distance <= beta).float() * mask
+    weight = Weighting(gamma)(distance, decoded)
+    return Masked(*(value[0].view(GRID).numpy() for value in (mask, distance, decoded, weight)))
+
+
+def draw(sampling: str, mask_ratio: float, beta: float, gamma: float, image: str, seed: int) -> Figure:
+    """The image as the encoder sees it, P2Dist with a cross on what the decoder drops, the weights of the loss, and both as counts."""
+    found = masked(sampling, mask_ratio, beta, gamma, seed)
+    figure, axes = new(2, 2, width=WIDTH * 1.3, height=WIDTH * 1.05)
+    (seen, distance), (weight, counts) = axes
+    seen.imshow(faded(images.square(image, SIDE), torch.from_numpy(found.mask).flatten(), GRID).clip(0, 1))
+    visible = int((found.mask == 0).sum())
+    seen.set(title=f"{visible} visible of {found.mask.size} patches", xticks=[], yticks=[])
+    p2dist_map(found.distance, beta, distance)
+    shares = np.where(found.decoded > 0, found.weight * found.decoded.sum(), np.nan)
+    drawn = weight.imshow(shares, cmap=HEATMAP)
+    figure.colorbar(drawn, ax=weight, label="weight, mean 1")
+    weight.set(title=f"weights in the loss, d^-{gamma:g}", xticks=[], yticks=[])
+    _histogram(counts, found, beta)
+    return figure
+
+
+def _histogram(axes, found: Masked, beta: float) -> None:
+    hidden = found.distance[found.mask > 0]
+    bins = np.arange(0, max(hidden.max(), beta) + 6, 4)
+    axes.hist(hidden, bins=bins, color=OURS)
+    axes.axvline(beta, color=REFERENCE, linestyle="--", label=f"beta {beta:g}")
+    dropped = int((found.mask - found.decoded).sum())
+    tokens = found.mask.size - dropped
+    axes.set(xlabel=PIXELS, ylabel="masked patches", title=f"{dropped} dropped: decoder reads {tokens} tokens")
+    axes.legend()

@@ -1,0 +1,118 @@
+"""Schedules: the learning rate of every layer under layer-wise decay, and the stages of resolution and mask ratio with their cost.
+
+MAE Are Secretly Efficient Learners Eq. 1 (LLRD); FastMIM section 4.2 and DailyMAE Tables 8 to 10 (resolution stages).
+"""
+
+from __future__ import annotations
+
+import ipywidgets as widgets
+import matplotlib as mpl
+import numpy as np
+
+from replicate.cost.kinds import pretrain_cost
+from replicate.explore.panel import choice, real, whole
+from replicate.explore.reconstruction import parameters
+from replicate.params import PretrainRun, Stage
+from replicate.report.book import repository
+from replicate.report.figures import new
+from replicate.report.style import HEATMAP, OURS, PALETTE, REFERENCE, WIDTH, Figure
+from replicate.schedules.layer_decay import layer_scales
+from replicate.schedules.lr import warmup_cosine
+from replicate.schedules.stages import view_at
+
+FIXED, PROGRESSIVE, PALINDROME = "fixed", "progressive", "palindrome"
+PARTS = 5
+DEPTHS = {"ViT-B, 12 blocks": 12, "ViT-L, 24 blocks": 24, "ViT-H, 32 blocks": 32}
+BASE = "mae_base"
+PATCH = 16
+
+
+def controls() -> dict[str, widgets.Widget]:
+    return {
+        "depth": choice(list(DEPTHS.items()), 12, "backbone"),
+        "llrd": real(0.5, 1.0, 0.05, 0.65, "LLRD"),
+        "warmup": real(0.0, 0.5, 0.05, 0.05, "warm-up, share"),
+        "schedule": choice(schedules(), PALINDROME, "stages"),
+        "low": whole(64, 224, 128, "lowest pixels", PATCH),
+        "high": whole(64, 224, 224, "highest pixels", PATCH),
+        "mask_start": real(0.5, 0.95, 0.05, 0.75, "mask ratio, first"),
+        "mask_end": real(0.5, 0.95, 0.05, 0.75, "mask ratio, last"),
+    }
+
+
+def schedules() -> list[str]:
+    """The shapes that the sliders bound, and every staged pre-training of `params.yaml` by name."""
+    return [FIXED, PROGRESSIVE, *(name for name, run in parameters(repository()).pretrain_runs.items() if run.stages), PALINDROME]
+
+
+def stages(schedule: str, low: int, high: int, mask_start: float, mask_end: float, patch: int = PATCH) -> tuple[Stage, ...]:
+    """Five equal stages: resolution fixed at `high`, rising, or falling and rising again, in whole patches; mask ratio from first to last."""
+    low, high = min(low, high), max(low, high)
+    rise = np.linspace(low, high, PARTS)
+    there = np.abs(np.linspace(-1, 1, PARTS))
+    sizes = {FIXED: np.full(PARTS, high), PROGRESSIVE: rise, PALINDROME: low + (high - low) * there}[schedule]
+    ratios = np.linspace(mask_start, mask_end, PARTS)
+    ends = [(part + 1) / PARTS for part in range(PARTS)]
+    return tuple(
+        Stage(until=end, image_size=int(round(size / patch) * patch), mask_ratio=float(ratio))
+        for end, size, ratio in zip(ends, sizes, ratios, strict=True)
+    )
+
+
+def run_of(schedule: str, low: int, high: int, mask_start: float, mask_end: float) -> PretrainRun:
+    """A run of `params.yaml` with stages, or MAE's own recipe with those that the sliders make."""
+    runs = parameters(repository()).pretrain_runs
+    if schedule in runs:
+        return runs[schedule]
+    update = {"stages": stages(schedule, low, high, mask_start, mask_end), "image_size": max(low, high), "mask_ratio": mask_start}
+    return runs[BASE].model_copy(update=update)
+
+
+def epoch_costs(run: PretrainRun) -> np.ndarray:
+    """Multiply-adds of one image, forward and backward, at every epoch."""
+    known: dict[tuple[int, float], float] = {}
+    costs = []
+    for epoch in range(run.epochs):
+        view = view_at(run, epoch)
+        place = view.image_size, view.mask_ratio
+        if place not in known:
+            known[place] = pretrain_cost(run.model_copy(update={"image_size": place[0], "mask_ratio": place[1], "stages": ()}), 2).macs
+        costs.append(known[place])
+    return np.array(costs)
+
+
+def draw(depth: int, llrd: float, warmup: float, schedule: str, low: int, high: int, mask_start: float, mask_end: float) -> Figure:
+    """Above: learning rates of the layers over a fine-tuning, and their scales. Below: the stages and what an epoch of each costs."""
+    figure, axes = new(2, 2, width=WIDTH * 1.6, height=6.4)
+    _layers(*axes[0], depth, llrd, warmup)
+    _stages(*axes[1], run_of(schedule, low, high, mask_start, mask_end))
+    return figure
+
+
+def _layers(rates, scales, depth: int, llrd: float, warmup: float, epochs: int = 100, peak: float = 1.0) -> None:
+    places = np.linspace(0, epochs, 401)
+    factors = layer_scales(depth, llrd)
+    colours = mpl.colormaps[HEATMAP](np.linspace(0, 1, len(factors)))
+    whole = np.array([warmup_cosine(at, peak=peak, epochs=epochs, warmup_epochs=warmup * epochs) for at in places])
+    for factor, colour in zip(factors, colours, strict=True):
+        rates.plot(places, 100 * factor * whole, color=colour, linewidth=1)
+    rates.set(xlabel="share of the fine-tuning (%)", ylabel="learning rate (% of the peak)", title="embeddings dark, head bright")
+    scales.bar(range(len(factors)), [100 * factor for factor in factors], color=colours)
+    scales.set(yscale="log", xlabel="layer: 0 embeddings, last norm and head", ylabel="scale (%)", title=f"embeddings learn at {factors[0]:.2%}")
+
+
+def _stages(sizes, prices, run: PretrainRun) -> None:
+    epochs = np.arange(run.epochs)
+    seen = [view_at(run, epoch) for epoch in epochs]
+    sizes.step(epochs, [view.image_size for view in seen], color=OURS, where="post")
+    sizes.set(xlabel="epoch", ylabel="resolution (pixels)", title="resolution; mask ratio dashed")
+    ratios = sizes.twinx()
+    ratios.step(epochs, [view.mask_ratio for view in seen], color=PALETTE[3], where="post", linestyle="--")
+    ratios.set(ylabel="mask ratio", ylim=(0, 1))
+    costs = epoch_costs(run)
+    fixed = epoch_costs(run.model_copy(update={"stages": (), "image_size": max(view.image_size for view in seen), "epochs": 1}))[0]
+    prices.fill_between(epochs, costs / 1e9, step="post", color=OURS, alpha=0.4)
+    prices.axhline(fixed / 1e9, color=REFERENCE, linestyle="--", label="the largest size throughout")
+    prices.set(xlabel="epoch", ylabel="multiply-adds an image (G)", title=f"{costs.mean() / fixed:.0%} of the cost of the largest size throughout")
+    prices.set_ylim(0)
+    prices.legend()

@@ -1,0 +1,152 @@
+"""The explore notebooks: their controls at the ends of their ranges, what they draw against the package, and the notebooks themselves."""
+
+import importlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from replicate.errors import UserError
+from replicate.explore import images, loader, masking, recipe, reconstruction, schedules
+from replicate.explore.panel import extremes, panel
+from replicate.report.notebook import read
+from replicate.report.style import Figure
+
+ROOT = Path(__file__).resolve().parents[1]
+IDEAS = ("masking", "reconstruction", "hog", "schedules", "loader", "recipe")
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def opened(idea, **changes):
+    controls = importlib.import_module(f"replicate.explore.{idea}").controls()
+    return {name: control.value for name, control in controls.items()} | changes
+
+
+@pytest.mark.parametrize("idea", [idea for idea in IDEAS if idea != "recipe"])
+def test_every_control_can_be_moved_to_its_ends(idea):
+    module = importlib.import_module(f"replicate.explore.{idea}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for values in extremes(module.controls()):
+            assert isinstance(module.draw(**values), Figure), values
+
+
+def test_a_mix_at_its_ends_is_priced_or_refused_in_one_line():
+    refused = 0
+    for values in extremes(recipe.controls()):
+        try:
+            assert isinstance(recipe.draw(**values), Figure)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 0
+
+
+@pytest.mark.parametrize("idea", IDEAS)
+def test_the_panel_shows_the_opening_picture_and_follows_its_controls(idea):
+    module = importlib.import_module(f"replicate.explore.{idea}")
+    view = panel(module)
+    assert len(view.children) == 2 and len(view.children[0].children) == len(module.controls())
+
+
+def test_pictures_render_with_a_description():
+    picture, metadata = masking.draw(**opened("masking"))._repr_png_()
+    assert picture.startswith(b"\x89PNG") and "P2Dist" in metadata["alt"]
+
+
+def test_what_the_decoder_drops_lies_beyond_beta_and_has_no_weight():
+    found = masking.masked("random", 0.95, 26.0, 0.6, seed=3)
+    dropped = (found.mask - found.decoded) > 0
+    assert dropped.any() and (found.distance[dropped] > 26).all() and (found.weight[dropped] == 0).all()
+    assert found.weight.sum() == pytest.approx(1, abs=1e-5)
+    nearest = found.decoded.astype(bool) & (found.distance == found.distance[found.decoded > 0].min())
+    assert found.weight[nearest].min() == found.weight.max()
+
+
+def test_without_gamma_every_decoded_patch_weighs_the_same():
+    found = masking.masked("grid", 0.75, 120.0, 0.0, seed=0)
+    assert np.ptp(found.weight[found.decoded > 0]) < 1e-9 and (found.decoded == found.mask).all()
+
+
+def test_reconstruction_offers_finished_runs_and_always_a_model_that_learnt_nothing(tmp_path):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    weights = tmp_path / "results/smoke/efficient_learners/light_90/weights/seed0.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    found = reconstruction.finished(tmp_path)
+    assert [(one.run, one.budget, one.weights) for one in found] == [("light_90", "smoke", weights), ("light_75", "smoke", None)]
+
+
+def test_a_run_that_predicts_hog_is_drawn_as_glyphs():
+    chosen = reconstruction.Choice("fastmim_vit_hog_128", "smoke", None)
+    figure = reconstruction.draw(chosen, 0.6, 1, 0)
+    assert "HOG prediction" in figure.description
+
+
+def test_a_palindrome_returns_to_where_it_began_and_costs_less_than_its_largest_size():
+    sizes = [stage.image_size for stage in schedules.stages("palindrome", 128, 224, 0.75, 0.75)]
+    assert sizes == sizes[::-1] and sizes[0] == 224 and min(sizes) == 128
+    staged = schedules.epoch_costs(schedules.run_of("palindrome", 128, 224, 0.75, 0.75)).mean()
+    fixed = schedules.epoch_costs(schedules.run_of("fixed", 128, 224, 0.75, 0.75)).mean()
+    assert 0.5 * fixed < staged < 0.9 * fixed
+
+
+def test_staged_runs_of_the_papers_can_be_chosen():
+    assert "fastmim_progressive" in schedules.schedules()
+    assert len(schedules.run_of("fastmim_progressive", 64, 224, 0.5, 0.5).stages) == 3
+
+
+def test_the_crop_shown_is_the_loaders_and_lies_in_both_images():
+    for seed in range(5):
+        box, (left, top, right, bottom) = loader.box_of("chelsea", 256, 0.08, seed)
+        height, width = images.photograph("chelsea").shape[:2]
+        assert 0 <= left < right <= width and 0 <= top < bottom <= height
+        assert (right - left) / (bottom - top) == pytest.approx(box[3] / box[2], rel=0.02)
+
+
+def test_pictures_are_the_data_sets_own():
+    assert images.picture(0, 64).shape == (3, 64, 64) and images.picture(0, 64).dtype == torch.uint8
+    assert not torch.equal(images.picture(0, 64), images.picture(1, 64))
+
+
+def test_a_mix_is_an_entry_of_params_yaml():
+    mixed = recipe.mix(**opened("recipe", schedule="fixed"))
+    (run,) = mixed["pretrain"].values()
+    assert run["target"] == "hog" and run["weighting"] == "flatten" and run["stages"] == []
+    assert next(iter(mixed["evaluate"].values()))["pretrain"] == f"own/{next(iter(mixed['pretrain']))}"
+
+
+def test_what_does_not_fit_together_is_refused_in_the_words_of_params():
+    with pytest.raises(UserError, match="^this mix does not fit together: decoder_beta drops tokens of MAE's decoder"):
+        recipe.write(opened("recipe", method="mim", beta=26))
+
+
+@pytest.mark.slow
+def test_a_mix_trains_at_smoke_and_is_listed():
+    values = opened("recipe", epochs=20, finetune_epochs=10, schedule="fixed", low=224)
+    table = recipe.train(**values)
+    assert table.loc[recipe.name_of(values), "top-1 (%), smoke"] >= 0
+
+
+def execute(idea):
+    from nbclient import NotebookClient
+
+    notebook = read(ROOT / "notebooks" / f"explore_{idea}.ipynb")
+    NotebookClient(notebook, timeout=180, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    return notebook
+
+
+@pytest.mark.parametrize("idea", [pytest.param(idea, marks=[] if idea == "masking" else pytest.mark.slow) for idea in IDEAS])
+def test_notebooks_execute_headless_and_show_a_widget(idea):
+    notebook = execute(idea)
+    shown = {kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
+    assert "application/vnd.jupyter.widget-view+json" in shown
+    states = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"].values()
+    pictures = [output for state in states for output in state["state"].get("outputs", []) if "image/png" in output.get("data", {})]
+    assert pictures, "no picture in the panel's output"

@@ -1,6 +1,7 @@
 """Verdicts on made-up results whose answer is known."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -243,3 +244,25 @@ def test_a_run_added_to_params_joins_its_sweep():
     assert reader.points("s") == {0.65: "light_65", 0.8: "light_80", 0.7: "light_70"}
     assert reader.curve("s").x == [0.65, 0.7, 0.8]
     assert Reader(results({"light_65": A}), {"s": sweep}).points("s") == sweep.points
+
+
+def test_an_undecided_peak_says_how_many_seeds_would_decide_it():
+    noisy = {"low": [40.0, 42.4, 41.2], "middle": [41.6, 42.0, 43.0], "high": [40.2, 39.8, 41.0]}
+    spec = {"kind": "peak_between", "sweep": {0.5: "low", 0.75: "middle", 1.0: "high"}, "low": 0.7, "high": 0.8}
+    outcome = check(spec, results(noisy))
+    more = int(re.search(r"(\d+) more seeds? would decide it", outcome.note)[1])
+    curve = intervals.Curve([0.5, 0.75, 1.0], [dict(enumerate(values)) for values in noisy.values()])
+    enough, short = (intervals.argmax(curve, more=3 + count) for count in (more, more - 1))
+    assert outcome.verdict == UNDECIDED and enough.low == enough.high == 0.75 and short.low != short.high
+
+
+def test_one_seed_decides_nothing_of_any_kind():
+    one_seed = results({"a": [50.0], "b": [49.0], "c": [48.0]})
+    sweep = ["a", "b", "c"]
+    specs = [{"kind": kind, "sweep": sweep} for kind in ("rising", "falling")] + [{"kind": "ordered", "runs": sweep}]
+    specs += [{"kind": "peak_between", "sweep": sweep, "low": 0, "high": 2}, {"kind": "range_below", "sweep": sweep, "bound": 9}]
+    specs += [{"kind": kind, "sweep": sweep, "than": sweep} | more for kind, more in (("peaks_agree", {"step": 1}), ("peak_not_above", {}))]
+    specs += [{"kind": "above", "left": "a", "right": "b"}, {"kind": "equal", "left": "a", "right": "b", "tolerance": 5}]
+    for spec in specs:
+        outcome = check(spec, one_seed)
+        assert outcome.verdict == UNDECIDED and "one seed gives no interval; 2 more would give one" in outcome.note, spec

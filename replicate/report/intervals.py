@@ -7,7 +7,7 @@ weights and are compared seed by seed (paired); otherwise Welch's interval is us
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -115,8 +115,8 @@ def noise(curve: Curve) -> tuple[float, int]:
     return (float(np.sqrt((residual**2).sum() / df)), df) if df > 0 else (math.nan, 0)
 
 
-def draws(curve: Curve, count: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """(count, K) sweeps that the seeds could have given: a parametric bootstrap.
+def draws(curve: Curve, count: int = DRAWS, seed: int = 0, seeds: int | None = None) -> np.ndarray:
+    """(count, K) sweeps that the seeds could have given, or `seeds` of them a point could: a parametric bootstrap.
 
     Resampling two or three seeds repeats the same few curves, so the noise is pooled over the points and drawn from a normal
     distribution whose variance is itself uncertain (inverse chi-squared), as in Student's t.
@@ -125,30 +125,32 @@ def draws(curve: Curve, count: int = DRAWS, seed: int = 0) -> np.ndarray:
     spread, df = noise(curve)
     if df == 0:
         return curve.means[None]
+    if seeds is not None:
+        df = max(1, round(df * (seeds - 1) / max(1, min(map(len, curve.values)) - 1)))
     scale = np.sqrt(df / generator.chisquare(df, (count, 1))) * spread
-    widths = np.array([1 / math.sqrt(len(point)) for point in curve.values])
+    widths = np.array([1 / math.sqrt(seeds or len(point)) for point in curve.values])
     return curve.means + generator.standard_normal((count, len(widths))) * scale * widths
 
 
-def argmax(curve: Curve, level: float = LEVEL, count: int = DRAWS, seed: int = 0) -> Estimate:
-    """Where the sweep peaks, as one of its x, with the bootstrap interval of that place."""
+def argmax(curve: Curve, level: float = LEVEL, count: int = DRAWS, seed: int = 0, more: int | None = None) -> Estimate:
+    """Where the sweep peaks, as one of its x, with the bootstrap interval of that place, or the one that `more` seeds a point would leave."""
     places = np.asarray(curve.x, dtype=float)
     best = float(places[int(curve.means.argmax())])
     seeds = min(len(point) for point in curve.values)
     if seeds < 2:
         return Estimate(best, math.nan, math.nan, seeds)
-    peaks = places[draws(curve, count, seed).argmax(1)]
+    peaks = places[draws(curve, count, seed, more).argmax(1)]
     low, high = np.quantile(peaks, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     return Estimate(best, min(float(low), best), max(float(high), best), seeds)
 
 
-def bootstrap(curve: Curve, statistic, level: float = LEVEL, count: int = DRAWS, seed: int = 0) -> Estimate:
-    """Any number read off a sweep's means, with its bootstrap interval."""
+def bootstrap(curve: Curve, statistic, level: float = LEVEL, count: int = DRAWS, seed: int = 0, more: int | None = None) -> Estimate:
+    """Any number read off a sweep's means, with its bootstrap interval, or the one that `more` seeds a point would leave."""
     value = float(statistic(curve.means))
     seeds = min(len(point) for point in curve.values)
     if seeds < 2:
         return Estimate(value, math.nan, math.nan, seeds)
-    found = np.apply_along_axis(statistic, 1, draws(curve, count, seed))
+    found = np.apply_along_axis(statistic, 1, draws(curve, count, seed, more))
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, float(low), float(high), seeds)
 
@@ -162,6 +164,19 @@ def seeds_to_decide(estimate: Estimate, threshold: float = 0.0, level: float = L
         if stats.t.ppf((1 + level) / 2, n - 1) * estimate.spread / math.sqrt(n) < distance:
             return n
     return None
+
+
+def fewest_seeds(decides: Callable[[int], bool], have: int) -> int | None:
+    """The smallest number of seeds above `have` for which `decides` is true, if more seeds only help; None beyond 1000."""
+    low, high = have, have + 1
+    while not decides(high):
+        if high == MOST_SEEDS:
+            return None
+        low, high = high, min(2 * high, MOST_SEEDS)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decides(middle) else (middle, high)
+    return high
 
 
 def _shared_seeds(terms: Sequence[tuple[float, Mapping[int, float]]]) -> list[int]:

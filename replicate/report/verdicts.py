@@ -170,33 +170,37 @@ def ratio_below(reader: Reader, left: str, right: str, bound: float) -> Outcome:
 def peak_between(reader: Reader, sweep: Any, low: float, high: float) -> Outcome:
     """The sweep's highest point lies between two places."""
     curve = reader.curve(sweep)
-    found = intervals.argmax(curve)
-    verdict = UNDECIDED
-    if found.has_interval:
-        inside, outside = low <= found.low and found.high <= high, found.high < low or found.low > high
-        verdict = HOLDS if inside else FAILS if outside else UNDECIDED
-    return _outcome(verdict, found, _unfinished(reader, sweep, curve) or _few(found, verdict))
+
+    def side(found: Estimate) -> str:
+        if low <= found.low and found.high <= high:
+            return HOLDS
+        return FAILS if found.high < low or found.low > high else UNDECIDED
+
+    return _by_bootstrap(lambda more: intervals.argmax(curve, more=more), side, _unfinished(reader, sweep, curve))
 
 
 def peak_not_above(reader: Reader, sweep: Any, than: Any) -> Outcome:
     """The peak of one sweep is not to the right of another's."""
-    found = _peak_distance(reader, sweep, than)
-    verdict = UNDECIDED
-    if found.has_interval:
-        verdict = HOLDS if found.high <= 0 else FAILS if found.low > 0 else UNDECIDED
-    direction = "smaller" if found.value < 0 else "larger" if found.value > 0 else "the same"
-    return _outcome(verdict, found, f"the best place is {direction}" + _few(found, verdict, "; "))
+    curves = reader.curve(sweep), reader.curve(than)
+    value = _peak_distance(curves).value
+    direction = "smaller" if value < 0 else "larger" if value > 0 else "the same"
+
+    def side(found: Estimate) -> str:
+        return HOLDS if found.high <= 0 else FAILS if found.low > 0 else UNDECIDED
+
+    return _by_bootstrap(lambda more: _peak_distance(curves, more), side, f"the best place is {direction}")
 
 
 def peaks_agree(reader: Reader, sweep: Any, than: Any, step: float) -> Outcome:
     """The peaks of two sweeps lie within one step of each other."""
-    found = _peak_distance(reader, sweep, than)
-    within = step * (1 + 1e-9)
-    verdict = UNDECIDED
-    if found.has_interval:
-        inside, outside = -within <= found.low and found.high <= within, found.low > within or found.high < -within
-        verdict = HOLDS if inside else FAILS if outside else UNDECIDED
-    return _outcome(verdict, found, _few(found, verdict))
+    curves, within = (reader.curve(sweep), reader.curve(than)), step * (1 + 1e-9)
+
+    def side(found: Estimate) -> str:
+        if -within <= found.low and found.high <= within:
+            return HOLDS
+        return FAILS if found.low > within or found.high < -within else UNDECIDED
+
+    return _by_bootstrap(lambda more: _peak_distance(curves, more), side)
 
 
 def rising(reader: Reader, sweep: Any, strict: bool = False) -> Outcome:
@@ -217,11 +221,11 @@ def ordered(reader: Reader, runs: list[str]) -> Outcome:
 def range_below(reader: Reader, sweep: Any, bound: float, low: float = -math.inf, high: float = math.inf) -> Outcome:
     """Highest minus lowest of the sweep (between two places) is at most `bound`."""
     curve = reader.curve(sweep, low, high, least=2)
-    found = intervals.bootstrap(curve, np.ptp)
-    verdict = UNDECIDED
-    if found.has_interval:
-        verdict = HOLDS if found.high <= bound else FAILS if found.low > bound else UNDECIDED
-    return _outcome(verdict, found, _unfinished(reader, sweep, curve) or _few(found, verdict))
+
+    def side(found: Estimate) -> str:
+        return HOLDS if found.high <= bound else FAILS if found.low > bound else UNDECIDED
+
+    return _by_bootstrap(lambda more: intervals.bootstrap(curve, np.ptp, more=more), side, _unfinished(reader, sweep, curve))
 
 
 def rank_correlation(reader: Reader, run: str, bins: str, bound: float) -> Outcome:
@@ -283,7 +287,7 @@ def _decided(found: Estimate, bound: float, sign: int = 1) -> Outcome:
 
 def _undecided(found: Estimate, bound: float) -> Outcome:
     if not found.has_interval:
-        return _outcome(UNDECIDED, found, _few(found, UNDECIDED))
+        return _outcome(UNDECIDED, found, _few(found))
     needed = intervals.seeds_to_decide(found, bound)
     if needed is None:
         return _outcome(UNDECIDED, found, f"an effect this close to {bound:g} would take over {intervals.MOST_SEEDS} seeds")
@@ -299,12 +303,27 @@ def _more_for_equality(found: Estimate, tolerance: float) -> str:
     return f"{max(needed - found.seeds, 1)} more seeds would decide it (tolerance {tolerance:g}), were the difference as measured"
 
 
-def _few(found: Estimate, verdict: str, before: str = "") -> str:
-    if verdict != UNDECIDED:
-        return ""
-    if found.seeds < 2:
-        return f"{before}one seed gives no interval; {FEWEST_SEEDS - found.seeds} more would give one"
-    return f"{before}the interval reaches over the bound; more seeds would narrow it"
+def _by_bootstrap(find: Callable[[int | None], Estimate], side: Callable[[Estimate], str], note: str = "") -> Outcome:
+    """A check on a sweep's shape: `find` gives its estimate, for the seeds that there are or for so many, and `side` the verdict on it."""
+    found = find(None)
+    verdict = side(found) if found.has_interval else UNDECIDED
+    missing = ""
+    if not found.has_interval:
+        missing = _few(found)
+    elif verdict == UNDECIDED:
+        missing = _more(intervals.fewest_seeds(lambda seeds: side(find(seeds)) != UNDECIDED, found.seeds), found.seeds)
+    return _outcome(verdict, found, "; ".join(part for part in (note, missing) if part))
+
+
+def _more(needed: int | None, have: int) -> str:
+    if needed is None:
+        return f"over {intervals.MOST_SEEDS} seeds would be needed, were the means as measured"
+    more = max(needed - have, 1)
+    return f"{more} more seed{'s' * (more > 1)} would decide it, were the means as measured"
+
+
+def _few(found: Estimate) -> str:
+    return f"one seed gives no interval; {FEWEST_SEEDS - found.seeds} more would give one"
 
 
 def _monotone(reader: Reader, sweep: Any, sign: int, strict: bool) -> Outcome:
@@ -313,7 +332,7 @@ def _monotone(reader: Reader, sweep: Any, sign: int, strict: bool) -> Outcome:
     whole = intervals.difference(curve.values[-1], curve.values[0])
     spread = _outcome(UNDECIDED, whole, _unfinished(reader, sweep, curve))
     if not whole.has_interval:
-        return replace(spread, note=_few(whole, UNDECIDED))
+        return replace(spread, note=_few(whole))
     wrong = [k for k, step in enumerate(steps) if _beyond(step, -sign)]
     if wrong or _beyond(whole, -sign):
         where = wrong[0] if wrong else 0
@@ -321,21 +340,22 @@ def _monotone(reader: Reader, sweep: Any, sign: int, strict: bool) -> Outcome:
     needed = steps if strict else [whole]
     if all(_beyond(step, sign) for step in needed):
         return replace(spread, verdict=HOLDS)
-    return replace(spread, note=spread.note or _undecided(whole, 0.0).note)
+    counts = [intervals.seeds_to_decide(step) for step in (whole, *needed) if not _beyond(step, sign)]
+    most = None if None in counts else max(counts)
+    return replace(spread, note="; ".join(part for part in (spread.note, _more(most, whole.seeds)) if part))
 
 
 def _beyond(step: Estimate, sign: int) -> bool:
     return step.has_interval and (step.low > 0 if sign > 0 else step.high < 0)
 
 
-def _peak_distance(reader: Reader, sweep: Any, than: Any) -> Estimate:
-    """Peak of `sweep` minus peak of `than`, with the bootstrap interval of the distance."""
-    curves = [reader.curve(sweep), reader.curve(than)]
+def _peak_distance(curves: tuple[Curve, Curve], more: int | None = None) -> Estimate:
+    """Peak of the first sweep minus that of the second, with the bootstrap interval of the distance, or that of `more` seeds a point."""
     peaks = [intervals.argmax(curve) for curve in curves]
     value, seeds = peaks[0].value - peaks[1].value, min(peak.seeds for peak in peaks)
     if seeds < 2:
         return Estimate(value, math.nan, math.nan, seeds)
-    drawn = [np.asarray(curve.x)[intervals.draws(curve, seed=k).argmax(1)] for k, curve in enumerate(curves)]
+    drawn = [np.asarray(curve.x)[intervals.draws(curve, seed=k, seeds=more).argmax(1)] for k, curve in enumerate(curves)]
     low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975], method="inverted_cdf")
     return Estimate(value, float(low), float(high), seeds)
 

@@ -125,3 +125,21 @@ def test_the_committed_readme_shows_the_committed_scoreboard():
     if "<!-- scoreboard" not in text:
         pytest.skip("the README has no scoreboard yet")
     assert scoreboard.readme_is_current(ROOT / "README.md", ROOT)
+
+
+def test_what_was_not_run_says_what_it_would_cost_at_the_papers_scale(board):
+    missing = board.numbers[board.numbers["status"] == tables.NOT_RUN]
+    priced = missing["why"].str.contains("A100-hours by the planner")
+    assert priced.mean() > 0.9, missing["why"][~priced].head().tolist()
+
+
+def test_prices_are_the_planners():
+    from replicate.cost import plan
+    from replicate.cost.rates import rates_of
+    from replicate.params import load
+
+    params = load(ROOT / "params.yaml")
+    names = ["light_90", "light_90_llrd_80", "full_75"]
+    lines = plan.plan(params, names, "paper", rates_of("a100"), 8)
+    assert tables.prices()["full_75"] == pytest.approx(lines.loc["full_75", "device_hours"], rel=0.01)
+    assert tables.prices()["light_90_llrd_80"] == pytest.approx(lines.loc[["light_90", "light_90_llrd_80"], "device_hours"].sum(), rel=0.01)

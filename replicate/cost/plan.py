@@ -252,24 +252,35 @@ def _timed_run(paper: str, cell: dict[str, Any], params: Params) -> str | None:
     return run if run in params.pretrain_runs or run in params.evaluate_runs else None
 
 
+MACHINES = {"8 x A100": ("a100", 8), "1 x H200": ("h200", 1)}
 START, END = "<!-- plan -->", "<!-- /plan -->"
 
 
 def update_readme(path: Path, params: Params) -> None:
-    """Write the plan of the papers' own budget between the README's markers. Raises UserError when a marker is missing."""
+    """Write the plan of the papers' own budget between the README's markers, and `PRICES` beside it. Raises UserError when a marker is missing."""
     text = path.read_text(encoding="utf-8")
     if START not in text or END not in text:
         raise UserError(f"{path}: lacks the markers {START} and {END}, between which the plan stands")
     before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
-    path.write_text(f"{before}\n{readme_block(params)}\n{after}", encoding="utf-8")
+    lines = _on_machines(params)
+    path.write_text(f"{before}\n{readme_block(params, lines)}\n{after}", encoding="utf-8")
+    write_prices(params, path.parent / PRICES, lines["8 x A100"])
 
 
-def readme_block(params: Params) -> str:
-    """Two tables in Markdown: totals per paper on 8 A100 and on one H200, and the papers' printed hours beside the planned ones."""
-    from replicate.cost.rates import DEVICES, rates_of
+def _on_machines(params: Params) -> dict[str, pd.DataFrame]:
+    from replicate.cost.rates import rates_of
 
-    machines = {"8 x A100": ("a100", 8), "1 x H200": ("h200", 1)}
-    lines = {name: plan(params, [], "paper", rates_of(device), devices) for name, (device, devices) in machines.items()}
+    return {name: plan(params, [], "paper", rates_of(device), devices) for name, (device, devices) in MACHINES.items()}
+
+
+def readme_block(params: Params, lines: dict[str, pd.DataFrame] | None = None) -> str:
+    """Two tables in Markdown: totals per paper on 8 A100 and on one H200, and the papers' printed hours beside the planned ones.
+
+    `lines` are the plans of `MACHINES`, for a caller that has them.
+    """
+    from replicate.cost.rates import DEVICES
+
+    machines, lines = MACHINES, lines or _on_machines(params)
     sums = {name: totals(frame) for name, frame in lines.items()}
     first = next(iter(sums.values()))
     table = pd.DataFrame({"runs": first["runs"], "10^18 multiply-adds": first["exa_macs"].map(_short)})
@@ -301,3 +312,21 @@ def readme_block(params: Params) -> str:
 def _markdown(frame: pd.DataFrame) -> str:
     head = "| " + " | ".join(map(str, frame.columns)) + " |\n|" + "---|" * len(frame.columns)
     return "\n".join([head, *("| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False))])
+
+
+PRICES = Path("benchmarks/results/plan_paper.csv")
+"""What every run costs at the papers' own scale, as `plan --readme` wrote it: counting all runs takes half a minute, reading them none."""
+
+
+def write_prices(params: Params, path: Path, lines: pd.DataFrame) -> None:
+    """Write A100-hours and 10^18 multiply-adds of every run of a plan, alone and with what it starts from."""
+    rows = []
+    for name, line in lines.iterrows():
+        needed, upstream = [name], params.upstream_of(name)
+        while upstream:
+            needed, upstream = [*needed, upstream], params.upstream_of(upstream)
+        hours, macs = (lines.loc[needed, column].sum() for column in ("device_hours", "exa_macs"))
+        rows.append((name, f"{line['device_hours']:.3g}", f"{hours:.3g}", f"{line['exa_macs']:.3g}", f"{macs:.3g}"))
+    frame = pd.DataFrame(rows, columns=["run", "a100_hours", "a100_hours_in_all", "exa_macs", "exa_macs_in_all"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(path, index=False, lineterminator="\n")

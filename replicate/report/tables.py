@@ -6,6 +6,7 @@ No number is typed here: `published/mapping/<paper>.yaml` leads from a printed n
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -165,9 +166,22 @@ def _measured(cell: Mapping[str, Any], rule: Mapping[str, Any], reader: Reader, 
     try:
         found = reader.estimate(quantity)
     except NotRun as error:
-        return named | {"status": NOT_RUN, "why": f"not run: {error}"}
+        return named | {"status": NOT_RUN, "why": f"not run: {error}{_price(error.missing)}"}
     numbers = {"ours": found.value, "ours_low": found.low, "ours_high": found.high, "seeds": found.seeds}
     return named | numbers | {"status": _status(cell, found, reader.results.budget, judged.get(rule.get("claim", ""), verdicts.NOT_RUN))}
+
+
+def _price(runs: list[str]) -> str:
+    """What the runs that are missing would cost at the paper's own scale, with what they start from."""
+    known = [prices()[name] for name in dict.fromkeys(place.partition("/")[0] for place in runs) if name in prices()]
+    return f"; at the paper's scale {sum(known):.3g} A100-hours by the planner" if known else ""
+
+
+@functools.cache
+def prices() -> dict[str, float]:
+    """Run -> A100-hours at the paper's scale, what it starts from included, as `python -m replicate plan --readme` wrote them."""
+    path = published.FOLDER.parent / "benchmarks" / "results" / "plan_paper.csv"
+    return pd.read_csv(path, index_col="run")["a100_hours_in_all"].to_dict() if path.exists() else {}
 
 
 def _status(cell: Mapping[str, Any], found: Estimate, budget: str, verdict: str) -> str:

@@ -110,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("scoreboard", help="every published number with its status, every claim with its verdict")
     command.set_defaults(handler=_scoreboard)
 
+    command = commands.add_parser("site", help="all executed notebooks, scoreboard, methods, data and provenance as one static site")
+    command.set_defaults(handler=_site)
+
     command = commands.add_parser("keep", help="copy finished runs' numbers into measured/, which git holds, so that other checkouts show them")
     command.add_argument("runs", nargs="+", metavar="RUN", help="their names in params.yaml")
     command.set_defaults(handler=_keep)
@@ -286,6 +289,14 @@ def _keep(options: argparse.Namespace) -> None:
     for name in options.runs:
         params.run(name)
         print(f"kept in {keep(params.results_folder(name, params.budget))}")
+
+
+def _site(options: argparse.Namespace) -> None:
+    from replicate.params import load
+    from replicate.report.site import Site
+
+    params = load(options.params)
+    print(Site(params, params.budget).write()[0])
 
 
 def _weights_import(options: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ PAPER = "efficient_learners"
 NEW_RUN = "light_90_llrd_70"
 NEW_LINE = "  light_90_llrd_70: {<<: *tuned_finetune, pretrain: efficient_learners/light_90, layer_decay: 0.7}\n"
 FOREIGN = "replicate/targets/hog.py"
-EXPECTED = (f"tables/{BUDGET}/{PAPER}/*.csv", f"tables/{BUDGET}/{PAPER}/*.md", f"figures/{BUDGET}/**/*.png", "executed/**/*.html")
+EXPECTED = (f"tables/{BUDGET}/{PAPER}/*.csv", f"tables/{BUDGET}/{PAPER}/*.md", f"figures/{BUDGET}/**/*.png", f"executed/{BUDGET}/site/index.html")
 
 
 STAGE = re.compile(r"^Running stage '([^']+)'", re.MULTILINE)
@@ -102,7 +102,7 @@ class Pipeline:
         params = self.folder / "params.yaml"
         params.write_text(params.read_text().replace("\nevaluate:\n", f"\nevaluate:\n{NEW_LINE}", 1))
         ran = self.stages()
-        if ran != [f"evaluate@{NEW_RUN}", f"notebook@{PAPER}", "scoreboard"]:
+        if ran != [f"evaluate@{NEW_RUN}", f"notebook@{PAPER}", "scoreboard", "site"]:
             raise SmokeError(f"one more value of a sweep runs {', '.join(ran)}")
 
     def check_saved_notebook(self) -> None:

@@ -62,13 +62,19 @@ def execute(paper: str, budget: str, scope: str = "headline") -> Path:
 
 def render(notebook: nbformat.NotebookNode) -> str:
     """An executed notebook as one HTML page that needs nothing else: light or dark as the system is, readable on a phone."""
+    from replicate.report.page import page
+
+    return page(title(notebook), body(notebook))
+
+
+def body(notebook: nbformat.NotebookNode) -> str:
+    """An executed notebook as HTML to stand within a page; code is folded away."""
     from nbconvert import HTMLExporter
 
-    from replicate.report.page import CODE_CELLS, page
+    from replicate.report.page import CODE_CELLS
 
     exporter = HTMLExporter(raw_template=CODE_CELLS, exclude_input_prompt=True, exclude_output_prompt=True)
-    body, _ = exporter.from_notebook_node(notebook)
-    return page(title(notebook), body)
+    return exporter.from_notebook_node(notebook)[0]
 
 
 def title(notebook: nbformat.NotebookNode) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import html
 
+import pandas as pd
+
 # nbconvert's basic template, with code folded away behind its first line: a reader of results wants the prose and the pictures.
 CODE_CELLS = """
 {%- extends 'basic/index.html.j2' -%}
@@ -40,13 +42,23 @@ th, td {
   padding: .28rem .6rem; border: 0 solid var(--line); border-bottom-width: 1px; text-align: left !important; vertical-align: top;
   min-width: 3.5rem; overflow-wrap: normal;
 }
+td:first-child { min-width: 9rem; }
 thead th { border-bottom-width: 2px; }
 th { font-weight: 600; }
 table.dataframe { border: 0; }
 footer { color: var(--faint); font-size: .85rem; margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem; }
 nav { margin-bottom: 1.2rem; font-size: .9rem; }
-nav a { margin-right: 1rem; }
-@media (max-width: 40rem) { main { padding: 1rem .8rem 3rem; } h1 { font-size: 1.4rem; } table { font-size: .8rem; } }
+nav a, nav b { margin-right: .9rem; display: inline-block; }
+p.contents a { margin-right: .9rem; }
+.notice { border-left: 4px solid #d55e00; padding-left: .8rem; }
+.claim { border-top: 1px solid var(--line); }
+.claim dl { display: grid; grid-template-columns: 7rem minmax(0, 1fr); gap: .2rem .8rem; margin: .4rem 0 1rem; font-size: .93rem; }
+.claim dt { color: var(--faint); } .claim dd { margin: 0; overflow-wrap: anywhere; }
+.notebook h1 { font-size: 1.35rem; } .notebook h2 { font-size: 1.15rem; }
+span.scroll { display: block; } img.samples { background: none; }
+@media (max-width: 40rem) {
+  .claim dl { grid-template-columns: minmax(0, 1fr); } .claim dt { margin-top: .3rem; }
+  main { padding: 1rem .8rem 3rem; } h1 { font-size: 1.4rem; } table { font-size: .8rem; } }
 """
 
 
@@ -68,3 +80,11 @@ def page(title: str, body: str, navigation: str = "", language: str = "en") -> s
         f'<title>{html.escape(title)}</title>\n<link rel="icon" href="data:,">\n'
         f"<style>{STYLE}\n{highlighting()}</style>\n</head>\n<body>\n<main>\n{navigation}\n{body}\n</main>\n</body>\n</html>\n"
     )
+
+
+def table(frame: pd.DataFrame) -> str:
+    """A table of texts that scrolls by itself on a narrow screen."""
+    head = "".join(f'<th scope="col">{html.escape(str(name))}</th>' for name in frame.columns)
+    lines = ("".join(f"<td>{html.escape(str(text))}</td>" for text in line) for line in frame.itertuples(index=False))
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

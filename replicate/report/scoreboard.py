@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from pathlib import Path
 import pandas as pd
 
 from replicate.errors import UserError
-from replicate.report import loader_runs, published, tables, verdicts
+from replicate.report import intervals, loader_runs, published, tables, verdicts
 from replicate.report.page import page
+from replicate.report.page import table as html_table
 from replicate.report.results import Results
 
-NUMBERS, CLAIMS = "scoreboard.csv", "claims.csv"
+NUMBERS, CLAIMS, TOP1, SUMMARY = "scoreboard.csv", "claims.csv", "top1.csv", "summary.json"
 COLUMNS = ["id", "paper", "table", *tables.COLUMNS[1:]]
 VERDICTS = (verdicts.HOLDS, verdicts.FAILS, verdicts.UNDECIDED, verdicts.NOT_RUN)
 TITLES = {
@@ -88,12 +90,15 @@ def write(budget: str, root: str | Path = ".", readme: str | Path | None = "READ
     shows; None leaves the README alone.
     """
     root = Path(root)
-    board = build(loader_runs.load(budget, root))
+    results = loader_runs.load(budget, root)
+    board = build(results)
     folder = root / "tables" / budget
     folder.mkdir(parents=True, exist_ok=True)
     board.numbers.to_csv(folder / NUMBERS, index=False, lineterminator="\n")
     board.claims.to_csv(folder / CLAIMS, index=False, lineterminator="\n")
     (folder / "scoreboard.md").write_text(markdown(board), encoding="utf-8")
+    top1(results).to_csv(folder / TOP1, index=False, lineterminator="\n")
+    (folder / SUMMARY).write_text(json.dumps(counts(board), indent=1) + "\n", encoding="utf-8")
     target = root / "executed" / budget / "scoreboard.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(html_page(board, [paper for paper in published.PAPERS if target.with_name(f"{paper}.html").exists()]), "utf-8")
@@ -102,11 +107,26 @@ def write(budget: str, root: str | Path = ".", readme: str | Path | None = "READ
     return board
 
 
+def top1(results: Results) -> pd.DataFrame:
+    """The accuracy of every finished evaluation: run, top1 and its 95 % interval, for `dvc plots`."""
+    found = {name: intervals.mean(list(run.values("top1").values())) for name, run in results.runs.items() if "top1" in run.per_seed[0]}
+    lines = [(name, one.value, one.low, one.high) for name, one in sorted(found.items())]
+    return pd.DataFrame(lines, columns=["run", "top1", "low", "high"]).round(3)
+
+
+def counts(board: Scoreboard) -> dict[str, dict[str, int]]:
+    """How many numbers have which status and how many claims which verdict, for `dvc metrics`."""
+    return {
+        "numbers": {status: int(count) for status, count in board.totals.loc["all"].items()},
+        "claims": {verdict: int(count) for verdict, count in board.verdicts.loc["all"].items()},
+    }
+
+
 def summary(board: Scoreboard) -> str:
     """Totals and verdicts per paper in Markdown, as the README shows them."""
     count, claims = len(board.numbers), len(board.claims)
     text = f"{count:,} published numbers, {claims} claims, at the budget `{board.budget}`:\n\n"
-    return text + tables.markdown(_texts(board.totals)) + "\n" + tables.markdown(_texts(board.verdicts))
+    return text + tables.markdown(texts(board.totals)) + "\n" + tables.markdown(texts(board.verdicts))
 
 
 def update_readme(path: str | Path, board: Scoreboard) -> None:
@@ -143,16 +163,29 @@ def markdown(board: Scoreboard) -> str:
 def html_page(board: Scoreboard, pages: Sequence[str] = ()) -> str:
     """The whole scoreboard as one page of HTML; `pages` are the papers that have a page of their own beside it."""
     links = "".join(f'<a href="{paper}.html">{html.escape(TITLES[paper])}</a>' for paper in pages)
+    return page(f"Scoreboard, {board.budget}", html_body(board), f"<nav>{links}</nav>" if links else "")
+
+
+def html_body(board: Scoreboard) -> str:
+    """Totals, every claim and every number, to stand within a page."""
     parts = [f"<h1>Scoreboard</h1><p>Every published number and every claim, at the budget <b>{html.escape(board.budget)}</b>.</p>"]
-    parts += ["<h2>Numbers</h2>", _html(_texts(board.totals)), "<h2>Claims</h2>", _html(_texts(board.verdicts))]
+    parts += ["<h2>Numbers</h2>", html_table(texts(board.totals)), "<h2>Claims</h2>", html_table(texts(board.verdicts))]
     meaning = "".join(f"<li><i>{status}</i>: {html.escape(MEANING[status])}</li>" for status in board.totals.columns if status in MEANING)
     parts.append(f"<details><summary>what the statuses mean</summary><ul>{meaning}</ul></details>")
     for paper in published.PAPERS:
         claims = board.claims[board.claims["paper"] == paper]
-        parts += [f'<h2 id="{paper}">{html.escape(TITLES[paper])}</h2>', _html(_claims(claims))]
-        for name, table in board.numbers[board.numbers["paper"] == paper].groupby("table", sort=False):
-            parts.append(f"<details><summary>{_place(name)}, {len(table)} numbers</summary>{_html(tables.display(table))}</details>")
-    return page(f"Scoreboard, {board.budget}", "\n".join(parts), f"<nav>{links}</nav>" if links else "")
+        parts += [f'<h2 id="{paper}">{html.escape(TITLES[paper])}</h2>', html_table(_claims(claims))]
+        parts += numbers_html(board.numbers[board.numbers["paper"] == paper])
+    return "\n".join(parts)
+
+
+def numbers_html(numbers: pd.DataFrame) -> list[str]:
+    """Every number of a paper, a folded table for each of its tables; the last column says why a number stands alone."""
+    parts = []
+    for name, table in numbers.groupby("table", sort=False):
+        shown = tables.display(table).assign(why=table["why"].to_numpy())
+        parts.append(f"<details><summary>{_place(name)}, {len(table)} numbers</summary>{html_table(shown)}</details>")
+    return parts
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -168,7 +201,7 @@ def _counts(frame: pd.DataFrame, column: str, order: Sequence[str]) -> pd.DataFr
     return counts.assign(sum=counts.sum(axis=1))
 
 
-def _texts(counts: pd.DataFrame) -> pd.DataFrame:
+def texts(counts: pd.DataFrame) -> pd.DataFrame:
     shown = counts.astype(int).astype(str)
     shown.insert(0, "paper", [TITLES.get(paper, paper) for paper in counts.index])
     return shown.reset_index(drop=True)
@@ -186,13 +219,6 @@ def _claims(claims: pd.DataFrame) -> pd.DataFrame:
 def _place(name: str) -> str:
     kind, _, number = name.partition("_")
     return f"{kind.capitalize()} {number}".strip()
-
-
-def _html(table: pd.DataFrame) -> str:
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)
-    lines = ("".join(f"<td>{html.escape(str(text))}</td>" for text in line) for line in table.itertuples(index=False))
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _around_block(path: Path, text: str) -> tuple[str, str]:

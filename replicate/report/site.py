@@ -1,0 +1,268 @@
+"""The book: one static folder, `executed/<budget>/site`, that needs neither network nor server.
+
+`index.html` with the totals, a page a paper (its claims, the executed notebook with tables and figures, every number, contradictions),
+`scoreboard.html`, `methods.html`, `data.html` and `provenance.html`. Notebooks are rendered by nbconvert; the frame is `replicate.report.page`.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from replicate.report import loader_runs, notebook, published, rerun, results, scoreboard, summary, verdicts
+from replicate.report.page import page, table
+from replicate.report.provenance import git_state, machine, versions
+from replicate.report.scoreboard import MEANING, TITLES, Scoreboard
+
+if TYPE_CHECKING:
+    from replicate.params import Params
+
+PAGES = {"index": "Overview", **TITLES, "scoreboard": "Scoreboard", "methods": "Methods", "data": "Data", "provenance": "Provenance"}
+SAMPLES, SAMPLE_SIDE = 12, 96
+NO_FINDING = "These are runs of the <b>smoke</b> budget: they show that the pipeline works, and none of their numbers is a finding."
+
+LENS = """\
+<p>Every run is written in its paper's own numbers. A budget maps them to what a machine affords: image and patch size, width,
+epochs, batch. Ratios that carry the science (mask ratio, layer-wise decay, warm-up and stage fractions) are never mapped; above
+the smoke budget neither is depth. The learning rate follows the linear scaling rule from the resulting batch. At the budget
+<code>paper</code> nothing changes. Each paper's notebook prints the mapping of its runs.</p>
+"""
+VERDICTS = """\
+<p>A claim is one or more checks on runs. Results are means over seeds with a 95 % interval of Student's t; two runs on the same
+seeds share data order and initial weights and are compared seed by seed. A check is decided when its interval lies wholly on one
+side of its bound, so nothing is decided without an interval unless it is computed. An undecided check says how many more seeds
+would decide it, were the effect as measured. Where a sweep peaks is judged by a parametric bootstrap over its points.</p>
+"""
+NOT_COMPARED = """\
+<p>Accuracies at a smaller scale are never set against the papers' as numbers, only the claims that they carry. Detection and
+segmentation are not part of the workbook.</p>
+"""
+PHOTOS = """\
+<p><code>photos</code> is made on the spot from the photographs that scikit-image carries: layouts (bands, rings, spirals, ...)
+drawn with two photographic textures each. The label is the global layout. It is a synthetic task with natural texture and stands
+in for real images on a machine without any; numbers on it compare methods with one another, not with published ones.</p>
+"""
+EXPLORE = """\
+<p>Six notebooks with sliders (masking, reconstruction, HOG, schedules, loader, a recipe of your own) are not part of these pages,
+since they compute as you move: <code>make lab</code>, then <code>notebooks/explore_*.ipynb</code>.</p>
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the pages are made of: one budget's scoreboard, results and data, below `root`."""
+
+    params: Params
+    budget: str
+    root: Path = Path()
+
+    @cached_property
+    def results(self) -> results.Results:
+        return loader_runs.load(self.budget, self.root)
+
+    @cached_property
+    def board(self) -> Scoreboard:
+        return scoreboard.build(self.results)
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "executed" / self.budget / "site"
+
+    def write(self) -> list[Path]:
+        """Write every page anew; returns them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        bodies = {"index": index(self), **{paper: paper_page(self, paper) for paper in published.PAPERS}}
+        bodies |= {"scoreboard": scoreboard.html_body(self.board), "methods": methods(self), "data": data(self), "provenance": provenance(self)}
+        written = []
+        for name, body in bodies.items():
+            path = self.folder / f"{name}.html"
+            path.write_text(page(f"{PAGES[name]}, {self.budget}", body, navigation(name)), encoding="utf-8")
+            written.append(path)
+        return written
+
+
+def navigation(current: str) -> str:
+    """Links to every page, the current one marked."""
+    links = (
+        f"<b>{html.escape(title)}</b>" if name == current else f'<a href="{name}.html">{html.escape(title)}</a>' for name, title in PAGES.items()
+    )
+    return f'<nav aria-label="pages">{" ".join(links)}</nav>'
+
+
+def index(site: Site) -> str:
+    """What this is, how it stands, and where to read on."""
+    board = site.board
+    finished = len(site.results.runs)
+    lines = [
+        "<h1>Five papers on efficient masked image modelling, replicated</h1>",
+        f"<p>{len(board.numbers):,} published numbers and {len(board.claims)} claims, each with what stands beside it here: computed, run at a "
+        "smaller scale, or a reason why not. One harness runs all five papers; a <i>budget</i> is the lens through which a machine sees "
+        "their recipes.</p>",
+        f"<p>This is the budget <b>{html.escape(site.budget)}</b>, with {finished} finished runs{_scale(site)}. "
+        'How runs are mapped to it and verdicts are reached: <a href="methods.html">methods</a>.</p>',
+    ]
+    if site.budget in verdicts.NO_FINDING:
+        lines.append(f'<p class="notice">{NO_FINDING}</p>')
+    lines += ["<h2>Claims</h2>", table(scoreboard.texts(board.verdicts)), "<h2>Numbers</h2>", table(scoreboard.texts(board.totals))]
+    lines += [f"<details><summary>what the statuses mean</summary>{_meaning(board)}</details>", "<h2>The papers</h2>", "<ul>"]
+    for paper in published.PAPERS:
+        own = board.claims[board.claims["paper"] == paper]
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in own["verdict"].value_counts(sort=False).items())
+        lines.append(f'<li><a href="{paper}.html">{html.escape(TITLES[paper])}</a>: {counts}</li>')
+    lines += [
+        "</ul>",
+        "<h2>Explore</h2>",
+        EXPLORE,
+    ]
+    return "\n".join(lines)
+
+
+def _scale(site: Site) -> str:
+    seeds = sorted({len(run.seeds) for run in site.results.runs.values()})
+    devices = sorted({str(run.provenance.get("device", "")) for run in site.results.runs.values()} - {""})
+    if not seeds:
+        return ""
+    return f", {' or '.join(map(str, seeds))} seeds each, on {html.escape(', '.join(devices))}"
+
+
+def _meaning(board: Scoreboard) -> str:
+    known = (status for status in board.totals.columns if status in MEANING)
+    return "<ul>" + "".join(f"<li><i>{status}</i>: {html.escape(MEANING[status])}</li>" for status in known) + "</ul>"
+
+
+def paper_page(site: Site, paper: str) -> str:
+    """A paper: each claim with what was found and how to run it again, the executed notebook, every number, contradictions."""
+    numbers = site.board.numbers[site.board.numbers["paper"] == paper]
+    executed = site.root / "executed" / site.budget / f"{paper}.ipynb"
+    parts = [f"<h1>{html.escape(TITLES[paper])}</h1>"]
+    if site.budget in verdicts.NO_FINDING:
+        parts.append(f'<p class="notice">{NO_FINDING}</p>')
+    parts.append('<p class="contents"><a href="#claims">claims</a> <a href="#notebook">notebook</a> <a href="#numbers">every number</a> ')
+    parts.append('<a href="#contradictions">contradictions</a></p><h2 id="claims">Claims</h2>')
+    parts += [_claim(site, line) for line in site.board.claims[site.board.claims["paper"] == paper].to_dict("records")]
+    parts.append('<h2 id="notebook">Notebook</h2>')
+    if executed.exists():
+        parts.append(f'<div class="notebook">{notebook.body(notebook.read(executed))}</div>')
+    else:
+        parts.append("<p>This paper's notebook has not been executed at this budget.</p>")
+    parts.append('<h2 id="numbers">Every number</h2>')
+    parts += scoreboard.numbers_html(numbers)
+    found = pd.DataFrame(entry for entry in published.contradictions() if entry["paper"] == paper)
+    shown = found[["place", "kind", "printed", "recomputed", "note"]]
+    return "\n".join([*parts, '<h2 id="contradictions">Where the paper contradicts itself</h2>', table(shown)])
+
+
+def _claim(site: Site, line: dict) -> str:
+    claim = published.claims()[line["claim"]]
+    runs = rerun.runs_of(claim, site.params)
+    effect = verdicts.effect_text(line)
+    seeds = f"{line['seeds']} seeds" if line["seeds"] else ""
+    measured = "; ".join(part for part in (line["check"], effect and f"effect {effect}", seeds) if part)
+    where = "by computation, without training" if line["budget"] == "by computation" else f"at the budget {line['budget']}"
+    facts = {
+        "the paper": html.escape(f"{claim['statement']} ({claim['source']})"),
+        "tested by": html.escape(claim["test"]),
+        "found": f"<b>{html.escape(line['verdict'])}</b> {html.escape(where)}. {html.escape(measured)}",
+        "note": html.escape(line["note"]),
+        "run it again": "<br>".join(f"<code>{html.escape(command)}</code>" for command in rerun.commands(runs, site.params, site.budget)),
+    }
+    rows = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items() if text)
+    name = line["claim"].partition(".")[2]
+    return f'<section class="claim" id="{name}"><h3>{html.escape(name.replace("_", " "))}</h3><dl>{rows}</dl></section>'
+
+
+def methods(site: Site) -> str:
+    """What the budget changes of the papers' recipes, and how a verdict is reached."""
+    budget, identity = site.params.budget_named(site.budget), type(site.params.budget_named(site.budget))()
+    plain = {key: value for key, value in budget.model_dump().items() if value != getattr(identity, key)}
+    lens = pd.DataFrame([(key.replace("_", " "), _words(value)) for key, value in plain.items()], columns=["what", f"at {site.budget}"])
+    tests = pd.DataFrame([(kind.replace("_", " "), (function.__doc__ or "").strip()) for kind, function in verdicts.KINDS.items()])
+    return "\n".join(
+        [
+            "<h1>Methods</h1>",
+            "<h2>The budget is a lens</h2>",
+            LENS,
+            table(lens) if len(lens) else "<p>This budget is the identity.</p>",
+            "<h2>How a verdict is reached</h2>",
+            VERDICTS,
+            table(tests.set_axis(["check", "holds when"], axis=1)),
+            "<h2>Status of a number</h2>",
+            _meaning(site.board),
+            "<h2>What is not compared</h2>",
+            NOT_COMPARED,
+        ]
+    )
+
+
+def data(site: Site) -> str:
+    """What each data set holds at this budget, with some of its pictures."""
+    parts = ["<h1>Data</h1>"]
+    used = {site.params.run(name).dataset for name in site.results.runs if name in site.params.runs} or {"full"}
+    for name in site.params.datasets:
+        if name not in used:
+            continue
+        dataset = site.params.dataset(name, site.budget)
+        folder = site.root / site.params.data_folder(name, site.budget)
+        parts.append(f"<h2>{html.escape(name.replace('_', ' '))}</h2><p>Source: <code>{html.escape(dataset.source)}</code>.</p>")
+        if dataset.source == "photos":
+            parts.append(PHOTOS)
+        if not (folder / "manifest.json").exists():
+            parts.append("<p>Not written on this machine: the numbers come from runs elsewhere, whose provenance names the data by its checksum.</p>")
+            continue
+        manifest = json.loads((folder / "manifest.json").read_text())
+        rows = [(split, r["images"], f"{r['bytes'] / 1e6:.1f} MB", r["sha256"][:16]) for split, r in manifest["splits"].items()]
+        parts.append(table(pd.DataFrame(rows, columns=["split", "images", "stored", "sha256"])))
+        parts.append(f"<p>{len(manifest['class_names'])} classes: {html.escape(', '.join(manifest['class_names']))}.</p>")
+        if (folder / "val.beton").exists():
+            parts.append(f"<p>{_samples(folder)}</p>")
+    return "\n".join(parts)
+
+
+def _samples(folder: Path) -> str:
+    from PIL import Image
+
+    from replicate.report.reconstruct import sample_images
+
+    shown = sample_images(folder, SAMPLE_SIDE, SAMPLES).permute(0, 2, 3, 1).numpy()
+    sheet = np.concatenate(list(shown), axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, format="PNG")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    source = f"data:image/png;base64,{encoded}"
+    return f'<span class="scroll"><img class="samples" src="{source}" alt="{len(shown)} validation images side by side"></span>'
+
+
+def provenance(site: Site) -> str:
+    """Where every number comes from: the software, the machines, and one line a run."""
+    git, here = git_state(), machine()
+    facts = {
+        "pages made by revision": git["revision"][:12] + (" with changes" if git["dirty"] else ""),
+        "machine that made them": f"{here['system']} {here['architecture']}, {here['cores']} cores",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items() if version),
+        "published values": "published/values.csv, re-checked against the papers' texts",
+    }
+    parts = ["<h1>Provenance</h1>", table(pd.DataFrame(facts.items(), columns=["what", "is"])), "<h2>Runs</h2>"]
+    if not site.results.runs:
+        return "\n".join([*parts, "<p>No run has finished at this budget.</p>"])
+    for paper in published.PAPERS:
+        runs = [run for run in site.results.runs.values() if run.paper == paper]
+        if runs:
+            parts += [f"<h3>{html.escape(TITLES[paper])}, {len(runs)} runs</h3>", table(summary.finished(runs).astype(str))]
+    return "\n".join(parts)
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {_words(part)}" for key, part in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else f"{value:.4g}" if isinstance(value, float) else str(value)

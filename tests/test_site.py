@@ -1,0 +1,119 @@
+"""The static site: every link and image resolves without network, every page has its tables, claims say how to rerun; Chromium agrees."""
+
+import base64
+import html.parser
+import os
+import shutil
+from pathlib import Path
+from urllib.parse import unquote
+
+import browser
+import nbformat
+import pytest
+
+from replicate.params import load
+from replicate.report import published, rerun, site
+
+ROOT = Path(__file__).resolve().parents[1]
+BUDGET = "tiny"
+
+
+class Page(html.parser.HTMLParser):
+    """Links, images, ids and tags of one page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.links, self.images, self.ids, self.tags = path, [], [], set(), []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        found = dict(attributes)
+        self.tags.append(tag)
+        self.ids |= {found["id"]} if found.get("id") else set()
+        self.links += [found["href"]] if found.get("href") else []
+        self.images += [found] if tag == "img" else []
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "measured", folder / "measured")
+    executed = folder / "executed" / BUDGET / "mae.ipynb"
+    executed.parent.mkdir(parents=True)
+    nbformat.write(notebook(), executed)
+    written = site.Site(load(ROOT / "params.yaml"), BUDGET, folder).write()
+    return {path.stem: Page(path) for path in written}
+
+
+def notebook():
+    book = nbformat.v4.new_notebook()
+    picture = base64.b64encode(
+        base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")
+    ).decode()
+    outputs = [nbformat.v4.new_output("display_data", data={"image/png": picture}, metadata={"image/png": {"alt": "a dot"}})]
+    book.cells = [nbformat.v4.new_markdown_cell("# The notebook of MAE"), nbformat.v4.new_code_cell("draw()", outputs=outputs)]
+    return book
+
+
+def test_there_is_a_page_for_every_paper_and_for_what_they_share(pages):
+    assert set(pages) == {"index", *published.PAPERS, "scoreboard", "methods", "data", "provenance"}
+    assert "The notebook of MAE" in pages["mae"].path.read_text()
+
+
+def test_every_link_and_image_resolves_without_network(pages):
+    for page in pages.values():
+        for link in page.links:
+            target, _, anchor = unquote(link).partition("#")
+            if link.startswith("data:"):
+                continue
+            found = pages.get(Path(target).stem) if target else page
+            assert found is not None and "://" not in link, f"{page.path.name}: {link}"
+            assert not anchor or anchor in found.ids, f"{page.path.name}: {link}"
+        for image in page.images:
+            assert image["src"].startswith("data:image/") and image.get("alt"), page.path.name
+        assert not {"script", "iframe", "video"} & set(page.tags)
+        assert "@import" not in page.path.read_text() and "url(http" not in page.path.read_text()
+
+
+def test_every_page_has_a_table_where_it_has_numbers(pages):
+    for name, page in pages.items():
+        assert name == "data" or "table" in page.tags, name
+
+
+def test_a_papers_page_tells_each_claim_its_finding_and_how_to_run_it_again(pages):
+    text = pages["efficient_learners"].path.read_text()
+    own = [claim for name, claim in published.claims().items() if name.startswith("efficient_learners.")]
+    assert text.count('<section class="claim"') == len(own) == 15
+    assert text.count("<dt>run it again</dt>") == 15 and f"python -m replicate budget {BUDGET}" in text
+
+
+def test_commands_name_stages_that_exist():
+    params = load(ROOT / "params.yaml")
+    for claim in published.claims().values():
+        runs = rerun.runs_of(claim, params)
+        for command in rerun.commands(runs, params, "laptop"):
+            for stage in (word for word in command.replace("TARGET=", " ").split() if "@" in word):
+                assert stage.partition("@")[2] in params.runs
+        if any(check["kind"] == "computed" for check in claim["checks"]) and not runs:
+            assert rerun.commands(runs, params, "laptop") == ["python -m replicate scoreboard"]
+    assert rerun.runs_of(published.claims()["efficient_learners.llrd_peak"], params)[0].startswith("light_90_llrd_")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [browser.DESKTOP, browser.PHONE], ids=["desktop", "phone"])
+def test_every_page_opens_in_a_browser_without_an_error(pages, size):
+    """SITE_SCREENSHOTS names a folder for a picture of each page; SITE a built site to look at instead of this test's own."""
+    pytest.importorskip("websocket")
+    if browser.find() is None:
+        pytest.skip("no Chromium here")
+    chosen = os.environ.get("SITE")
+    paths = sorted(Path(chosen).resolve().glob("*.html")) if chosen else [page.path for page in pages.values()]
+    with browser.Browser() as tab:
+        for path in paths:
+            for dark in (False, True):
+                tab.open(path.as_uri(), size, dark)
+                assert tab.errors == [], path.name
+                assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), path.name
+                assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"{path.name} is wider than its window"
+                if folder := os.environ.get("SITE_SCREENSHOTS"):
+                    tab.photograph(Path(folder) / f"{path.stem}-{size[0]}{'-dark' * dark}.png")

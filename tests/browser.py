@@ -10,6 +10,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+import websocket
+
 DESKTOP, PHONE = (1280, 900), (390, 844)
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -23,8 +25,6 @@ class Browser:
     """One tab. `errors` holds console errors, uncaught exceptions and requests that failed since the last `open`."""
 
     def __init__(self) -> None:
-        import websocket
-
         self.profile = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-background-networking"]
         command = [find(), *flags, "--remote-debugging-port=0", "--remote-allow-origins=*", f"--user-data-dir={self.profile.name}", "about:blank"]

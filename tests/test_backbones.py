@@ -107,7 +107,8 @@ def test_cmt_has_its_own_papers_parameters_but_for_s() -> None:
 
 
 def test_pvt_matches_transformers() -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     numbers = hierarchy("pvt_large", width_scale=0.25, depths=(1, 2, 1, 2))
     config = transformers.PvtConfig(
         image_size=64,

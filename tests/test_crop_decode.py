@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from skimage import data as skimage_data
 
 from replicate.errors import UserError
 from replicate.loaders import crop_decode, crops, restart
 from replicate.loaders._crop_decode import build
 from replicate.loaders.crop_decode import DecodeError, Decoding
 
-skimage_data = pytest.importorskip("skimage.data")
 FUZZ = Path(__file__).parent / "fuzz" / "mutate_jpegs.py"
 SAMPLING = {
     "411": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,

@@ -37,8 +37,6 @@ def lab(tmp_path):
 
 @pytest.mark.slow
 def test_a_slider_moved_in_jupyterlab_changes_the_picture(lab, tmp_path):
-    pytest.importorskip("websocket")
-    pytest.importorskip("jupyterlab")
     if browser.find() is None:
         pytest.skip("no Chromium here")
     with browser.Browser() as tab:

@@ -144,7 +144,7 @@ def test_every_third_party_import_is_declared():
             used |= {name: path.name for name in imported(path.read_text(encoding="utf-8"))}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         used |= {name: path.name for name in imported(notebook_code(path))}
-    beside = {path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).glob("*.py")}
+    beside = {path.stem for folder in ("tests", "benchmarks", "tools") for path in (ROOT / folder).glob("*.py")}
     own = {"replicate", "tests", "benchmarks"} | beside | OPTIONAL
     distributions = metadata.packages_distributions()
     known = set(declared()) | {"packaging"}  # pytest brings it

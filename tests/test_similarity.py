@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from skimage import metrics
 
 from replicate.errors import UserError
 from replicate.targets.similarity import psnr, reduced, similarities, ssim
-
-metrics = pytest.importorskip("skimage.metrics")
 
 
 def maps(seed: int, channels: int = 3, size: int = 20) -> torch.Tensor:

@@ -103,7 +103,6 @@ def test_commands_name_stages_that_exist():
 @pytest.mark.parametrize("size", [browser.DESKTOP, browser.PHONE], ids=["desktop", "phone"])
 def test_every_page_opens_in_a_browser_without_an_error(pages, size):
     """SITE_SCREENSHOTS names a folder for a picture of each page; SITE a built site to look at instead of this test's own."""
-    pytest.importorskip("websocket")
     if browser.find() is None:
         pytest.skip("no Chromium here")
     chosen = os.environ.get("SITE")

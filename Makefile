@@ -45,7 +45,7 @@ faults: setup ## every fault of docs/faults.md, injected, and several processes 
 smoke: setup ## the pipeline at the smoke budget alone
 	$(RUN) python tools/smoke_pipeline.py
 
-repro: setup ## the main job: data, training, tables, figures, executed notebooks (BUDGET=smoke|laptop|evening|tiny|gpu|paper)
+repro: setup ## the main job: data, training, tables, figures, executed notebooks (BUDGET=smoke|laptop|evening|brief|tiny|gpu|paper)
 	$(if $(BUDGET),$(RUN) python -m replicate budget $(BUDGET))
 	$(RUN) dvc repro
 

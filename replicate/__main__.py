@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         action.set_defaults(handler=handler)
 
     command = commands.add_parser("budget", help="show or choose the lens through which runs are seen")
-    command.add_argument("name", nargs="?", help="smoke, laptop, tiny, evening, gpu, paper or one of your own")
+    command.add_argument("name", nargs="?", help="smoke, laptop, brief, tiny, evening, gpu, paper or one of your own")
     command.set_defaults(handler=_budget)
 
     command = commands.add_parser("plan", help="what runs will cost, before anything is spent")

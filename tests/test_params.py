@@ -64,7 +64,7 @@ def test_run_that_starts_from_nothing(tmp_path, content):
 
 
 def test_budget_and_dataset_must_exist(tmp_path, content):
-    assert "defined are evening, gpu, laptop, paper, smoke, tiny" in refused(tmp_path, content | {"budget": "huge"})
+    assert "defined are brief, evening, gpu, laptop, paper, smoke, tiny" in refused(tmp_path, content | {"budget": "huge"})
     content["pretrain"]["light_90"]["dataset"] = "half"
     assert "dataset 'half'" in refused(tmp_path, content)
 

@@ -20,7 +20,7 @@ from replicate.cost.rates import measure, median_seconds
 from replicate.models.classifier import build_classifier
 from replicate.models.vit import vit_backbone
 from replicate.params import Params, load
-from replicate.report.provenance import git_state
+from replicate.provenance import git_state
 from replicate.schedules.layer_decay import plain_groups
 from replicate.trainers.classify import ClassifyTask
 from replicate.trainers.pretrain import PretrainTask

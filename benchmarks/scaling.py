@@ -30,7 +30,7 @@ from replicate.cost.rates import median_seconds
 from replicate.loaders import Augmentation, open_loader
 from replicate.loaders.writer import WriteSettings, write_beton
 from replicate.models.mae import MAE
-from replicate.report.provenance import git_state
+from replicate.provenance import git_state
 
 IMAGES = (1000, 2000, 5000, 11000, 22000)
 GRIDS = (4, 7, 10, 14, 20, 28)

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from replicate.intervals import Estimate
 from replicate.params import load
 from replicate.report import published, tables
-from replicate.report.intervals import Estimate
 from replicate.report.results import Results, Run
 
 PAPER = "efficient_learners"

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from replicate import intervals
 from replicate.errors import UserError
-from replicate.report import intervals, published, verdicts
+from replicate.report import published, verdicts
 from replicate.report.published import Sweep
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Results, Run

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from replicate.report.provenance import git_state, machine, versions
+from replicate.provenance import git_state, machine, versions
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 

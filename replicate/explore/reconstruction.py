@@ -18,6 +18,7 @@ from replicate import targets
 from replicate.difficulty import p2dist
 from replicate.explore import images
 from replicate.explore.panel import choice, real, whole
+from replicate.intervals import spearman
 from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import per_unit_error
 from replicate.params import Params, PretrainRun, load
@@ -25,7 +26,6 @@ from replicate.patches import unpatchify
 from replicate.report.book import repository
 from replicate.report.fastmim import HOG_PREDICTED, TRUTH, drawn
 from replicate.report.figures import new
-from replicate.report.intervals import spearman
 from replicate.report.loss_maps import PATCH
 from replicate.report.reconstruct import MASKED, ORIGINAL, load_model, sample_images, views
 from replicate.report.style import HEATMAP, OURS, PAPER, Figure

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from replicate.provenance import git_state, machine, versions
 from replicate.report import costs, figures, loader_runs, points, published, results, style, summary, tables, verdicts
 from replicate.report.lens import lens
-from replicate.report.provenance import git_state, machine, versions
 from replicate.report.quantities import Reader
 
 if TYPE_CHECKING:

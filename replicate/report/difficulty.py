@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from replicate.report import analytic, intervals, published
+from replicate import intervals
+from replicate.report import analytic, published
 from replicate.report.quantities import NotRun, Reader
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from replicate.report import intervals
-from replicate.report.intervals import Curve
+from replicate import intervals
+from replicate.intervals import Curve
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.style import HEATMAP, HEIGHT, MARKERS, OURS, PALETTE, PAPER, REFERENCE, WIDTH, Figure, set_theme
 

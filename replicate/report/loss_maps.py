@@ -9,10 +9,10 @@ import torch
 
 from replicate.difficulty import p2dist
 from replicate.errors import UserError
+from replicate.intervals import spearman
 from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import per_unit_error
 from replicate.masking import random_masking
-from replicate.report.intervals import spearman
 from replicate.report.reconstruct import load_model, sample_images
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from replicate import intervals
 from replicate.errors import UserError
-from replicate.report import intervals
-from replicate.report.intervals import Curve, Estimate
+from replicate.intervals import Curve, Estimate
 from replicate.report.published import Sweep
 from replicate.report.results import Results
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from replicate import intervals
 from replicate.errors import UserError
-from replicate.report import intervals, loader_runs, published, tables, verdicts
+from replicate.report import loader_runs, published, tables, verdicts
 from replicate.report.page import page
 from replicate.report.page import table as html_table
 from replicate.report.results import Results

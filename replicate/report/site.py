@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from replicate.provenance import git_state, machine, versions
 from replicate.report import loader_runs, notebook, published, rerun, results, scoreboard, summary, verdicts
 from replicate.report.page import page, table
-from replicate.report.provenance import git_state, machine, versions
 from replicate.report.scoreboard import MEANING, TITLES, Scoreboard
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from replicate.report import intervals, tables
+from replicate import intervals
+from replicate.report import tables
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Run
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from replicate.intervals import Estimate
 from replicate.report import computed, published, verdicts
-from replicate.report.intervals import Estimate
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Results
 

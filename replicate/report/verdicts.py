@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from replicate import intervals
 from replicate.errors import UserError
-from replicate.report import computed, intervals, published
-from replicate.report.intervals import Curve, Estimate
+from replicate.intervals import Curve, Estimate
+from replicate.report import computed, published
 from replicate.report.quantities import Linear, NotRun, Reader
 from replicate.report.results import Results
 

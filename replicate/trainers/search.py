@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replicate import intervals
 from replicate.budget import resolve_evaluate
 from replicate.errors import UserError
-from replicate.report import intervals
-from replicate.report.intervals import Curve, Estimate
-from replicate.report.provenance import provenance
+from replicate.intervals import Curve, Estimate
+from replicate.provenance import provenance
 from replicate.sources import evaluate_entries
 from replicate.trainers.parallel import end_with_parent, seed_processes, train_seeds_in_processes
 from replicate.trainers.seeds import RunContext, train_one_seed

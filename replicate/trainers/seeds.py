@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 
 from replicate.errors import UserError
 from replicate.loaders.manifest import FILE_NAME, Manifest, sha256
-from replicate.report.provenance import git_state, provenance
+from replicate.provenance import git_state, provenance
 from replicate.sources import fingerprint
 from replicate.trainers.session import Session
 from replicate.trainers.store import RunStore, atomic_write, run_key

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from replicate.errors import UserError
-from replicate.report.provenance import git_state, provenance
+from replicate.provenance import git_state, provenance
 
 GIVEN = {
     "device": "cpu",
@@ -59,5 +59,5 @@ def test_a_value_that_cannot_be_is_refused_by_name(change):
 
 
 def test_reading_provenance_loads_no_heavy_package():
-    code = "import sys, replicate.report.provenance as p; p.versions(); print(*{'torch', 'numpy', 'timm'} & set(sys.modules))"
+    code = "import sys, replicate.provenance as p; p.versions(); print(*{'torch', 'numpy', 'timm'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

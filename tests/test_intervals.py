@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from replicate.report import intervals
-from replicate.report.intervals import Curve
+from replicate import intervals
+from replicate.intervals import Curve
 
 A = {0: 41.2, 1: 40.1, 2: 42.0, 3: 41.7}
 B = {0: 38.9, 1: 38.8, 2: 39.5, 3: 38.1}

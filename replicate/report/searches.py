@@ -26,7 +26,9 @@ def searches(book: Book, default_run: str) -> pd.DataFrame:
 def _line(book: Book, name: str, default_run: str) -> list[str]:
     search = book.params.searches[name]
     folder = book.root / book.params.search_folder(name, book.results.budget)
-    found, applied = (_content(folder / file) if book.scope == "full" else None for file in ("search.json", "applied.json"))
+    if book.scope != "full":
+        return [search.dataset, f"in the grid: make grid TARGET=search@{name}", "", "", ""]
+    found, applied = (_content(folder / file) for file in ("search.json", "applied.json"))
     if found is None:
         return [search.dataset, f"not run: python -m replicate search llrd {name}", "", "", ""]
     default = book.reader.estimate(default_run)._asdict() if default_run in book.results else None

@@ -1,0 +1,73 @@
+"""Lay out Tiny-ImageNet as the class folders that the budgets `brief`, `tiny` and `gpu` read.
+
+The archive (http://cs231n.stanford.edu/tiny-imagenet-200.zip) has train/<class>/images/*.JPEG, and validation images in one folder beside
+val_annotations.txt. From them:
+
+    python tools/tiny_imagenet.py UNPACKED [data/tiny-imagenet]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def images(source: Path) -> Iterator[tuple[str, str, Path]]:
+    """Split, class and file of every labelled image of the unpacked archive. Raises ValueError for a line without file and class."""
+    for folder in sorted((source / "train").iterdir()):
+        for path in sorted((folder / "images").glob("*.JPEG")):
+            yield "train", folder.name, path
+    annotations = source / "val" / "val_annotations.txt"
+    for number, line in enumerate(annotations.read_text().splitlines(), 1):
+        words = line.split("\t")
+        if len(words) < 2:
+            raise ValueError(f"{annotations}, line {number}: expected a file name and a class, got {line!r}")
+        yield "val", words[1], source / "val" / "images" / words[0]
+
+
+def lay_out(source: Path, target: Path) -> int:
+    """Hard links (or copies, across file systems) under `target`, which appears only when all are there. Returns their number.
+
+    Raises ValueError where `source` is not the unpacked archive or `target` exists already.
+    """
+    missing = [part for part in ("train", "val/images", "val/val_annotations.txt") if not (source / part).exists()]
+    if missing:
+        raise ValueError(f"{source} is not the unpacked Tiny-ImageNet archive: it has no {' and no '.join(missing)}")
+    if target.exists():
+        raise ValueError(f"{target} exists already; remove it to lay it out again")
+    unfinished = target.with_name(target.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    count = 0
+    for split, name, path in images(source):
+        place = unfinished / split / name / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, place)
+        except FileNotFoundError:
+            raise ValueError(f"{path} is listed, but missing: unpack the archive again") from None
+        except OSError:
+            shutil.copyfile(path, place)
+        count += 1
+    unfinished.rename(target)
+    return count
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="UNPACKED")
+    parser.add_argument("target", type=Path, nargs="?", default=Path("data/tiny-imagenet"))
+    given = parser.parse_args(arguments)
+    try:
+        print(f"{lay_out(given.source, given.target):,} images under {given.target}")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -45,9 +45,9 @@ faults: setup ## every fault of docs/faults.md, injected, and several processes 
 smoke: setup ## the pipeline at the smoke budget alone
 	$(RUN) python tools/smoke_pipeline.py
 
-repro: setup ## the main job: data, training, tables, figures, executed notebooks (BUDGET=smoke|laptop|evening|brief|tiny|gpu|paper)
+repro: setup ## the main job: data, training, tables, figures, executed notebooks (BUDGET=smoke|laptop|evening|brief|tiny|gpu|paper; TARGET=notebook@PAPER for one paper)
 	$(if $(BUDGET),$(RUN) python -m replicate budget $(BUDGET))
-	$(RUN) dvc repro
+	$(RUN) dvc repro $(TARGET)
 
 grid: setup ## the papers' full grids, or one stage of them (TARGET=evaluate@NAME, TARGET=notebook@PAPER)
 	cp grids/pipeline.yaml grids/dvc.yaml
@@ -64,4 +64,4 @@ clean: ## remove caches and build products; environment, data and results stay
 	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean ## remove the environment as well
-	rm -rf .venv
+	rm -rf "$(VENV)"

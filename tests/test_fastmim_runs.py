@@ -35,8 +35,8 @@ def train(folder, params, monkeypatch):
 
     def run(*names: str) -> dict[str, float]:
         with open_session(params.machine, "float32", "beton") as session:
-            for name in launch._with_upstream(params, names):
-                metrics = launch.train_seeds(launch.context_of(params, name, session), launch._trainer(params, name))
+            for name in launch.with_upstream(params, names):
+                metrics = launch.train_seeds(launch.context_of(params, name, session), launch.trainer_of(params, name))
         return metrics["results"]["per_seed"][0]
 
     return run
@@ -92,7 +92,7 @@ def test_a_resumed_progressive_run_equals_an_unbroken_one(train, folder, params,
         monkeypatch.chdir(home)
         with open_session(params.machine, "float32", "beton") as session:
             context = launch.context_of(params, "fastmim_progressive_swin_l", session)
-            trainer = launch._trainer(params, "fastmim_progressive_swin_l")
+            trainer = launch.trainer_of(params, "fastmim_progressive_swin_l")
             if kind == "resumed":
                 with monkeypatch.context() as patch:
                     patch.setattr(engine, "view_at", _stopping(engine.view_at, stop_at))

@@ -11,7 +11,7 @@ from replicate.errors import UserError
 from replicate.params import load
 from replicate.report.book import Book
 from replicate.report.searches import searches
-from replicate.trainers.search import _recommendation, described
+from replicate.trainers.search import described, recommendation
 
 NAME = "light_90_images"
 FOLDER = Path("results/smoke/grid/efficient_learners") / NAME
@@ -29,12 +29,12 @@ def test_a_point_is_the_run_that_says_the_same(params):
 
 def test_the_best_is_recommended_with_what_the_seeds_leave_open():
     clear = {0.65: {0: 70.0, 1: 70.2}, 0.8: {0: 75.0, 1: 75.1}, 0.9: {0: 71.0, 1: 71.2}}
-    found = _recommendation(clear)
+    found = recommendation(clear)
     assert found["recommended"] == {"layer_decay": 0.8, "low": 0.8, "high": 0.8, "seeds": 2} and not found["note"]
     assert "recommended layer_decay 0.8 [0.8, 0.8]" in described(found) and "0.65   top-1 70.1" in described(found)
     noisy = {0.65: {0: 70.0, 1: 78.0}, 0.8: {0: 79.0, 1: 71.0}, 0.9: {0: 71.0, 1: 77.5}}
-    assert _recommendation(noisy)["recommended"]["low"] < _recommendation(noisy)["recommended"]["high"]
-    alone = _recommendation({0.65: {0: 70.0}, 0.8: {0: 71.0}, 0.9: {0: 72.0}})
+    assert recommendation(noisy)["recommended"]["low"] < recommendation(noisy)["recommended"]["high"]
+    alone = recommendation({0.65: {0: 70.0}, 0.8: {0: 71.0}, 0.9: {0: 72.0}})
     assert alone["recommended"]["low"] is None and "largest of the search" in described(alone)
 
 

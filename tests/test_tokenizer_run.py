@@ -13,7 +13,7 @@ from replicate.models.dalle import DalleEncoder
 from replicate.models.tokenizer import Tokenizer, load_tokenizer
 from replicate.models.weights import load_weights, save_weights
 from replicate.params import load
-from replicate.trainers.launch import _with_upstream
+from replicate.trainers.launch import with_upstream
 
 RUN = Path("results/smoke/grid/mae/mae_tokens")
 SMALL = {"epochs": 300, "width": 256, "vocabulary": 1024}
@@ -104,7 +104,7 @@ def test_a_released_tokenizer_takes_its_place(inside, capsys):
 
 
 def test_each_run_comes_after_those_that_it_starts_from(inside):
-    order = _with_upstream(load("params.yaml"), ["mae_token_lin", "mae_base_lin"])
+    order = with_upstream(load("params.yaml"), ["mae_token_lin", "mae_base_lin"])
     assert order == ["mae_tokens", "mae_token", "mae_token_lin", "mae_base", "mae_base_lin"]
 
 

@@ -162,7 +162,7 @@ def function(name: str) -> ctypes._CFuncPtr:
     return getattr(require(), name)
 
 
-def _address(data: bytes | memoryview | np.ndarray | None) -> tuple[int, int, object]:
+def address_of(data: bytes | memoryview | np.ndarray | None) -> tuple[int, int, object]:
     """Address and length of a buffer, and the object that keeps it alive."""
     if data is None:
         return 0, 0, None
@@ -170,7 +170,7 @@ def _address(data: bytes | memoryview | np.ndarray | None) -> tuple[int, int, ob
     return array.ctypes.data, array.size, array
 
 
-def _raise(status: int, message: ctypes.Array, name: str) -> None:
+def raise_decode_error(status: int, message: ctypes.Array, name: str) -> None:
     kind = STATUS[status]
     what = {"corrupt": "damaged JPEG", "unsupported": "unsupported JPEG", "index": "wrong seek index"}.get(kind, "cannot be decoded")
     raise DecodeError(f"{name}: {what} ({message.value.decode('utf-8', 'replace')})", kind)
@@ -178,12 +178,12 @@ def _raise(status: int, message: ctypes.Array, name: str) -> None:
 
 def jpeg_info(jpeg: bytes | memoryview | np.ndarray, name: str = "image") -> JpegInfo:
     """Header of a JPEG. Raises DecodeError naming `name`; needs the C library."""
-    address, length, keep = _address(jpeg)
+    address, length, keep = address_of(jpeg)
     fields, message = (ctypes.c_int64 * len(JpegInfo._fields))(), ctypes.create_string_buffer(MESSAGE_BYTES)
     status = require().crop_decode_info(address, length, ctypes.addressof(fields), ctypes.addressof(message))
     del keep
     if status:
-        _raise(status, message, name)
+        raise_decode_error(status, message, name)
     return JpegInfo(*fields)
 
 
@@ -207,7 +207,7 @@ def decode_crop(
     if height < 1 or width < 1 or height * width > 178956970:
         raise DecodeError(f"{name}: cannot be decoded (box of {height} x {width} pixels)", "box")
     out = np.empty((height, width, 3), np.uint8)
-    (address, length, keep), (where, index_length, keep_index) = _address(jpeg), _address(index)
+    (address, length, keep), (where, index_length, keep_index) = address_of(jpeg), address_of(index)
     message = ctypes.create_string_buffer(MESSAGE_BYTES)
     status = require().crop_decode_pixels(
         address,
@@ -225,7 +225,7 @@ def decode_crop(
     )
     del keep, keep_index
     if status:
-        _raise(status, message, name)
+        raise_decode_error(status, message, name)
     return out
 
 
@@ -250,7 +250,7 @@ def decode_crop_resize(
     if not available():
         out[...] = _python_crop_resize(jpeg, box, flip, (rows, columns), decoding, name)
         return out
-    (address, length, keep), (where, index_length, keep_index) = _address(jpeg), _address(index)
+    (address, length, keep), (where, index_length, keep_index) = address_of(jpeg), address_of(index)
     message = ctypes.create_string_buffer(MESSAGE_BYTES)
     top, left, height, width = (int(side) for side in box)
     status = require().crop_decode_resize_indexed(
@@ -259,7 +259,7 @@ def decode_crop_resize(
     )
     del keep, keep_index
     if status:
-        _raise(status, message, name)
+        raise_decode_error(status, message, name)
     return out
 
 

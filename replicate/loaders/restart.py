@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from replicate.errors import UserError
-from replicate.loaders.crop_decode import MESSAGE_BYTES, _address, _raise, jpeg_info, require
+from replicate.loaders.crop_decode import MESSAGE_BYTES, address_of, jpeg_info, raise_decode_error, require
 
 INTERVAL = 8
 _MAGIC = b"RPLSEEK1"
@@ -40,7 +40,7 @@ def add_restarts(
     if not 0 <= interval <= 65535:
         raise UserError(f"restart interval: {interval} must be 0 to 65535 MCUs")
     library = require()
-    address, length, keep = _address(jpeg)
+    address, length, keep = address_of(jpeg)
     out, out_length, message = ctypes.c_int64(), ctypes.c_int64(), ctypes.create_string_buffer(MESSAGE_BYTES)
     status = library.crop_decode_transcode(
         *(address, length, interval, optimize, keep_markers, ctypes.addressof(out), ctypes.addressof(out_length)),
@@ -48,7 +48,7 @@ def add_restarts(
     )
     del keep
     if status:
-        _raise(status, message, name)
+        raise_decode_error(status, message, name)
     try:
         return ctypes.string_at(out.value, out_length.value)
     finally:
@@ -65,11 +65,11 @@ def build_index(jpeg: bytes | memoryview | np.ndarray, step: int = INTERVAL, nam
     info = jpeg_info(jpeg, name)
     capacity = _HEADER_BYTES + _ENTRY_BYTES * (-(-info.mcus_per_row * info.mcu_rows // min(step, info.restart_interval or step)))
     buffer, message = np.empty(capacity, np.uint8), ctypes.create_string_buffer(MESSAGE_BYTES)
-    address, length, keep = _address(jpeg)
+    address, length, keep = address_of(jpeg)
     result = require().crop_decode_build_index(address, length, step, buffer.ctypes.data, capacity, ctypes.addressof(message))
     del keep
     if result < 0:
-        _raise(-result, message, name)
+        raise_decode_error(-result, message, name)
     return buffer[:result].tobytes()
 
 

@@ -32,7 +32,7 @@ def launch(params: Params, name: str, command: Sequence[str]) -> None:
         processes = seed_processes(params.machine.seed_processes, seeds, session)
         if processes > 1 and _steps(context) >= STEPS_WORTH_A_PROCESS and not all(context.store(s).finished() for s in range(seeds)):
             train_seeds_in_processes(command, seeds, processes)
-        train_seeds(context, _trainer(params, name))
+        train_seeds(context, trainer_of(params, name))
 
 
 def launch_seed(params: Params, name: str, seed: int) -> None:
@@ -40,7 +40,7 @@ def launch_seed(params: Params, name: str, seed: int) -> None:
     end_with_parent()
     budget = params.budget_named()
     with open_session(params.machine, budget.precision, budget.loader) as session:
-        train_one_seed(context_of(params, name, session), seed, _trainer(params, name))
+        train_one_seed(context_of(params, name, session), seed, trainer_of(params, name))
 
 
 def show_log(params: Params, name: str) -> None:
@@ -73,16 +73,16 @@ def launch_all(params: Params, papers: list[str]) -> None:
         write_dataset(params, dataset)
     budget = params.budget_named()
     with open_session(params.machine, budget.precision, budget.loader) as session:
-        for name in _with_upstream(params, runs):
-            train_seeds(context_of(params, name, session), _trainer(params, name))
+        for name in with_upstream(params, runs):
+            train_seeds(context_of(params, name, session), trainer_of(params, name))
 
 
-def _with_upstream(params: Params, names: Iterable[str]) -> list[str]:
+def with_upstream(params: Params, names: Iterable[str]) -> list[str]:
     """The runs and all that they start from, each after its own upstream."""
     ordered: dict[str, None] = {}
     for name in names:
         upstream = params.upstream_of(name)
-        ordered |= dict.fromkeys([*(_with_upstream(params, [upstream]) if upstream else []), name])
+        ordered |= dict.fromkeys([*(with_upstream(params, [upstream]) if upstream else []), name])
     return list(ordered)
 
 
@@ -90,7 +90,7 @@ def _steps(context: RunContext) -> int:
     return context.run.epochs * (context.manifest.splits["train"]["images"] // context.run.batch_size)
 
 
-def _trainer(params: Params, name: str) -> TrainSeed:
+def trainer_of(params: Params, name: str) -> TrainSeed:
     run = params.run(name)
     module = run.protocol if isinstance(run, EvaluateRun) else "tokenizer" if isinstance(run, TokenizerRun) else "pretrain"
     return importlib.import_module(f"replicate.trainers.{module}").train_seed

@@ -46,7 +46,7 @@ def search(params: Params, name: str, command: Sequence[str]) -> dict[str, Any]:
         if processes > 1:
             train_seeds_in_processes(command, budget.seeds, processes)
         top1 = {decay: _train(context) for decay, context in contexts.items()}
-        found = _recommendation(top1) | {"search": name, "pretrain": stated.pretrain, "dataset": stated.dataset, "full": stated.full}
+        found = recommendation(top1) | {"search": name, "pretrain": stated.pretrain, "dataset": stated.dataset, "full": stated.full}
         found |= {"run": stated.model_dump(mode="json"), "provenance": _provenance(next(iter(contexts.values())), started)}
         if session.is_main:
             _write(params.search_folder(name) / SEARCHED, found)
@@ -119,7 +119,7 @@ def _train_seed(context: RunContext, seed: int) -> float:
     return train_one_seed(context, seed, trainer.train_seed)["results"]["top1"]
 
 
-def _recommendation(top1: dict[float, dict[int, float]]) -> dict[str, Any]:
+def recommendation(top1: dict[float, dict[int, float]]) -> dict[str, Any]:
     curve = Curve(list(top1), list(top1.values()))
     best = intervals.argmax(curve)
     edge = {curve.x[0]: "smallest", curve.x[-1]: "largest"}.get(best.value)

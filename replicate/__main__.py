@@ -87,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("destination", type=Path)
     command.set_defaults(handler=_strip)
 
+    command = commands.add_parser("params", help="check params.yaml and write it as JSON, for the pipeline to depend on")
+    command.add_argument("target", type=Path)
+    command.set_defaults(handler=_params)
+
     command = commands.add_parser("code", help="write the digests of the files that every run imports, for the pipeline to depend on")
     command.add_argument("target", type=Path)
     command.set_defaults(handler=_code)
@@ -249,6 +253,12 @@ def _strip(options: argparse.Namespace) -> None:
     from replicate.report.notebook import strip
 
     strip(options.notebook, options.destination)
+
+
+def _params(options: argparse.Namespace) -> None:
+    from replicate.params import write_json
+
+    write_json(options.params, options.target)
 
 
 def _code(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ smaller on the machine at hand, and changing it retrains nothing.
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from functools import cached_property
 from pathlib import Path
@@ -512,6 +513,15 @@ def load(path: str | Path = "params.yaml") -> Params:
 
     check_geometry(params)
     return params
+
+
+def write_json(path: str | Path, target: Path) -> None:
+    """Write what `path` states, anchors resolved, as JSON that DVC reads a hundred times faster. Raises UserError as `load` does, and then
+    writes nothing.
+    """
+    load(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(_read(Path(path)), indent=1) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:

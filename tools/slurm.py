@@ -41,12 +41,12 @@ def stages(params, names: list[str]) -> list[Stage]:
             raise UserError(f"{name} is no headline run of params.yaml; they are {', '.join(headline)}")
     chosen = {name: headline[name] for name in names or headline}
     chosen = {run.pretrain_name: params.run(run.pretrain_name) for run in chosen.values() if not isinstance(run, PretrainRun)} | chosen
-    found = [Stage("code"), *(Stage(f"data@{dataset}") for dataset in dict.fromkeys(run.dataset for run in chosen.values()))]
+    found = [Stage("params"), Stage("code"), *(Stage(f"data@{dataset}", after=("params",)) for dataset in dict.fromkeys(run.dataset for run in chosen.values()))]
     for name, run in chosen.items():
         kind = "pretrain" if isinstance(run, PretrainRun) else "evaluate"
-        after = ("code", f"data@{run.dataset}") + (() if kind == "pretrain" else (f"pretrain@{run.pretrain_name}",))
+        after = ("params", "code", f"data@{run.dataset}") + (() if kind == "pretrain" else (f"pretrain@{run.pretrain_name}",))
         found.append(Stage(f"{kind}@{name}", ("-m", "replicate", kind, name), after))
-    return sorted(found, key=lambda stage: ("code", "data", "pretrain", "evaluate").index(stage.target.partition("@")[0]))
+    return sorted(found, key=lambda stage: ("params", "code", "data", "pretrain", "evaluate").index(stage.target.partition("@")[0]))
 
 
 def batch(stage: Stage, options: argparse.Namespace) -> str:

@@ -87,8 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("destination", type=Path)
     command.set_defaults(handler=_strip)
 
-    command = commands.add_parser("params", help="check params.yaml and write it as JSON, for the pipeline to depend on")
-    command.add_argument("target", type=Path)
+    command = commands.add_parser("params", help="check params.yaml and write it as a file a run, for the pipeline to depend on")
+    command.add_argument("folder", type=Path)
     command.set_defaults(handler=_params)
 
     command = commands.add_parser("code", help="write the digests of the files that every run imports, for the pipeline to depend on")
@@ -256,9 +256,9 @@ def _strip(options: argparse.Namespace) -> None:
 
 
 def _params(options: argparse.Namespace) -> None:
-    from replicate.params import write_json
+    from replicate.params import write_parts
 
-    write_json(options.params, options.target)
+    write_parts(options.params, options.folder)
 
 
 def _code(options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ OPTIONS = ("replicate/targets", "replicate/losses", "replicate/models")
 
 
 HEADLINE, GRID = ".", "grids"
+PARTS = Path("executed/source/params")
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +107,47 @@ def test_notebook_stages_depend_on_all_they_import(stages, params):
             assert wanted - code_dependencies(stages[folder, f"notebook@{name}"]) == set(), folder
 
 
-def test_a_stage_depends_on_its_own_run_and_budget_only(stages, params):
+def relative(dependency, project) -> Path:
+    """Where a dependency lies in the repository."""
+    path = Path(str(dependency.fs_path))
+    return path.relative_to(project) if path.is_relative_to(project) else path
+
+
+def test_a_stage_depends_on_its_own_run_and_budget_only(stages, params, project):
     for folder, stage, name, _ in all_runs(params):
         kind = stage.partition("@")[0]
-        section = f"grid.{'tokenizers' if kind == 'tokenizer' else kind}" if folder == GRID else kind
-        keys = {key for dep in stages[folder, stage].deps for key in getattr(dep, "params", [])}
-        assert keys == {f"{section}.{name}", f"budgets.{params.budget}"}, stage
+        section = f"grid/{'tokenizers' if kind == 'tokenizer' else kind}" if folder == GRID else kind
+        parts = {path.relative_to(PARTS) for dep in stages[folder, stage].deps if (path := relative(dep, project)).is_relative_to(PARTS)}
+        assert parts == {Path(f"{section}/{name}.json"), Path(f"budgets/{params.budget}.json")}, stage
+
+
+def test_every_part_of_params_that_a_stage_depends_on_is_written(stages, params, project, tmp_path):
+    assert main(["--params", str(ROOT / "params.yaml"), "params", str(tmp_path)]) == 0
+    for stage in stages.values():
+        for path in (relative(dep, project) for dep in stage.deps):
+            assert not path.is_relative_to(PARTS) or (tmp_path / path.relative_to(PARTS)).is_file(), stage
+
+
+def test_parts_that_stay_the_same_are_left_alone_and_old_ones_go(tmp_path):
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text)
+    write = ["--params", str(tmp_path / "params.yaml"), "params", str(tmp_path / "parts")]
+    assert main(write) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").rglob("*.json")}
+    line = next(line for line in text.splitlines() if line.startswith("  light_90_llrd_80:"))
+    (tmp_path / "params.yaml").write_text(text.replace(line, line.replace("light_90_llrd_80", "light_90_llrd_70").replace("0.8}", "0.7}")))
+    assert main(write) == 0
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").rglob("*.json")}
+    gone, new = (tmp_path / f"parts/evaluate/light_90_llrd_{decay}.json" for decay in (80, 70))
+    assert set(before) - set(after) == {gone} and set(after) - set(before) == {new}
+    assert all(before[path] == after[path] for path in set(before) & set(after))
+    assert json.loads(new.read_text())["layer_decay"] == 0.7
+
+
+def test_a_mistake_in_params_writes_no_parts(tmp_path, capsys):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("mask_ratio: 0.9}", "mask_ratio: 1.9}", 1))
+    assert main(["--params", str(tmp_path / "params.yaml"), "params", str(tmp_path / "parts")]) == 2
+    assert "1.9" in capsys.readouterr().err and not (tmp_path / "parts").exists()
 
 
 def test_runs_on_tokens_depend_on_their_tokenizers_weights(stages, params, project):
@@ -146,5 +182,5 @@ def test_the_grid_has_the_stages_of_the_headline_pipeline(stages):
     headline = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     grid = yaml.safe_load((ROOT / "grids" / "pipeline.yaml").read_text())["stages"]
     for kind in ("pretrain", "evaluate"):
-        own = str(grid[kind]["do"]).replace("grid/${item.paper}", "${item.paper}").replace(f"grid.{kind}.", f"{kind}.")
+        own = str(grid[kind]["do"]).replace("grid/${item.paper}", "${item.paper}").replace(f"params/grid/{kind}/", f"params/{kind}/")
         assert own.replace("'wdir': '..', ", "") == str(headline[kind]["do"])

@@ -41,7 +41,8 @@ def stages(params, names: list[str]) -> list[Stage]:
             raise UserError(f"{name} is no headline run of params.yaml; they are {', '.join(headline)}")
     chosen = {name: headline[name] for name in names or headline}
     chosen = {run.pretrain_name: params.run(run.pretrain_name) for run in chosen.values() if not isinstance(run, PretrainRun)} | chosen
-    found = [Stage("params"), Stage("code"), *(Stage(f"data@{dataset}", after=("params",)) for dataset in dict.fromkeys(run.dataset for run in chosen.values()))]
+    datasets = dict.fromkeys(run.dataset for run in chosen.values())
+    found = [Stage("params"), Stage("code"), *(Stage(f"data@{dataset}", after=("params",)) for dataset in datasets)]
     for name, run in chosen.items():
         kind = "pretrain" if isinstance(run, PretrainRun) else "evaluate"
         after = ("params", "code", f"data@{run.dataset}") + (() if kind == "pretrain" else (f"pretrain@{run.pretrain_name}",))

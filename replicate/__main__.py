@@ -87,13 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("destination", type=Path)
     command.set_defaults(handler=_strip)
 
-    command = commands.add_parser("params", help="check params.yaml and write it as a file a run, for the pipeline to depend on")
+    command = commands.add_parser("inputs", help="check params.yaml and write what each stage of the pipeline depends on, a file a stage")
     command.add_argument("folder", type=Path)
-    command.set_defaults(handler=_params)
-
-    command = commands.add_parser("code", help="write the digests of the files that every run imports, for the pipeline to depend on")
-    command.add_argument("target", type=Path)
-    command.set_defaults(handler=_code)
+    command.set_defaults(handler=_inputs)
 
     command = commands.add_parser("notebook", help="execute a paper's notebook; writes its tables, figures and HTML page")
     command.add_argument("paper")
@@ -255,16 +251,10 @@ def _strip(options: argparse.Namespace) -> None:
     strip(options.notebook, options.destination)
 
 
-def _params(options: argparse.Namespace) -> None:
-    from replicate.params import write_parts
+def _inputs(options: argparse.Namespace) -> None:
+    from replicate.inputs import write_inputs
 
-    write_parts(options.params, options.folder)
-
-
-def _code(options: argparse.Namespace) -> None:
-    from replicate.sources import write_common
-
-    write_common(options.target)
+    write_inputs(options.params, options.folder)
 
 
 def _notebook(options: argparse.Namespace) -> None:

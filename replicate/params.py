@@ -10,9 +10,7 @@ smaller on the machine at hand, and changing it retrains nothing.
 from __future__ import annotations
 
 import importlib
-import json
 import re
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -516,32 +514,9 @@ def load(path: str | Path = "params.yaml") -> Params:
     return params
 
 
-def write_parts(path: str | Path, folder: Path) -> None:
-    """Check `path` and write each run, data set, search and budget that it states as a JSON file of its own under `folder`, for the pipeline's
-    stages to depend on: `pretrain/light_90.json`, `grid/evaluate/mae_token_ft.json`, `budgets/laptop.json`, and what a budget says of the
-    data, `budgets/laptop.data.json`. Files that would not change are left alone, those of runs no longer stated are removed.
-
-    Raises UserError as `load` does, and then touches nothing.
-    """
-    load(path)
-    texts = {folder / f"{name}.json": json.dumps(part, indent=1) + "\n" for name, part in _parts(_read(Path(path)))}
-    for file in folder.rglob("*.json"):
-        if file not in texts:
-            file.unlink()
-    for file, text in texts.items():
-        if not file.exists() or file.read_text(encoding="utf-8") != text:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
-
-
-def _parts(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    sections = {key: content.get(key, {}) for key in ("budgets", "datasets", "pretrain", "evaluate", "searches")}
-    sections |= {f"grid/{key}": named for key, named in content.get("grid", {}).items()}
-    for section, named in sections.items():
-        for name, part in named.items():
-            yield f"{section}/{name}", part
-    for name, budget in sections["budgets"].items():
-        yield f"budgets/{name}.data", budget.get("data")
+def stated(path: str | Path = "params.yaml") -> dict[str, Any]:
+    """What the file states, anchors resolved, neither checked nor completed by defaults. Raises UserError for a missing or unreadable file."""
+    return _read(Path(path))
 
 
 def _read(path: Path) -> dict[str, Any]:

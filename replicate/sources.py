@@ -1,7 +1,7 @@
 """Which source files of this package a command is made of.
 
-DVC does not follow imports, so a pipeline stage lists its files. This module finds them, by reading the import statements: the pipeline's test
-holds `dvc.yaml` against it, and a run's key in the store of resumable runs includes their contents, so that no result outlives the code that made it.
+DVC does not follow imports. This module does, by reading the import statements: what it finds for a run is in the inputs of its stage
+(`replicate.inputs`) and in its key in the store of resumable runs, so that no result outlives the code that made it.
 Imports by an option's name (`importlib.import_module(f"replicate.targets.{name}")`) are not followed: the option's file is an entry of its own.
 """
 
@@ -44,17 +44,10 @@ def fingerprint(*entries: str) -> str:
     return digest.hexdigest()
 
 
-def common_files() -> tuple[Path, ...]:
-    """Files, relative to the repository, that make every run: the engine, the loaders, what they import, and the lens. Sorted."""
-    imported = closure("replicate.trainers.pretrain", *(f"replicate.{loader}" for loader in LOADERS))
-    return tuple(sorted({*imported, *((PACKAGE / name).relative_to(ROOT) for name in LENS)}))
-
-
-def write_common(path: Path) -> None:
-    """Write the digest of each of `common_files`: one dependency for a pipeline stage instead of fifty."""
-    digests = {str(file): hashlib.sha256((ROOT / file).read_bytes()).hexdigest() for file in common_files()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(digests, indent=1) + "\n")
+@cache
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file of the repository, as it was when this process first asked."""
+    return hashlib.sha256((ROOT / file).read_bytes()).hexdigest()
 
 
 def pretrain_entries(run) -> tuple[str, ...]:
@@ -97,10 +90,11 @@ def _file_of(module: str) -> Path | None:
     return None
 
 
-def _imported_modules(path: Path) -> list[str]:
+@cache
+def _imported_modules(path: Path) -> tuple[str, ...]:
     parts = path.relative_to(ROOT).parts
-    modules = [".".join(parts[:depth]) for depth in range(1, len(parts))]
-    return modules + _modules_in(ast.parse(path.read_text()))
+    modules = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+    return (*modules, *_modules_in(ast.parse(path.read_text())))
 
 
 def _modules_in(tree: ast.Module) -> list[str]:

@@ -1,4 +1,4 @@
-"""dvc.yaml against the code that its stages run: every file that a stage imports is its dependency, and no other option's file is."""
+"""dvc.yaml against the code that its stages run: every file that a stage imports is among its inputs, and no other option's file is."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from dvc.repo import Repo
 
 from replicate.__main__ import main
 from replicate.params import load
-from replicate.sources import closure, common_files, evaluate_entries, notebook_entries, pretrain_entries, tokenizer_entries
+from replicate.sources import closure, evaluate_entries, notebook_entries, pretrain_entries, tokenizer_entries
 
 ROOT = Path(__file__).resolve().parents[1]
 LENS = {Path("replicate/params.py"), Path("replicate/budget.py")}
@@ -19,7 +19,7 @@ OPTIONS = ("replicate/targets", "replicate/losses", "replicate/models")
 
 
 HEADLINE, GRID = ".", "grids"
-PARTS = Path("executed/source/params")
+INPUTS = Path("executed/source/inputs")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,7 @@ def project(tmp_path_factory):
     shutil.copy(ROOT / "grids" / "pipeline.yaml", folder / "grids" / "dvc.yaml")
     for name in ("replicate", "notebooks", "published"):
         (folder / name).symlink_to(ROOT / name)
+    assert main(["--params", str(ROOT / "params.yaml"), "inputs", str(folder / INPUTS)]) == 0
     return folder
 
 
@@ -62,92 +63,101 @@ def all_runs(params):
             yield GRID, f"{kind}@{name}", name, entries
 
 
-def code_dependencies(stage) -> set[Path]:
-    """The Python files that a stage depends on, itself or through the digest of the common ones, folders expanded, relative to the repository."""
-    paths = [Path(str(dep.fs_path)).resolve() for dep in stage.deps if dep.fs_path]
-    if any(path.name == "code.json" for path in paths):
-        paths += [ROOT / path for path in common_files()]
-    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
-    return {file.relative_to(ROOT) for file in files if file.suffix == ".py"}
-
-
-def test_every_run_is_a_stage_that_depends_on_all_it_imports(stages, params):
-    for folder, stage, name, entries in all_runs(params):
-        wanted = set(closure(*entries(params.resolve(name)))) | LENS
-        assert wanted - code_dependencies(stages[folder, stage]) == set(), stage
-
-
-def test_no_run_depends_on_another_option_of_the_harness(stages, params):
-    options = {path.relative_to(ROOT) for folder in OPTIONS for path in (ROOT / folder).rglob("*.py")}
-    for folder, stage, name, entries in all_runs(params):
-        foreign = options - set(closure(*entries(params.resolve(name))))
-        assert code_dependencies(stages[folder, stage]) & foreign == set(), stage
-
-
-def test_the_digest_of_the_common_files_depends_on_each_of_them(stages, tmp_path):
-    assert code_dependencies(stages[HEADLINE, "code"]) == set(common_files())
-    assert set(common_files()) >= LENS
-    assert main(["code", str(tmp_path / "code.json")]) == 0
-    written = json.loads((tmp_path / "code.json").read_text())
-    assert {Path(name) for name in written} == set(common_files())
-    assert written["replicate/trainers/engine.py"] == hashlib.sha256((ROOT / "replicate/trainers/engine.py").read_bytes()).hexdigest()
-    assert "replicate/masking.py" not in written, "what some runs alone import is their own dependency"
-
-
-def test_data_stages_depend_on_exactly_what_they_import(stages, params):
-    for name in params.all_datasets:
-        folder = HEADLINE if name in params.datasets else GRID
-        assert code_dependencies(stages[folder, f"data@{name}"]) == set(closure("replicate.loaders.data")) | LENS, name
-
-
-def test_notebook_stages_depend_on_all_they_import(stages, params):
-    for name, paper in params.papers.items():
-        wanted = set(closure(*notebook_entries(ROOT / paper.notebook)))
-        for folder in (HEADLINE, GRID):
-            assert wanted - code_dependencies(stages[folder, f"notebook@{name}"]) == set(), folder
-
-
 def relative(dependency, project) -> Path:
     """Where a dependency lies in the repository."""
     path = Path(str(dependency.fs_path))
     return path.relative_to(project) if path.is_relative_to(project) else path
 
 
+def own_inputs(stage, project) -> list[Path]:
+    """The files among a stage's dependencies that the stage `inputs` writes, relative to its folder; each must exist."""
+    found = [path.relative_to(INPUTS) for dep in stage.deps if (path := relative(dep, project)).is_relative_to(INPUTS)]
+    assert all((project / INPUTS / path).is_file() for path in found), stage
+    return found
+
+
+def code_dependencies(stage, project) -> set[Path]:
+    """The source files that a stage depends on through its inputs, relative to the repository."""
+    contents = [json.loads((project / INPUTS / path).read_text()) for path in own_inputs(stage, project) if path.parts[0] != "budgets"]
+    return {Path(name) for content in contents for name in content.get("code", content)}
+
+
+def test_every_run_is_a_stage_that_depends_on_all_it_imports(stages, params, project):
+    for folder, stage, name, entries in all_runs(params):
+        wanted = set(closure(*entries(params.resolve(name)))) | LENS
+        assert wanted - code_dependencies(stages[folder, stage], project) == set(), stage
+
+
+def test_no_run_depends_on_another_option_of_the_harness(stages, params, project):
+    options = {path.relative_to(ROOT) for folder in OPTIONS for path in (ROOT / folder).rglob("*.py")}
+    for folder, stage, name, entries in all_runs(params):
+        foreign = options - set(closure(*entries(params.resolve(name))))
+        assert code_dependencies(stages[folder, stage], project) & foreign == set(), stage
+
+
+def test_inputs_hold_what_is_stated_and_digests_of_the_code(project, params):
+    inputs = json.loads((project / INPUTS / "pretrain" / "light_90.json").read_text())
+    assert inputs["stated"]["mask_ratio"] == 0.9 and inputs["stated"]["epochs"] == 100
+    assert inputs["code"]["replicate/masking.py"] == hashlib.sha256((ROOT / "replicate/masking.py").read_bytes()).hexdigest()
+    budget = json.loads((project / INPUTS / "budgets" / f"{params.budget}.json").read_text())
+    assert budget["seeds"] == params.budgets[params.budget].seeds
+    assert json.loads((project / INPUTS / "budgets" / f"{params.budget}.data.json").read_text()) == budget["data"]
+
+
+def test_inputs_are_made_again_when_their_sources_change(stages, params, project):
+    deps = {relative(dep, project) for dep in stages[HEADLINE, "inputs"].deps}
+    notebooks = {Path(f"executed/source/{name}.ipynb") for name in params.papers}
+    assert deps == {Path("params.yaml"), Path("replicate")} | notebooks, "the notebooks as stripped: saving one in Lab must change nothing"
+
+
+def test_data_stages_depend_on_exactly_what_they_import(stages, params, project):
+    for name in params.all_datasets:
+        folder = HEADLINE if name in params.datasets else GRID
+        assert code_dependencies(stages[folder, f"data@{name}"], project) == set(closure("replicate.loaders.data")) | LENS, name
+
+
+def test_notebook_stages_depend_on_all_they_import(stages, params, project):
+    for name, paper in params.papers.items():
+        wanted = set(closure(*notebook_entries(ROOT / paper.notebook)))
+        for folder in (HEADLINE, GRID):
+            assert wanted - code_dependencies(stages[folder, f"notebook@{name}"], project) == set(), folder
+
+
+def test_the_report_depends_on_all_that_it_may_show(stages, project):
+    files = {path.relative_to(ROOT) for folder in ("report", "cost") for path in (ROOT / "replicate" / folder).rglob("*.py")}
+    for name in ("scoreboard", "site"):
+        assert files < code_dependencies(stages[HEADLINE, name], project)
+
+
 def test_a_stage_depends_on_its_own_run_and_budget_only(stages, params, project):
     for folder, stage, name, _ in all_runs(params):
         kind = stage.partition("@")[0]
         section = f"grid/{'tokenizers' if kind == 'tokenizer' else kind}" if folder == GRID else kind
-        parts = {path.relative_to(PARTS) for dep in stages[folder, stage].deps if (path := relative(dep, project)).is_relative_to(PARTS)}
-        assert parts == {Path(f"{section}/{name}.json"), Path(f"budgets/{params.budget}.json")}, stage
+        assert set(own_inputs(stages[folder, stage], project)) == {Path(f"{section}/{name}.json"), Path(f"budgets/{params.budget}.json")}, stage
+        others = [relative(dep, project) for dep in stages[folder, stage].deps if not relative(dep, project).is_relative_to(INPUTS)]
+        assert all(path.parts[0] in ("data", "results") for path in others), stage
 
 
-def test_every_part_of_params_that_a_stage_depends_on_is_written(stages, params, project, tmp_path):
-    assert main(["--params", str(ROOT / "params.yaml"), "params", str(tmp_path)]) == 0
-    for stage in stages.values():
-        for path in (relative(dep, project) for dep in stage.deps):
-            assert not path.is_relative_to(PARTS) or (tmp_path / path.relative_to(PARTS)).is_file(), stage
-
-
-def test_parts_that_stay_the_same_are_left_alone_and_old_ones_go(tmp_path):
+def test_inputs_that_stay_the_same_are_left_alone_and_old_ones_go(tmp_path):
     text = (ROOT / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text)
-    write = ["--params", str(tmp_path / "params.yaml"), "params", str(tmp_path / "parts")]
+    write = ["--params", str(tmp_path / "params.yaml"), "inputs", str(tmp_path / "inputs")]
     assert main(write) == 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").rglob("*.json")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "inputs").rglob("*.json")}
     line = next(line for line in text.splitlines() if line.startswith("  light_90_llrd_80:"))
     (tmp_path / "params.yaml").write_text(text.replace(line, line.replace("light_90_llrd_80", "light_90_llrd_70").replace("0.8}", "0.7}")))
     assert main(write) == 0
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").rglob("*.json")}
-    gone, new = (tmp_path / f"parts/evaluate/light_90_llrd_{decay}.json" for decay in (80, 70))
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "inputs").rglob("*.json")}
+    gone, new = (tmp_path / f"inputs/evaluate/light_90_llrd_{decay}.json" for decay in (80, 70))
     assert set(before) - set(after) == {gone} and set(after) - set(before) == {new}
     assert all(before[path] == after[path] for path in set(before) & set(after))
-    assert json.loads(new.read_text())["layer_decay"] == 0.7
+    assert json.loads(new.read_text())["stated"]["layer_decay"] == 0.7
 
 
-def test_a_mistake_in_params_writes_no_parts(tmp_path, capsys):
+def test_a_mistake_in_params_writes_no_inputs(tmp_path, capsys):
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("mask_ratio: 0.9}", "mask_ratio: 1.9}", 1))
-    assert main(["--params", str(tmp_path / "params.yaml"), "params", str(tmp_path / "parts")]) == 2
-    assert "1.9" in capsys.readouterr().err and not (tmp_path / "parts").exists()
+    assert main(["--params", str(tmp_path / "params.yaml"), "inputs", str(tmp_path / "inputs")]) == 2
+    assert "1.9" in capsys.readouterr().err and not (tmp_path / "inputs").exists()
 
 
 def test_runs_on_tokens_depend_on_their_tokenizers_weights(stages, params, project):
@@ -167,7 +177,7 @@ def test_searches_depend_on_what_they_import_and_write_where_the_package_does(st
         wanted = set(closure("replicate.trainers.search", *evaluate_entries(search))) | LENS
         for kind, file in (("search", "search.json"), ("apply", "applied.json")):
             stage = stages[GRID, f"{kind}@{name}"]
-            assert wanted - code_dependencies(stage) == set(), stage
+            assert wanted - code_dependencies(stage, project) == set(), stage
             assert [Path(str(out.fs_path)).relative_to(project) for out in stage.outs] == [params.search_folder(name) / file]
 
 
@@ -182,5 +192,5 @@ def test_the_grid_has_the_stages_of_the_headline_pipeline(stages):
     headline = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     grid = yaml.safe_load((ROOT / "grids" / "pipeline.yaml").read_text())["stages"]
     for kind in ("pretrain", "evaluate"):
-        own = str(grid[kind]["do"]).replace("grid/${item.paper}", "${item.paper}").replace(f"params/grid/{kind}/", f"params/{kind}/")
+        own = str(grid[kind]["do"]).replace("grid/${item.paper}", "${item.paper}").replace(f"inputs/grid/{kind}/", f"inputs/{kind}/")
         assert own.replace("'wdir': '..', ", "") == str(headline[kind]["do"])

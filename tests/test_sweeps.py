@@ -102,18 +102,17 @@ def test_the_submission_is_a_job_a_stage_in_order(submission, tmp_path):
     subprocess.run(["bash", "-c", script], env=environment, check=True, capture_output=True)
     jobs = [path.read_text() for path in sorted((tmp_path / "record").iterdir(), key=lambda path: int(path.name))]
     names = [re.search(r"--job-name=(\S+)", job)[1] for job in jobs]
-    assert names == ["params", "code", "data@full", "pretrain@light_90", "evaluate@light_90_llrd_80", "tables"]
+    assert names == ["inputs", "data@full", "pretrain@light_90", "evaluate@light_90_llrd_80", "tables"]
     assert "--dependency" not in jobs[0].splitlines()[0]
-    assert "--dependency=afterok:100\n" in jobs[2]
-    assert "--dependency=afterok:100:101:102\n" in jobs[3]
-    assert "--dependency=afterok:100:101:102:103" in jobs[4] and "--dependency=afterany:100:101:102:103:104" in jobs[5]
+    assert "--dependency=afterok:100\n" in jobs[1] and "--dependency=afterok:100:101\n" in jobs[2]
+    assert "--dependency=afterok:100:101:102" in jobs[3] and "--dependency=afterany:100:101:102:103" in jobs[4]
 
 
 def test_a_job_trains_under_torchrun_and_then_records_its_stage(submission, tmp_path):
     jobs = re.findall(r"<<'BATCH'\n(.*?)\nBATCH\n", submission, re.S)
     for job in jobs:
         subprocess.run(["bash", "-n"], input=job, text=True, check=True)
-    train = jobs[3]
+    train = jobs[2]
     assert "torchrun --nnodes 2 --nproc-per-node 4" in train and "-m replicate pretrain light_90" in train
     assert "#SBATCH --gpus-per-node=4" in train and "#SBATCH --partition=a100" in train
     assert train.rstrip().endswith("flock .replicate/dvc.flock dvc repro --single-item pretrain@light_90")
@@ -126,7 +125,7 @@ def test_every_stage_of_the_submission_is_one_of_dvc_yaml():
     params = load(ROOT / "params.yaml")
     found = {stage.target for stage in slurm.stages(params, [])}
     wanted = {f"pretrain@{name}" for name in params.pretrain} | {f"evaluate@{name}" for name in params.evaluate}
-    assert {target for target in found if not target.startswith("data@")} == wanted | {"code", "params"}
+    assert {target for target in found if not target.startswith("data@")} == wanted | {"inputs"}
 
 
 def test_an_unknown_run_is_told(capsys):

@@ -42,12 +42,12 @@ def stages(params, names: list[str]) -> list[Stage]:
     chosen = {name: headline[name] for name in names or headline}
     chosen = {run.pretrain_name: params.run(run.pretrain_name) for run in chosen.values() if not isinstance(run, PretrainRun)} | chosen
     datasets = dict.fromkeys(run.dataset for run in chosen.values())
-    found = [Stage("params"), Stage("code"), *(Stage(f"data@{dataset}", after=("params",)) for dataset in datasets)]
+    found = [Stage("inputs"), *(Stage(f"data@{dataset}", after=("inputs",)) for dataset in datasets)]
     for name, run in chosen.items():
         kind = "pretrain" if isinstance(run, PretrainRun) else "evaluate"
-        after = ("params", "code", f"data@{run.dataset}") + (() if kind == "pretrain" else (f"pretrain@{run.pretrain_name}",))
+        after = ("inputs", f"data@{run.dataset}") + (() if kind == "pretrain" else (f"pretrain@{run.pretrain_name}",))
         found.append(Stage(f"{kind}@{name}", ("-m", "replicate", kind, name), after))
-    return sorted(found, key=lambda stage: ("params", "code", "data", "pretrain", "evaluate").index(stage.target.partition("@")[0]))
+    return sorted(found, key=lambda stage: ("inputs", "data", "pretrain", "evaluate").index(stage.target.partition("@")[0]))
 
 
 def batch(stage: Stage, options: argparse.Namespace) -> str:
@@ -66,7 +66,8 @@ def batch(stage: Stage, options: argparse.Namespace) -> str:
             f"srun torchrun --nnodes {options.nodes} --nproc-per-node {options.gpus} --rdzv-id $SLURM_JOB_ID --rdzv-backend c10d "
             f"--rdzv-endpoint $head:29500 {train}",
         ]
-    return "\n".join([*lines, f"flock {LOCK} dvc repro --single-item {shlex.quote(stage.target)}", ""])
+    alone = "" if stage.target == "inputs" else "--single-item "  # the inputs come with the stripped notebooks that they are read from
+    return "\n".join([*lines, f"flock {LOCK} dvc repro {alone}{shlex.quote(stage.target)}", ""])
 
 
 def submission(found: list[Stage], options: argparse.Namespace) -> str:

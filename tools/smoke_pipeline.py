@@ -102,7 +102,7 @@ class Pipeline:
         params = self.folder / "params.yaml"
         params.write_text(params.read_text().replace("\nevaluate:\n", f"\nevaluate:\n{NEW_LINE}", 1))
         ran = self.stages()
-        if ran != ["params", f"evaluate@{NEW_RUN}", f"notebook@{PAPER}", "scoreboard", "site"]:
+        if ran != ["inputs", f"evaluate@{NEW_RUN}", f"notebook@{PAPER}", "scoreboard", "site"]:
             raise SmokeError(f"one more value of a sweep runs {', '.join(ran)}")
 
     def check_saved_notebook(self) -> None:

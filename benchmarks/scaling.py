@@ -86,7 +86,7 @@ def steps(clock: Callable[[], float]) -> dict[int, float]:
 
 
 def bookkeeping() -> dict[int, float]:
-    """CPU seconds of a `dvc repro` that finds so many stages, each with code and a run of params.yaml to compare, up to date."""
+    """CPU seconds of a `dvc repro` that finds so many stages, each with a file of inputs to compare, up to date."""
     found = {}
     for count in STAGES:
         with tempfile.TemporaryDirectory() as folder:
@@ -99,14 +99,15 @@ def bookkeeping() -> dict[int, float]:
 
 def _finished_project(folder: Path, count: int) -> None:
     """A pipeline whose stages have all run, written down as DVC would have: running them would take longer than everything else here."""
-    code = b"pass\n"
     runs = {f"run_{index}": {"rate": index} for index in range(count)}
-    stage = {"cmd": "true", "deps": ["code.py"], "params": ["runs.${key}"]}
-    dependency = {"path": "code.py", "hash": "md5", "md5": hashlib.md5(code).hexdigest(), "size": len(code)}
-    done = {
-        f"train@{name}": {"cmd": "true", "deps": [dict(dependency)], "params": {"params.yaml": {f"runs.{name}": run}}} for name, run in runs.items()
-    }
-    (folder / "code.py").write_bytes(code)
+    (folder / "inputs").mkdir()
+    done = {}
+    for name, run in runs.items():
+        content = json.dumps({"stated": run}).encode()
+        (folder / "inputs" / f"{name}.json").write_bytes(content)
+        dependency = {"path": f"inputs/{name}.json", "hash": "md5", "md5": hashlib.md5(content).hexdigest(), "size": len(content)}
+        done[f"train@{name}"] = {"cmd": "true", "deps": [dependency]}
+    stage = {"cmd": "true", "deps": ["inputs/${key}.json"]}
     _write_yaml(folder / "params.yaml", {"runs": runs})
     _write_yaml(folder / "dvc.yaml", {"stages": {"train": {"foreach": "${runs}", "do": stage}}})
     _write_yaml(folder / "dvc.lock", {"schema": "2.0", "stages": done})

@@ -1,6 +1,5 @@
 """The planner: closed forms against counted models, a plan of everything within seconds, and the README's table made by a command."""
 
-import shutil
 
 import pandas as pd
 import pytest
@@ -156,14 +155,17 @@ def test_mistakes_are_told_in_a_line(capsys, arguments, told):
     assert told in capsys.readouterr().err
 
 
-def test_the_readmes_table_is_made_by_the_command(tmp_path, params):
-    shutil.copy(ROOT / "README.md", tmp_path)
+def test_the_readme_and_its_prices_are_what_the_command_writes(tmp_path, params):
+    text = (ROOT / "README.md").read_text()
+    before, after = text[: text.index(plan.START)], text[text.index(plan.END) :]
+    (tmp_path / "README.md").write_text(f"{before}{plan.START}{after}")
+    (tmp_path / plan.PRICES).parent.mkdir(parents=True)
     plan.update_readme(tmp_path / "README.md", params)
-    text = (tmp_path / "README.md").read_text()
-    assert all(f"| {paper} |" in text for paper in {run.paper for run in params.pretrain_runs.values()})
-    assert "| printed | hardware | 8 x A100 | 1 x H200 |" in text
-    plan.update_readme(tmp_path / "README.md", params)
-    assert (tmp_path / "README.md").read_text() == text
+    assert (tmp_path / "README.md").read_text() == text, "run: python -m replicate plan --readme"
+    assert (tmp_path / plan.PRICES).read_text() == (ROOT / plan.PRICES).read_text()
+
+
+def test_a_readme_without_markers_is_refused(tmp_path, params):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(UserError, match="lacks the markers"):
         plan.update_readme(tmp_path / "README.md", params)

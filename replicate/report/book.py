@@ -154,9 +154,9 @@ class Book:
         path.with_suffix(".md").write_text(tables.markdown(frame.astype(str)))
         return frame
 
-    def contrasts(self, pairs: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
-        """Differences between runs, {name: (left, right)}, each with its interval; also written as the table `contrasts`."""
-        return self.save_frame(summary.contrasts(self.reader, pairs).rename_axis("contrast").reset_index(), "contrasts")
+    def contrasts(self, pairs: Mapping[str, tuple[str, str]], name: str = "contrasts") -> pd.DataFrame:
+        """Differences between runs, {what: (left, right)}, each with its interval; also written as the table `name`."""
+        return self.save_frame(summary.contrasts(self.reader, pairs).rename_axis("contrast").reset_index(), name)
 
     def save(self, figure: style.Figure | None, name: str) -> style.Figure | None:
         """Write a figure as SVG, PDF and PNG under figures/<budget>/<paper>, and hand it back to be shown; None stays None."""

@@ -15,7 +15,8 @@ TARGET ?=
 RUN = PATH="$(abspath $(VENV))/bin:$$PATH" DVC_NO_ANALYTICS=1
 
 # A file's tests share costly fixtures, so they stay in one process.
-PYTEST = $(RUN) python -m pytest -n $(JOBS) --dist loadfile
+TESTS = python -m pytest -n $(JOBS) --dist loadfile
+PYTEST = $(RUN) $(TESTS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-all faults lint smoke repro grid lab lock clean distclean
@@ -32,8 +33,7 @@ lint: setup ## ruff
 	$(RUN) ruff check .
 
 test: lint ## lint, the tests, and the whole pipeline at the smoke budget in a temporary folder
-	$(PYTEST)
-	$(RUN) python tools/smoke_pipeline.py
+	$(RUN) python tools/side_by_side.py $(TESTS) -- python tools/smoke_pipeline.py
 
 test-all: lint ## as test, with the slow tests
 	$(PYTEST) -m "slow or not slow"

@@ -1,6 +1,5 @@
 """The planner: closed forms against counted models, a plan of everything within seconds, and the README's table made by a command."""
 
-
 import pandas as pd
 import pytest
 import torch

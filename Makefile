@@ -40,7 +40,7 @@ test-all: lint ## as test, with the slow tests
 	$(RUN) python tools/smoke_pipeline.py
 
 faults: setup ## every fault of docs/faults.md, injected, and several processes against one; the slow tests too
-	$(PYTEST) -m "slow or not slow" tests/test_faults.py tests/test_resume.py tests/test_distributed.py tests/test_data_damage.py tests/test_engine.py tests/test_security.py
+	$(PYTEST) -m "slow or not slow" $$(grep -oh 'tests/test_[a-z_]*\.py' docs/faults.md | sort -u) tests/test_distributed.py
 
 smoke: setup ## the pipeline at the smoke budget alone
 	$(RUN) python tools/smoke_pipeline.py
@@ -52,6 +52,7 @@ repro: setup ## the main job: data, training, tables, figures, executed notebook
 grid: setup ## the papers' full grids, or one stage of them (TARGET=evaluate@NAME, TARGET=notebook@PAPER)
 	cp grids/pipeline.yaml grids/dvc.yaml
 	$(RUN) dvc repro grids/dvc.yaml$(if $(TARGET),:$(TARGET))
+	if [ -f dvc.lock ] && grep -q '^  scoreboard:' dvc.lock; then $(RUN) dvc repro --single-item --force scoreboard site; fi
 
 lab: setup ## JupyterLab with the project's kernel
 	$(RUN) jupyter lab --MultiKernelManager.default_kernel_name=replicate $$([ "$$(id -u)" = 0 ] && echo --allow-root)

@@ -49,23 +49,35 @@ def write_inputs(path: str | Path, folder: Path) -> None:
 
 def inputs(params: Params, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Name and content of every file; `content` is params.yaml as it states things, `params` as they were checked."""
+    grid, searches = content.get("grid", {}), content.get("searches", {})
+    runs = {name: run for group in (content, grid) for section in ENTRIES for name, run in group.get(section, {}).items()}
     for name, budget in content["budgets"].items():
         yield f"budgets/{name}", budget
-        yield f"budgets/{name}.data", budget["data"]
-    for name, search in content.get("searches", {}).items():
-        yield f"searches/{name}", _stage(search, "replicate.trainers.search", *evaluate_entries(params.searches[name]))
-    for prefix, group in (("", content), ("grid/", content.get("grid", {}))):
+        yield f"budgets/{name}.data", {"data": budget.get("data", {}), "image_scale": budget.get("image_scale", 1.0)}
+    for name, search in searches.items():
+        modules = ("replicate.trainers.search", *evaluate_entries(params.searches[name]))
+        yield f"searches/{name}", _stage([search, runs[params.searches[name].pretrain_name]], *modules)
+    for prefix, group in (("", content), ("grid/", grid)):
         for name, dataset in group.get("datasets", {}).items():
-            yield f"{prefix}data/{name}", _stage(dataset, "replicate.loaders.data")
+            yield f"{prefix}data/{name}", _stage([dataset], "replicate.loaders.data")
         for section, entries in ENTRIES.items():
             for name, run in group.get(section, {}).items():
-                yield f"{prefix}{section}/{name}", _stage(run, *entries(params.run(name)))
+                yield f"{prefix}{section}/{name}", _stage([run, *_upstream(params, name, runs)], *entries(params.run(name)))
     for name, paper in params.papers.items():
-        yield f"notebook/{name}", _digests([*closure(*notebook_entries(ROOT / paper.notebook)), *_report_files()])
-    yield "report", _digests(_report_files())
+        own = {key: run for key, run in (runs | searches).items() if run["paper"] == name}
+        files = [*closure(*notebook_entries(ROOT / paper.notebook)), *_report_files()]
+        yield f"notebook/{name}", {"stated": [content["papers"][name], own], "code": _digests(files)}
+    yield "report", {"stated": [content["papers"], runs, searches], "code": _digests(_report_files())}
 
 
-def _stage(part: Any, *modules: str) -> dict[str, Any]:
+def _upstream(params: Params, name: str, runs: dict[str, Any]) -> Iterator[Any]:
+    """What the file states of the runs whose weights a run starts from: what they are made of is not all in the weights."""
+    while (upstream := params.upstream_of(name)) is not None:
+        name = upstream
+        yield runs[name]
+
+
+def _stage(part: list[Any], *modules: str) -> dict[str, Any]:
     lens = [(PACKAGE / name).relative_to(ROOT) for name in LENS]
     return {"stated": part, "code": _digests([*closure(*modules), *lens])}
 

@@ -1,6 +1,6 @@
 """The only reader of `params.yaml`: strict, typed, frozen.
 
-Runs are written in their paper's own numbers. `Params.pretrain_run` and `Params.evaluate_run` hand them out as seen through a budget
+Runs are written in their paper's own numbers. `Params.resolve` hands them out as seen through a budget
 (see `replicate.budget`); at the `paper` budget that view is the identity.
 
 A result-affecting number lives in a run, a dataset or a budget, and changing it retrains. `Machine` holds what only makes a run faster or
@@ -333,7 +333,7 @@ class Machine(Strict):
 
 class Paper(Strict):
     title: str
-    notebook: str
+    notebook: Annotated[str, Field(pattern=r"^notebooks/\w[\w.-]*\.ipynb$")]
 
 
 class Grid(Strict):
@@ -377,10 +377,13 @@ class Params(Strict):
     def _names_fit_together(self):
         if self.budget not in self.budgets:
             raise ValueError(f"budget is '{self.budget}'; defined are {', '.join(self.budgets)}")
-        for name in (*self.runs, *self.budgets, *self.datasets, *self.papers):
+        for name in (*self.runs, *self.budgets, *self.all_datasets, *self.papers, *self.searches):
             if not NAME.fullmatch(name):
                 raise ValueError(f"'{name}' is no name: letters, digits, _, . and - make one, and the first is a letter or a digit")
         owners = {str(self._place(name, run.paper)) for name, run in self.pretrain_runs.items()}
+        for name, run in (self.runs | self.searches).items():
+            if run.paper not in self.papers:
+                raise ValueError(f"'{name}' belongs to paper '{run.paper}'; papers are {', '.join(self.papers)}")
         for name, run in self.runs.items():
             if run.dataset not in self.all_datasets:
                 raise ValueError(f"run '{name}' uses dataset '{run.dataset}'; defined are {', '.join(self.all_datasets)}")

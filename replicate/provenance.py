@@ -35,7 +35,7 @@ def git_state(root: Path | None = None) -> dict[str, Any]:
     changes of it. Outside a checkout (an installed wheel, no git) the revision is "unknown" and `dirty` is None. Read once a
     process, at the first call: call it before training, and an edit made meanwhile is not blamed on the run.
     """
-    root = root or Path(__file__).resolve().parents[2]
+    root = root or Path(__file__).resolve().parents[1]
     revision = _git("rev-parse", "HEAD", root=root)
     if revision is None:
         return {"revision": _UNKNOWN, "dirty": None}

@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import project as small_project
 import pytest
 import yaml
 from dvc.repo import Repo
@@ -14,7 +18,7 @@ from replicate.params import load
 from replicate.sources import closure, evaluate_entries, notebook_entries, pretrain_entries, tokenizer_entries
 
 ROOT = Path(__file__).resolve().parents[1]
-LENS = {Path("replicate/params.py"), Path("replicate/budget.py")}
+LENS = {Path("replicate/params.py"), Path("replicate/budget.py"), Path("replicate/trainers/launch.py")}
 OPTIONS = ("replicate/targets", "replicate/losses", "replicate/models")
 
 
@@ -79,7 +83,7 @@ def own_inputs(stage, project) -> list[Path]:
 def code_dependencies(stage, project) -> set[Path]:
     """The source files that a stage depends on through its inputs, relative to the repository."""
     contents = [json.loads((project / INPUTS / path).read_text()) for path in own_inputs(stage, project) if path.parts[0] != "budgets"]
-    return {Path(name) for content in contents for name in content.get("code", content)}
+    return {Path(name) for content in contents for name in content["code"]}
 
 
 def test_every_run_is_a_stage_that_depends_on_all_it_imports(stages, params, project):
@@ -97,11 +101,75 @@ def test_no_run_depends_on_another_option_of_the_harness(stages, params, project
 
 def test_inputs_hold_what_is_stated_and_digests_of_the_code(project, params):
     inputs = json.loads((project / INPUTS / "pretrain" / "light_90.json").read_text())
-    assert inputs["stated"]["mask_ratio"] == 0.9 and inputs["stated"]["epochs"] == 100
+    assert inputs["stated"][0]["mask_ratio"] == 0.9 and inputs["stated"][0]["epochs"] == 100
     assert inputs["code"]["replicate/masking.py"] == hashlib.sha256((ROOT / "replicate/masking.py").read_bytes()).hexdigest()
     budget = json.loads((project / INPUTS / "budgets" / f"{params.budget}.json").read_text())
     assert budget["seeds"] == params.budgets[params.budget].seeds
-    assert json.loads((project / INPUTS / "budgets" / f"{params.budget}.data.json").read_text()) == budget["data"]
+    data = json.loads((project / INPUTS / "budgets" / f"{params.budget}.data.json").read_text())
+    assert data == {"data": budget["data"], "image_scale": budget["image_scale"]}, "images that state their size are written at the budget's scale"
+
+
+def test_an_evaluation_depends_on_what_its_weights_are_of(project):
+    """From random weights of the same sizes another number of heads is another model."""
+    stated = json.loads((project / INPUTS / "evaluate" / "scratch_llrd_80.json").read_text())["stated"]
+    scratch = json.loads((project / INPUTS / "pretrain" / "scratch.json").read_text())["stated"]
+    assert stated[0]["layer_decay"] == 0.8 and stated[1:] == scratch
+
+
+def test_a_notebook_depends_on_what_params_state_of_its_paper(project, params):
+    """Notebooks print costs of runs that nobody has trained."""
+    _, own = json.loads((project / INPUTS / "notebook" / "dailymae.json").read_text())["stated"]
+    assert set(own) == {name for name, run in (params.runs | params.searches).items() if run.paper == "dailymae"}
+
+
+def test_the_crop_decoders_c_sources_are_code(project):
+    code = json.loads((project / INPUTS / "pretrain" / "light_90.json").read_text())["code"]
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "replicate/loaders/_crop_decode").glob("*.[ch]")}
+    assert sources and sources | {"replicate/loaders/_crop_decode/build.py"} <= set(code)
+
+
+FILES_OF = """
+import sys
+from pathlib import Path
+from replicate.__main__ import main
+if main(sys.argv[2:]): raise SystemExit("failed")
+root = Path(sys.argv[1])
+files = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+print(*(file.relative_to(root) for file in files if file.is_relative_to(root / "replicate")), sep="\\n")
+"""
+COMMAND_LINE = {Path(f"replicate/{name}.py") for name in ("__main__", "sources", "trainers/parallel")}
+COMMAND_LINE |= {Path(f"replicate/models/{name}.py") for name in ("vit", "backbones/__init__", "backbones/names")}
+"""They decide which run is trained and in which process, or check the geometry of every run of params.yaml; not what comes out of this one."""
+CHAINS = [
+    ("mae", ["light_90", "light_90_llrd_80"]),
+    ("mae, linear and knn", ["mae_base", "mae_base_lin", "mae_base_knn"]),
+    ("mim", ["fastmim_vit_hog_128", "fastmim_vit_hog_128_ft"]),
+    ("supmae", ["supmae_50"]),
+    ("decoder masking", ["emae_85"]),
+    ("tokens", ["mae_tokens", "mae_token"]),
+]
+
+
+@pytest.mark.parametrize("chain", [pytest.param(runs, id=what, marks=[] if what == "mae" else pytest.mark.slow) for what, runs in CHAINS])
+def test_what_a_command_imports_is_among_its_inputs(chain, project, params, tmp_path):
+    """Against the modules that Python has really loaded when the command ends, not against what reading the sources finds."""
+    small_project.write_params(tmp_path)
+    small_project.run(tmp_path, "data", "write", "full")
+    for name in chain:
+        kind = "tokenizer" if name in params.grid.tokenizers else "evaluate" if name in params.evaluate_runs else "pretrain"
+        command = [sys.executable, "-c", FILES_OF, str(ROOT), kind, name]
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | small_project.ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        loaded = {Path(line) for line in done.stdout.split() if line.startswith("replicate/")}
+        assert Path("replicate/trainers/engine.py") in loaded or "knn" in name
+        found = next((project / INPUTS).rglob(f"{name}.json"))
+        recorded = {Path(file) for file in json.loads(found.read_text())["code"]}
+        assert loaded - recorded - COMMAND_LINE == set(), name
+
+
+def test_evaluations_do_not_depend_on_what_pre_training_alone_imports(project):
+    code = json.loads((project / INPUTS / "evaluate" / "light_90_llrd_80.json").read_text())["code"]
+    assert not [file for file in code if file.startswith(("replicate/losses", "replicate/targets")) or file.endswith("difficulty.py")]
 
 
 def test_inputs_are_made_again_when_their_sources_change(stages, params, project):
@@ -150,8 +218,9 @@ def test_inputs_that_stay_the_same_are_left_alone_and_old_ones_go(tmp_path):
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "inputs").rglob("*.json")}
     gone, new = (tmp_path / f"inputs/evaluate/light_90_llrd_{decay}.json" for decay in (80, 70))
     assert set(before) - set(after) == {gone} and set(after) - set(before) == {new}
-    assert all(before[path] == after[path] for path in set(before) & set(after))
-    assert json.loads(new.read_text())["stated"]["layer_decay"] == 0.7
+    touched = {path.relative_to(tmp_path / "inputs").as_posix() for path in set(before) & set(after) if before[path] != after[path]}
+    assert touched == {"notebook/efficient_learners.json", "report.json"}
+    assert json.loads(new.read_text())["stated"][0]["layer_decay"] == 0.7
 
 
 def test_a_mistake_in_params_writes_no_inputs(tmp_path, capsys):

@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,13 @@ def test_says_what_a_reader_needs_to_repeat_the_run():
     assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"torch", "timm", "ffcv"} <= set(found["versions"])
     assert found["peak_memory_bytes"] == 3221225472 and found["images_per_second"] is None
+
+
+def test_the_revision_is_this_checkouts():
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("no git checkout")
+    assert git_state.__wrapped__()["revision"] == done.stdout.strip()
 
 
 def test_git_state_sees_a_tracked_change_and_ignores_an_untracked_result(tmp_path):

@@ -51,10 +51,13 @@ def test_a_mistaken_sweep_is_told(capsys, key, told):
 
 @pytest.mark.slow
 def test_the_queue_takes_the_commands_and_runs_them(tmp_path):
-    """In a small repository with a run of the same name whose training is an `echo`."""
+    """In a small repository with a run of the same name whose training is an `echo`, and inputs as the pipeline has them."""
     environment = os.environ | ENVIRONMENT | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
-    stage = {"foreach": "${evaluate}", "do": {"cmd": "echo ${item.layer_decay} > ${key}.txt", "params": ["evaluate.${key}"], "outs": ["${key}.txt"]}}
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": stage}}))
+    split = "import json, pathlib, yaml; runs = yaml.safe_load(open('params.yaml'))['evaluate']; "
+    split += "[pathlib.Path(f'inputs/{name}.json').write_text(json.dumps(run)) for name, run in runs.items()]"
+    inputs = {"cmd": f'mkdir -p inputs; python -c "{split}"', "deps": ["params.yaml"], "outs": ["inputs"]}
+    train = {"cmd": "echo ${item.layer_decay} > ${key}.txt", "deps": ["inputs/${key}.json"], "outs": ["${key}.txt"]}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"inputs": inputs, "evaluate": {"foreach": "${evaluate}", "do": train}}}))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"evaluate": {"light_90_llrd_80": {"layer_decay": 0.8}}}))
 
     def call(*command: str) -> str:

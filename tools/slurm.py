@@ -1,4 +1,4 @@
-"""Writes a SLURM submission: one job a DVC stage, data before pre-training before evaluation, and one job at the end for tables and pages.
+"""Writes a SLURM submission: one job a DVC stage (inputs, data, pre-training, evaluation), and one job at the end for tables and pages.
 
     python tools/slurm.py --gpus 8 --time 24:00:00 > submit.sh
     bash submit.sh                       # sbatch once a stage, with the jobs that it has to wait for

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -108,8 +109,16 @@ def load(budget: str, root: str | Path = "results", grid: bool = True, params: P
     root = Path(root)
     own, measured = (_runs(folder / budget, grid) for folder in (root, root.with_name(MEASURED)))
     if params is not None:
-        measured = {name: run for name, run in measured.items() if name in params.runs and not changed(run, params, budget)}
+        measured = {name: run for name, run in measured.items() if _holds(name, measured, params, budget)}
     return Results(budget, measured | own)
+
+
+def _holds(name: str, measured: Mapping[str, Run], params: Params, budget: str) -> bool:
+    """Whether a measured run, and every run whose weights it starts from, is what `params` states now."""
+    if name not in measured or name not in params.runs or changed(measured[name], params, budget):
+        return False
+    upstream = params.upstream_of(name)
+    return upstream is None or _holds(upstream, measured, params, budget)
 
 
 def changed(run: Run, params: Params, budget: str) -> dict[str, tuple[Any, Any]]:

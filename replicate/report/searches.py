@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from replicate.report.book import Book
 
 COLUMNS = ["searched on", "recommended", "fine-tuning images", "full set at the recommended", "full set at the default 0.65"]
-DEFAULT = 0.65
 
 
 def searches(book: Book, default_run: str) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from replicate.loaders.pixels import normalise
-from replicate.trainers.pretrain import validation_loader
+from replicate.trainers.images import validation_loader
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.sharding import gathered
 

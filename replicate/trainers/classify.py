@@ -13,7 +13,7 @@ from replicate.resized import Resized
 from replicate.schedules.stages import View
 from replicate.trainers.accuracy import accuracy
 from replicate.trainers.engine import fit
-from replicate.trainers.pretrain import training_loader
+from replicate.trainers.images import training_loader
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.store import RunStore
 

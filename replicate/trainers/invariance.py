@@ -8,7 +8,7 @@ import torch
 
 from replicate.targets.hog import CELL
 from replicate.targets.similarity import similarities
-from replicate.trainers.pretrain import whole_loader
+from replicate.trainers.images import whole_loader
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.store import RunStore
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from replicate.loaders.pixels import normalise
 from replicate.models.weights import load_weights
 from replicate.trainers.builders import build_classifier, load_encoder, pooled
-from replicate.trainers.pretrain import whole_loader
+from replicate.trainers.images import whole_loader
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.store import RunStore
 

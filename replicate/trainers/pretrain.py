@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from replicate import losses, targets
-from replicate.loaders import EVALUATION, Augmentation, Loader, open_loader
 from replicate.loaders.crops import uniforms
 from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import per_unit_error, reconstruction_loss
@@ -22,7 +21,8 @@ from replicate.resized import Resized
 from replicate.schedules.layer_decay import plain_groups
 from replicate.schedules.stages import View
 from replicate.trainers.diagnostics import ErrorByP2Dist, activation_gb
-from replicate.trainers.engine import accumulation, adamw, fit
+from replicate.trainers.engine import adamw, fit
+from replicate.trainers.images import training_loader, validation_loader, whole_loader
 from replicate.trainers.online_probe import OnlineProbe
 from replicate.trainers.online_probe import accuracy as probe_accuracy
 from replicate.trainers.seeds import RunContext
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from replicate.params import PretrainRun
 
 MASK_STREAM = 16  # keeps the masks' random numbers apart from those of crops, flips and order
-EVALUATION_BATCH = 256
 PROBE_SCORES = 10  # how many times during a run the online probe is scored on the validation images
 VALIDATION_SEED = 0  # validation losses of all runs and seeds are taken over the same masks
 
@@ -169,54 +168,6 @@ def _groups(task: PretrainTask, weight_decay: float) -> list[dict[str, Any]]:
     own = task.probe.group()
     apart = {id(parameter) for parameter in own["params"]}
     return [group | {"params": [p for p in group["params"] if id(p) not in apart]} for group in groups] + [own]
-
-
-def training_loader(context: RunContext, seed: int) -> Loader:
-    """The shuffled, augmented loader of a run's training images."""
-    run, session = context.run, context.session
-    augmentation = Augmentation(
-        crop=run.crop,
-        scale=run.crop_scale,
-        flip=run.flip,
-        color_jitter=run.color_jitter,
-        auto=getattr(run, "auto_augment", None),
-        interpolation=run.interpolation,
-    )
-    return open_loader(
-        getattr(run, "loader", None) or session.loader,
-        context.data_folder / "train.beton",
-        batch_size=accumulation(run.batch_size, session)[0],
-        image_size=run.image_size,
-        augmentation=augmentation,
-        seed=seed,
-        train=True,
-        workers=session.workers,
-        rank=session.rank,
-        world_size=session.world_size,
-        on_error=context.on_error,
-    )
-
-
-def validation_loader(context: RunContext, image_size: int) -> Loader:
-    """Centre crops of every validation image, each exactly once over all processes."""
-    return whole_loader(context, "val", image_size, context.session.rank, context.session.world_size)
-
-
-def whole_loader(context: RunContext, split: str, image_size: int, rank: int = 0, world_size: int = 1) -> Loader:
-    """Centre crops of every image of a split in storage order, shared out over `world_size` processes."""
-    return open_loader(
-        context.session.loader,
-        context.data_folder / f"{split}.beton",
-        batch_size=EVALUATION_BATCH,
-        image_size=image_size,
-        augmentation=EVALUATION,
-        seed=0,
-        train=False,
-        workers=context.session.workers,
-        rank=rank,
-        world_size=world_size,
-        on_error=context.on_error,
-    )
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from replicate.loaders.pixels import normalise
 from replicate.loaders.writer import encode_jpeg, shrink
 from replicate.models.weights import load_weights
 from replicate.trainers.builders import build_classifier
-from replicate.trainers.pretrain import EVALUATION_BATCH
+from replicate.trainers.images import EVALUATION_BATCH
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
 from replicate.trainers.store import RunStore

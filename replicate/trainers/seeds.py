@@ -74,6 +74,12 @@ class RunContext:
         upstream = None if self.upstream is None else sha256(self.upstream_weights(seed))
         resolved = self.run.model_dump(exclude={"paper"})
         parts = {"run": resolved, "seed": seed, "precision": str(self.session.precision), "manifest": self.manifest_sha256}
+        # Evaluations take their model from the upstream run; a loader without FFCV's pixels is another loader.
+        for role, run in (("upstream_run", self.upstream_run), ("teacher_run", self.teacher_run)):
+            if run is not None:
+                parts[role] = run.model_dump(exclude={"paper"})
+        if self.session.loader == "folder":
+            parts["loader"] = "folder"
         if self.tokenizer is not None:
             parts["tokenizer"] = sha256(self.tokenizer)
         if self.on_error != "raise":

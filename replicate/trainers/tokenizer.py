@@ -15,7 +15,7 @@ from replicate.models.tokenizer import Tokenizer, load_tokenizer
 from replicate.models.weights import save_weights
 from replicate.schedules.layer_decay import plain_groups
 from replicate.trainers.engine import adamw, fit
-from replicate.trainers.pretrain import training_loader, validation_loader
+from replicate.trainers.images import training_loader, validation_loader
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
 from replicate.trainers.store import RunStore

@@ -1,1 +1,1 @@
-"""C sources of the crop decoder and the helper that compiles them."""
+"""C sources of the crop decoder and the build script."""

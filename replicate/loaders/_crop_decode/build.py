@@ -50,12 +50,6 @@ def _run(command: list[str]) -> None:
     raise UserError(f"crop decode: the C compiler failed: {reasons[0].strip()}")
 
 
-def is_current(library: Path = LIBRARY) -> bool:
-    """Whether the library exists and is newer than every source."""
-    sources = [*FOLDER.glob("*.c"), *FOLDER.glob("*.h")]
-    return library.exists() and library.stat().st_mtime >= max(source.stat().st_mtime for source in sources)
-
-
 def build(library: Path = LIBRARY, extra: tuple[str, ...] = ()) -> Path:
     """Compiles and links `library`; `extra` flags go to every step (sanitizers, for instance). Raises UserError with the reason in one line."""
     compiler = [*_compiler(), *FLAGS, *extra]

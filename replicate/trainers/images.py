@@ -1,0 +1,57 @@
+"""The images that a trainer reads: augmented and shuffled for training, centre crops for everything else."""
+
+from __future__ import annotations
+
+from replicate.loaders import EVALUATION, Augmentation, Loader, open_loader
+from replicate.trainers.engine import accumulation
+from replicate.trainers.seeds import RunContext
+
+EVALUATION_BATCH = 256
+
+
+def training_loader(context: RunContext, seed: int) -> Loader:
+    """The shuffled, augmented loader of a run's training images."""
+    run, session = context.run, context.session
+    augmentation = Augmentation(
+        crop=run.crop,
+        scale=run.crop_scale,
+        flip=run.flip,
+        color_jitter=run.color_jitter,
+        auto=getattr(run, "auto_augment", None),
+        interpolation=run.interpolation,
+    )
+    return open_loader(
+        getattr(run, "loader", None) or session.loader,
+        context.data_folder / "train.beton",
+        batch_size=accumulation(run.batch_size, session)[0],
+        image_size=run.image_size,
+        augmentation=augmentation,
+        seed=seed,
+        train=True,
+        workers=session.workers,
+        rank=session.rank,
+        world_size=session.world_size,
+        on_error=context.on_error,
+    )
+
+
+def validation_loader(context: RunContext, image_size: int) -> Loader:
+    """Centre crops of every validation image, each exactly once over all processes."""
+    return whole_loader(context, "val", image_size, context.session.rank, context.session.world_size)
+
+
+def whole_loader(context: RunContext, split: str, image_size: int, rank: int = 0, world_size: int = 1) -> Loader:
+    """Centre crops of every image of a split in storage order, shared out over `world_size` processes."""
+    return open_loader(
+        context.session.loader,
+        context.data_folder / f"{split}.beton",
+        batch_size=EVALUATION_BATCH,
+        image_size=image_size,
+        augmentation=EVALUATION,
+        seed=0,
+        train=False,
+        workers=context.session.workers,
+        rank=rank,
+        world_size=world_size,
+        on_error=context.on_error,
+    )

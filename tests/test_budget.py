@@ -93,14 +93,14 @@ def blocks(run):
     return run.backbone_kwargs.get("depth") or run.backbone_kwargs["depths"]
 
 
-@pytest.mark.parametrize("budget", ["smoke", "laptop", "tiny", "gpu"])
+@pytest.mark.parametrize("budget", ["smoke", "laptop", "brief", "tiny", "evening", "gpu"])
 def test_ratios_that_carry_the_science_are_never_mapped(params, budget):
     for name, stated in params.pretrain_runs.items():
         run = params.resolve(name, budget)
         assert run.mask_ratio == stated.mask_ratio
         if stated.epochs:
             assert run.warmup_epochs / run.epochs == pytest.approx(stated.warmup_epochs / stated.epochs)
-        if budget != "smoke":
+        if params.budgets[budget].max_depth is None:
             assert blocks(run) == blocks(params.resolve(name, "paper"))
             assert (run.decoder_depth, run.drop_blocks) == (stated.decoder_depth, stated.drop_blocks)
         assert run.image_size % run.stride == 0
@@ -108,7 +108,7 @@ def test_ratios_that_carry_the_science_are_never_mapped(params, budget):
         assert params.resolve(name, budget).layer_decay == stated.layer_decay
 
 
-@pytest.mark.parametrize("budget", ["smoke", "laptop", "tiny", "gpu"])
+@pytest.mark.parametrize("budget", ["smoke", "laptop", "brief", "tiny", "evening", "gpu"])
 def test_epochs_and_resolutions_keep_their_order(params, budget):
     stated = sorted(params.pretrain_runs.items(), key=lambda item: item[1].epochs)
     resolved = [params.resolve(name, budget).epochs for name, _ in stated]
@@ -126,7 +126,7 @@ def test_a_power_draws_long_and_short_schedules_together(params):
         assert long.warmup_epochs / long.epochs == pytest.approx(40 / 1600)
 
 
-@pytest.mark.parametrize("budget", ["laptop", "tiny", "gpu"])
+@pytest.mark.parametrize("budget", ["brief", "tiny", "evening", "gpu"])
 def test_hierarchies_keep_the_papers_grids(params, budget):
     for name in ("fastmim_swin_hog_128", "fastmim_cmt_s_hog_224", "fastmim_swin_pixel_64", "fastmim_mask_swin_64_50", "fastmim_mask_swin_16_75"):
         stated, run = params.run(name), params.resolve(name, budget)
@@ -147,7 +147,7 @@ def test_hog_cells_follow_the_patch_and_dropped_blocks_the_depth(params):
 
 
 def test_stages_go_through_the_lens(params):
-    stages = params.resolve("fastmim_progressive_vit_l", "laptop").stages
+    stages = params.resolve("fastmim_progressive_vit_l", "tiny").stages
     assert [(stage.until, stage.image_size) for stage in stages] == [(0.625, 32), (0.875, 40), (1.0, 48)]
 
 

@@ -33,8 +33,8 @@ NO_FINDING = "These are runs of the <b>smoke</b> budget: they show that the pipe
 
 LENS = """\
 <p>Every run is written in its paper's own numbers. A budget maps them to what a machine affords: image and patch size, width,
-epochs, batch. Ratios that carry the science (mask ratio, layer-wise decay, warm-up and stage fractions) are never mapped; but at
-smoke, laptop and brief neither is depth. The learning rate follows the linear scaling rule from the resulting batch. At the budget
+epochs, batch. Ratios that carry the science (mask ratio, layer-wise decay, warm-up and stage fractions) are never mapped; except at
+smoke and brief neither is depth. The learning rate follows the linear scaling rule from the resulting batch. At the budget
 <code>paper</code> nothing changes. Each paper's notebook prints the mapping of its runs.</p>
 """
 VERDICTS = """\

@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("keep", help="copy finished runs' numbers into measured/, which git holds, so that other checkouts show them")
     command.add_argument("runs", nargs="+", metavar="RUN", help="their names in params.yaml")
+    command.add_argument("--no-times", action="store_true", help="without how long they took: the machine did other work meanwhile")
     command.set_defaults(handler=_keep)
 
     command = commands.add_parser("weights", help="exchange weights with the papers' released checkpoints")
@@ -288,7 +289,7 @@ def _keep(options: argparse.Namespace) -> None:
     params = load(options.params)
     for name in options.runs:
         params.run(name)
-        print(f"kept in {keep(params.results_folder(name, params.budget))}")
+        print(f"kept in {keep(params.results_folder(name, params.budget), not options.no_times)}")
 
 
 def _site(options: argparse.Namespace) -> None:

@@ -48,10 +48,21 @@ def test_measured_numbers_stand_where_the_checkout_has_none_of_its_own(tmp_path)
 def test_a_measured_run_of_other_settings_is_left_out(tmp_path):
     params = load(ROOT / "params.yaml")
     now = params.resolve("light_90_llrd_65", "laptop").model_dump(mode="json")
+    upstream = params.resolve("light_90", "laptop").model_dump(mode="json")
     write(tmp_path / "measured", resolved=now)
+    write(tmp_path / "measured", run="light_90", resolved=upstream)
     write(tmp_path / "measured", run="light_90_llrd_80", resolved=now)
     found = results.load("laptop", tmp_path / "results", params=params)
-    assert set(found.runs) == {"light_90_llrd_65"}, "the other is said to have been trained at layer_decay 0.65"
+    assert set(found.runs) == {"light_90", "light_90_llrd_65"}, "the other is said to have been trained at layer_decay 0.65"
+
+
+def test_a_measured_run_whose_pre_training_has_other_settings_is_left_out(tmp_path):
+    params = load(ROOT / "params.yaml")
+    own, upstream = (params.resolve(name, "laptop").model_dump(mode="json") for name in ("light_90_llrd_65", "light_90"))
+    write(tmp_path / "measured", resolved=own)
+    assert results.load("laptop", tmp_path / "results", params=params).runs == {}, "nobody says what it starts from"
+    write(tmp_path / "measured", run="light_90", resolved=upstream | {"epochs": upstream["epochs"] + 1})
+    assert results.load("laptop", tmp_path / "results", params=params).runs == {}
 
 
 def test_kept_are_numbers_and_history_but_no_weights(tmp_path):
@@ -62,6 +73,9 @@ def test_kept_are_numbers_and_history_but_no_weights(tmp_path):
     assert kept == tmp_path / "measured/laptop/grid/efficient_learners/light_90_llrd_65"
     assert sorted(file.name for file in kept.iterdir()) == ["history.csv", "metrics.json"]
     assert results.load("laptop", tmp_path / "results").history("light_90_llrd_65").loss.tolist() == [1.0, 1.0]
+    results.keep(path.parent, times=False)
+    assert (kept / "history.csv").read_text() == "seed,epoch,loss\n0,0,1.0\n1,0,1.0\n"
+    assert "wall_seconds" not in json.loads((kept / "metrics.json").read_text())["provenance"]
     with pytest.raises(UserError, match="has not finished"):
         results.keep(tmp_path / "results/laptop/efficient_learners/full_75")
 

@@ -127,8 +127,14 @@ def changed(run: Run, params: Params, budget: str) -> dict[str, tuple[Any, Any]]
     return {key: (value, now[key]) for key, value in run.resolved.items() if key in now and value != now[key]}
 
 
-def keep(run: Path) -> Path:
+TIMES = ("seconds_per_epoch", "wall_seconds", "images_per_second", "seconds")
+"""Numbers that say something of a run only when the machine was its own."""
+
+
+def keep(run: Path, times: bool = True) -> Path:
     """Copy a finished run's numbers and history, not its weights, from `results/...` into `measured/...` for git; returns the new folder.
+
+    `times` False leaves out how long it took, for runs that shared their machine with other work.
 
     Raises UserError where the run has not finished or its numbers are broken.
     """
@@ -139,7 +145,19 @@ def keep(run: Path) -> Path:
     kept.mkdir(parents=True, exist_ok=True)
     for name in ("metrics.json", "history.csv"):
         shutil.copyfile(run / name, kept / name)
+    if not times:
+        _drop_times(kept)
     return kept
+
+
+def _drop_times(folder: Path) -> None:
+    content = json.loads((folder / "metrics.json").read_text())
+    for part in (content["results"], *content["results"]["per_seed"], content["provenance"]):
+        for key in TIMES:
+            part.pop(key, None)
+    (folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n")
+    history = pd.read_csv(folder / "history.csv")
+    history.drop(columns=[key for key in TIMES if key in history]).to_csv(folder / "history.csv", index=False, lineterminator="\n")
 
 
 def _runs(folder: Path, grid: bool) -> dict[str, Run]:

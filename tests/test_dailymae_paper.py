@@ -110,9 +110,9 @@ def test_data_sets_are_compressed_as_table_4_says(params):
         dataset = params.dataset(name, "paper")
         assert (dataset.train.resolution, dataset.train.quality) == (int(cap), int(quality))
         assert (dataset.val.resolution, dataset.val.quality) == (500, 100)
-    scaled = params.dataset("daily_256_95", "laptop")
+    scaled = params.dataset("daily_256_95", "evening")
     assert scaled.image_size == 125 and scaled.train.resolution == 64 and scaled.train.quality == 95
-    assert params.dataset("full", "laptop").train.resolution == 500  # the others keep their caps, and so their files
+    assert params.dataset("full", "evening").train.resolution == 500  # the others keep their caps, and so their files
 
 
 def test_every_setting_of_the_writer_can_be_stated():

@@ -52,7 +52,7 @@ def _line(run: Run) -> dict[str, object]:
         "timm": versions.get("timm", ""),
         "revision": str(made.get("git", {}).get("revision", ""))[:12] + (" with changes" if made.get("git", {}).get("dirty") else ""),
         "data": str(made.get("manifest_sha256", ""))[:12],
-        "train_seconds": f"{3600 * sum(one.get('train_hours', 0) for one in run.per_seed):.0f}",
+        "train_seconds": f"{seconds:.0f}" if (seconds := 3600 * sum(one.get("train_hours", 0) for one in run.per_seed)) else "",
     }
 
 

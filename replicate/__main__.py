@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(handler=_scoreboard)
 
     command = commands.add_parser("site", help="all executed notebooks, scoreboard, methods, data and provenance as one static site")
+    command.add_argument("--findings", action="store_true", help="docs/site instead: each paper at the budget that `findings` of params.yaml names")
     command.set_defaults(handler=_site)
 
     command = commands.add_parser("keep", help="copy finished runs' numbers into measured/, which git holds, so that other checkouts show them")
@@ -279,7 +280,8 @@ def _scoreboard(options: argparse.Namespace) -> None:
     from replicate.params import load
     from replicate.report.scoreboard import write
 
-    write(load(options.params).budget)
+    params = load(options.params)
+    write(params.budget, shown=params.findings)
 
 
 def _keep(options: argparse.Namespace) -> None:
@@ -294,10 +296,11 @@ def _keep(options: argparse.Namespace) -> None:
 
 def _site(options: argparse.Namespace) -> None:
     from replicate.params import load
-    from replicate.report.site import Site
+    from replicate.report.site import of_budget, of_findings
 
     params = load(options.params)
-    print(Site(params, params.budget).write()[0])
+    site = of_findings(params) if options.findings else of_budget(params, params.budget)
+    print(site.write()[0])
 
 
 def _weights_import(options: argparse.Namespace) -> None:

@@ -67,7 +67,7 @@ def inputs(params: Params, content: dict[str, Any]) -> Iterator[tuple[str, Any]]
         own = {key: run for key, run in (runs | searches).items() if run["paper"] == name}
         files = [*closure(*notebook_entries(ROOT / paper.notebook)), *_report_files()]
         yield f"notebook/{name}", {"stated": [content["papers"][name], own], "code": _digests(files)}
-    yield "report", {"stated": [content["papers"], runs, searches], "code": _digests(_report_files())}
+    yield "report", {"stated": [content["papers"], content.get("findings"), runs, searches], "code": _digests(_report_files())}
 
 
 def _upstream(params: Params, name: str, runs: dict[str, Any]) -> Iterator[Any]:

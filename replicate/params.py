@@ -372,6 +372,7 @@ class Params(Strict):
     evaluate: dict[str, EvaluateRun]
     grid: Grid = Grid()
     searches: dict[str, Search] = {}
+    findings: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _names_fit_together(self):
@@ -406,7 +407,15 @@ class Params(Strict):
                 raise ValueError(f"run '{name}' says pretrain {run.pretrain!r}, from which '{run.classifier}' does not start")
         self._tokens_fit_together()
         self._searches_fit_together(owners)
+        self._findings_fit_together()
         return self
+
+    def _findings_fit_together(self) -> None:
+        for paper, budget in self.findings.items():
+            if paper not in self.papers:
+                raise ValueError(f"findings names paper '{paper}'; papers are {', '.join(self.papers)}")
+            if budget not in self.budgets:
+                raise ValueError(f"findings of {paper} are of the budget '{budget}'; defined are {', '.join(self.budgets)}")
 
     def _searches_fit_together(self, owners: set[str]) -> None:
         for name, search in self.searches.items():

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from replicate.errors import UserError
+from replicate.params import load
 from replicate.report import published, scoreboard, tables
 from replicate.report.ranges import last_nonzero_digit
 from replicate.report.results import Results, Run
@@ -81,18 +82,19 @@ def test_what_other_people_measured_is_cited_and_what_is_not_built_is_named(boar
 
 def test_files_and_readme(tmp_path, monkeypatch, board):
     monkeypatch.setattr(scoreboard, "build", lambda results: board)
-    (tmp_path / "README.md").write_text("# x\n\n<!-- scoreboard laptop -->\n<!-- /scoreboard -->\n\nrest\n")
-    scoreboard.write("laptop", tmp_path)
+    (tmp_path / "README.md").write_text("# x\n\n<!-- scoreboard -->\n<!-- /scoreboard -->\n\nrest\n")
+    shown = dict.fromkeys(published.PAPERS, "laptop")
+    scoreboard.write("laptop", tmp_path, shown)
     folder = tmp_path / "tables" / "laptop"
     assert len(pd.read_csv(folder / "scoreboard.csv")) == 1286 and len(pd.read_csv(folder / "claims.csv")) == 75
     assert {"status"} <= set(pd.read_csv(folder / "scoreboard.csv").columns) and {"verdict"} <= set(pd.read_csv(folder / "claims.csv").columns)
     text = (tmp_path / "README.md").read_text()
-    assert "<!-- scoreboard laptop -->" in text and "1,286 published numbers" in text and text.endswith("<!-- /scoreboard -->\n\nrest\n")
-    assert scoreboard.readme_is_current(tmp_path / "README.md", tmp_path)
-    scoreboard.write("laptop", tmp_path)
+    assert "<!-- scoreboard -->" in text and "1,286 published numbers" in text and text.endswith("<!-- /scoreboard -->\n\nrest\n")
+    assert scoreboard.readme_is_current(tmp_path / "README.md", scoreboard.findings(shown, tmp_path))
+    scoreboard.write("laptop", tmp_path, shown)
     assert (tmp_path / "README.md").read_text() == text
     (tmp_path / "README.md").write_text(text.replace("| all |", "| all of them |"))
-    assert not scoreboard.readme_is_current(tmp_path / "README.md", tmp_path)
+    assert not scoreboard.readme_is_current(tmp_path / "README.md", scoreboard.findings(shown, tmp_path))
 
 
 def test_pages_hold_every_table(tmp_path, board):
@@ -105,14 +107,25 @@ def test_pages_hold_every_table(tmp_path, board):
 
 
 def test_a_readme_that_shows_another_budget_is_left_alone(tmp_path, monkeypatch, board):
-    monkeypatch.setattr(scoreboard, "build", lambda results: scoreboard.Scoreboard("smoke", board.numbers, board.claims))
-    text = "<!-- scoreboard laptop -->\n<!-- /scoreboard -->\n"
+    monkeypatch.setattr(scoreboard, "build", lambda results: board)
+    text = "<!-- scoreboard -->\n<!-- /scoreboard -->\n"
     (tmp_path / "README.md").write_text(text)
-    scoreboard.write("smoke", tmp_path)
+    scoreboard.write("smoke", tmp_path, dict.fromkeys(published.PAPERS, "laptop"))
     assert (tmp_path / "README.md").read_text() == text
     (tmp_path / "README.md").write_text("no markers")
     with pytest.raises(UserError, match="lacks the markers"):
         scoreboard.update_readme(tmp_path / "README.md", board)
+
+
+def test_findings_take_each_paper_from_its_own_budget(tmp_path, monkeypatch, board):
+    other = scoreboard.build(made("tiny", light_90_llrd_80=[10.0, 11.0, 12.0]))
+    boards = {"laptop": board, "tiny": other}
+    shown = dict.fromkeys(published.PAPERS, "tiny") | {"efficient_learners": "laptop"}
+    found = scoreboard.assemble({paper: boards[budget] for paper, budget in shown.items()})
+    assert found.numbers["id"].tolist() == board.numbers["id"].tolist() and len(found.claims) == 75
+    own = found.claims["paper"] == "efficient_learners"
+    assert set(found.claims[own]["budget"]) <= {"laptop", "by computation"} and set(found.claims[~own]["budget"]) <= {"tiny", "by computation"}
+    assert "`laptop` or `tiny`" in scoreboard.summary(found) and "| MAE Are Secretly Efficient Learners | laptop |" in scoreboard.summary(found)
 
 
 def test_a_missing_scoreboard_says_how_to_write_it(tmp_path):
@@ -121,10 +134,7 @@ def test_a_missing_scoreboard_says_how_to_write_it(tmp_path):
 
 
 def test_the_committed_readme_shows_the_committed_scoreboard():
-    text = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
-    if "<!-- scoreboard" not in text:
-        pytest.skip("the README has no scoreboard yet")
-    assert scoreboard.readme_is_current(ROOT / "README.md", ROOT)
+    assert scoreboard.readme_is_current(ROOT / "README.md", scoreboard.findings(load(ROOT / "params.yaml").findings, ROOT))
 
 
 def test_what_was_not_run_says_what_it_would_cost_at_the_papers_scale(board):
@@ -136,8 +146,6 @@ def test_what_was_not_run_says_what_it_would_cost_at_the_papers_scale(board):
 def test_prices_are_the_planners():
     from replicate.cost import plan
     from replicate.cost.rates import rates_of
-    from replicate.params import load
-
     params = load(ROOT / "params.yaml")
     names = ["light_90", "light_90_llrd_80", "full_75"]
     lines = plan.plan(params, names, "paper", rates_of("a100"), 8)

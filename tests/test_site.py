@@ -41,7 +41,7 @@ def pages(tmp_path_factory):
     executed = folder / "executed" / BUDGET / "mae.ipynb"
     executed.parent.mkdir(parents=True)
     nbformat.write(notebook(), executed)
-    written = site.Site(load(ROOT / "params.yaml"), BUDGET, folder).write()
+    written = site.of_budget(load(ROOT / "params.yaml"), BUDGET, folder).write()
     return {path.stem: Page(path) for path in written}
 
 

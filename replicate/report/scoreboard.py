@@ -1,14 +1,15 @@
 """The scoreboard: every published number with its status, every claim with its verdict, totals per paper.
 
 `tables/<budget>/scoreboard.csv` has one line a number, `claims.csv` one a claim; `scoreboard.md` and
-`executed/<budget>/scoreboard.html` are for reading. The README carries the totals between two markers.
+`executed/<budget>/scoreboard.html` are for reading. The README carries, between two markers, the totals of the project's findings: of
+each paper those of the budget that `findings` in params.yaml names.
 """
 
 from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,16 +45,21 @@ MEANING = {
     tables.NOT_BUILT: "detection and segmentation are not part of this workbook",
     tables.SMOKE: "the smoke budget exercises the pipeline and finds nothing",
 }
-START, END = "<!-- scoreboard {budget} -->", "<!-- /scoreboard -->"
+START, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
 
 
 @dataclass(frozen=True)
 class Scoreboard:
-    """One budget's numbers (one line a published number) and claims (one line a claim)."""
+    """Numbers (one line a published number) and claims (one line a claim); `budgets` says of each paper at which budget."""
 
-    budget: str
+    budgets: Mapping[str, str]
     numbers: pd.DataFrame
     claims: pd.DataFrame
+
+    @property
+    def scale(self) -> str:
+        """The budget, or the budgets, for a sentence."""
+        return " and ".join(dict.fromkeys(self.budgets.values()))
 
     @property
     def totals(self) -> pd.DataFrame:
@@ -71,7 +77,20 @@ def build(results: Results) -> Scoreboard:
     claims = verdicts.all_claims(results)
     judged = dict(zip(claims["claim"], claims["verdict"], strict=True))
     numbers = [tables.cells(paper, results, judged).assign(paper=paper) for paper in published.PAPERS]
-    return Scoreboard(results.budget, pd.concat(numbers, ignore_index=True)[COLUMNS], claims)
+    return Scoreboard(dict.fromkeys(published.PAPERS, results.budget), pd.concat(numbers, ignore_index=True)[COLUMNS], claims)
+
+
+def assemble(boards: Mapping[str, Scoreboard]) -> Scoreboard:
+    """One scoreboard of each paper's lines from its own board; `boards` maps papers to them."""
+    parts = [[frame[frame["paper"] == paper] for frame in (board.numbers, board.claims)] for paper, board in boards.items()]
+    numbers, claims = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
+    return Scoreboard({paper: board.budgets[paper] for paper, board in boards.items()}, numbers, claims)
+
+
+def findings(budgets: Mapping[str, str], root: str | Path = ".") -> Scoreboard:
+    """The scoreboard of the project's findings from those written before. Raises UserError when one of them was not."""
+    boards = {budget: read(budget, root) for budget in set(budgets.values())}
+    return assemble({paper: boards[budgets[paper]] for paper in published.PAPERS})
 
 
 def read(budget: str, root: str | Path = ".") -> Scoreboard:
@@ -81,14 +100,14 @@ def read(budget: str, root: str | Path = ".") -> Scoreboard:
         numbers, claims = (_read(folder / name) for name in (NUMBERS, CLAIMS))
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; `python -m replicate scoreboard` writes it") from None
-    return Scoreboard(budget, numbers, claims)
+    return Scoreboard(dict.fromkeys(published.PAPERS, budget), numbers, claims)
 
 
-def write(budget: str, root: str | Path = ".", readme: str | Path | None = "README.md") -> Scoreboard:
+def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None = None) -> Scoreboard:
     """Build the scoreboard of a budget from `results/` and write its CSV, Markdown and HTML, and the README's totals.
 
-    The README's block is renewed when its marker names this budget, so that a run at another one does not change what the project
-    shows; None leaves the README alone.
+    `shown` is the budget of each paper's findings: the README is renewed when this budget is among them, so that a run at another one
+    does not change what the project shows.
     """
     root = Path(root)
     results = loader_runs.load(budget, root)
@@ -103,8 +122,8 @@ def write(budget: str, root: str | Path = ".", readme: str | Path | None = "READ
     target = root / "executed" / budget / "scoreboard.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(html_page(board, [paper for paper in published.PAPERS if target.with_name(f"{paper}.html").exists()]), "utf-8")
-    if readme is not None and (root / readme).exists() and START.format(budget=budget) in (root / readme).read_text(encoding="utf-8"):
-        update_readme(root / readme, board)
+    if shown and budget in shown.values():
+        update_readme(root / "README.md", findings(shown, root))
     return board
 
 
@@ -126,8 +145,8 @@ def counts(board: Scoreboard) -> dict[str, dict[str, int]]:
 def summary(board: Scoreboard) -> str:
     """Totals and verdicts per paper in Markdown, as the README shows them."""
     count, claims = len(board.numbers), len(board.claims)
-    text = f"{count:,} published numbers, {claims} claims, at the budget `{board.budget}`:\n\n"
-    return text + tables.markdown(texts(board.totals)) + "\n" + tables.markdown(texts(board.verdicts))
+    text = f"{count:,} published numbers, {claims} claims; what was run, was run at the budget {_code(board)}:\n\n"
+    return text + tables.markdown(texts(board.totals)) + "\n" + tables.markdown(texts(board.verdicts, board.budgets))
 
 
 def update_readme(path: str | Path, board: Scoreboard) -> None:
@@ -135,22 +154,27 @@ def update_readme(path: str | Path, board: Scoreboard) -> None:
     path = Path(path)
     text = path.read_text(encoding="utf-8")
     before, after = _around_block(path, text)
-    block = f"{START.format(budget=board.budget)}\n{summary(board)}{END}"
-    path.write_text(before + block + after, encoding="utf-8")
+    path.write_text(f"{before}{_block(board)}{after}", encoding="utf-8")
 
 
-def readme_is_current(path: str | Path, root: str | Path = ".") -> bool:
-    """Whether the README's totals are those of the scoreboard that it names."""
+def readme_is_current(path: str | Path, board: Scoreboard) -> bool:
+    """Whether the README's totals are those of `board`."""
     text = Path(path).read_text(encoding="utf-8")
     before, after = _around_block(Path(path), text)
-    block = text[len(before) : len(text) - len(after)]
-    budget = block.partition("<!-- scoreboard")[2].partition("-->")[0].strip()
-    return not budget or block == f"{START.format(budget=budget)}\n{summary(read(budget, root))}{END}"
+    return text == f"{before}{_block(board)}{after}"
+
+
+def _block(board: Scoreboard) -> str:
+    return f"{START}\n{summary(board)}{END}"
+
+
+def _code(board: Scoreboard) -> str:
+    return " or ".join(f"`{budget}`" for budget in dict.fromkeys(board.budgets.values()))
 
 
 def markdown(board: Scoreboard) -> str:
     """The whole scoreboard on one Markdown page."""
-    parts = [f"# Scoreboard, budget {board.budget}", "", summary(board), "## What the statuses mean", ""]
+    parts = [f"# Scoreboard, budget {board.scale}", "", summary(board), "## What the statuses mean", ""]
     parts += [f"- *{status}*: {MEANING[status]}" for status in board.totals.columns if status in MEANING]
     for paper in published.PAPERS:
         claims = board.claims[board.claims["paper"] == paper]
@@ -164,18 +188,19 @@ def markdown(board: Scoreboard) -> str:
 def html_page(board: Scoreboard, pages: Sequence[str] = ()) -> str:
     """The whole scoreboard as one page of HTML; `pages` are the papers that have a page of their own beside it."""
     links = "".join(f'<a href="{paper}.html">{html.escape(TITLES[paper])}</a>' for paper in pages)
-    return page(f"Scoreboard, {board.budget}", html_body(board), f"<nav>{links}</nav>" if links else "")
+    return page(f"Scoreboard, {board.scale}", html_body(board), f"<nav>{links}</nav>" if links else "")
 
 
 def html_body(board: Scoreboard) -> str:
     """Totals, every claim and every number, to stand within a page."""
-    parts = [f"<h1>Scoreboard</h1><p>Every published number and every claim, at the budget <b>{html.escape(board.budget)}</b>.</p>"]
+    parts = [f"<h1>Scoreboard</h1><p>Every published number and every claim, at the budget <b>{html.escape(board.scale)}</b>.</p>"]
     parts += ["<h2>Numbers</h2>", html_table(texts(board.totals)), "<h2>Claims</h2>", html_table(texts(board.verdicts))]
     meaning = "".join(f"<li><i>{status}</i>: {html.escape(MEANING[status])}</li>" for status in board.totals.columns if status in MEANING)
     parts.append(f"<details><summary>what the statuses mean</summary><ul>{meaning}</ul></details>")
     for paper in published.PAPERS:
         claims = board.claims[board.claims["paper"] == paper]
-        parts += [f'<h2 id="{paper}">{html.escape(TITLES[paper])}</h2>', html_table(_claims(claims))]
+        title = html.escape(f"{TITLES[paper]}, budget {board.budgets[paper]}")
+        parts += [f'<h2 id="{paper}">{title}</h2>', html_table(_claims(claims))]
         parts += numbers_html(board.numbers[board.numbers["paper"] == paper])
     return "\n".join(parts)
 
@@ -202,9 +227,12 @@ def _counts(frame: pd.DataFrame, column: str, order: Sequence[str]) -> pd.DataFr
     return counts.assign(sum=counts.sum(axis=1))
 
 
-def texts(counts: pd.DataFrame) -> pd.DataFrame:
+def texts(counts: pd.DataFrame, budgets: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Totals as texts, papers by their titles; with `budgets`, each paper's own beside it."""
     shown = counts.astype(int).astype(str)
     shown.insert(0, "paper", [TITLES.get(paper, paper) for paper in counts.index])
+    if budgets is not None:
+        shown.insert(1, "budget", [budgets.get(paper, "") for paper in counts.index])
     return shown.reset_index(drop=True)
 
 
@@ -223,8 +251,8 @@ def _place(name: str) -> str:
 
 
 def _around_block(path: Path, text: str) -> tuple[str, str]:
-    start = text.find("<!-- scoreboard")
+    start = text.find(START)
     end = text.find(END, start)
     if start < 0 or end < 0:
-        raise UserError(f"{path}: lacks the markers <!-- scoreboard --> and {END}, between which its totals stand")
+        raise UserError(f"{path}: lacks the markers {START} and {END}, between which its totals stand")
     return text[:start], text[end + len(END) :]

@@ -1,4 +1,5 @@
-"""The book: one static folder, `executed/<budget>/site`, that needs neither network nor server.
+"""The book: one static folder that needs neither network nor server. `executed/<budget>/site` shows one budget; `docs/site`, which git
+holds, shows the project's findings, each paper at the budget that `findings` in params.yaml names.
 
 `index.html` with the totals, a page a paper (its claims, the executed notebook with tables and figures, every number, contradictions),
 `scoreboard.html`, `methods.html`, `data.html` and `provenance.html`. Notebooks are rendered by nbconvert; the frame is `replicate.report.page`.
@@ -19,16 +20,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from replicate.errors import UserError
 from replicate.provenance import git_state, machine, versions
 from replicate.report import loader_runs, notebook, published, rerun, results, scoreboard, summary, verdicts
 from replicate.report.page import page, table
 from replicate.report.scoreboard import MEANING, TITLES, Scoreboard
 
 if TYPE_CHECKING:
-    from replicate.params import Params
+    from collections.abc import Mapping
+
+    from replicate.params import Budget, Params
 
 PAGES = {"index": "Overview", **TITLES, "scoreboard": "Scoreboard", "methods": "Methods", "data": "Data", "provenance": "Provenance"}
 SAMPLES, SAMPLE_SIDE = 12, 96
+FULL = "full"
+FINDINGS = Path("docs") / "site"
 NO_FINDING = "These are runs of the <b>smoke</b> budget: they show that the pipeline works, and none of their numbers is a finding."
 
 LENS = """\
@@ -60,23 +66,35 @@ since they compute as you move: <code>make lab</code>, then <code>notebooks/expl
 
 @dataclass(frozen=True)
 class Site:
-    """What the pages are made of: one budget's scoreboard, results and data, below `root`."""
+    """What the pages are made of: scoreboard, results and data below `root`.
+
+    `budgets` says of each paper at which budget it is shown, `scopes` whose notebooks: the first that has been executed.
+    """
 
     params: Params
-    budget: str
+    budgets: Mapping[str, str]
+    folder: Path
+    scopes: tuple[str, ...]
     root: Path = Path()
 
     @cached_property
-    def results(self) -> results.Results:
-        return loader_runs.load(self.budget, self.root)
+    def results(self) -> dict[str, results.Results]:
+        """Budget -> its finished runs."""
+        return {budget: loader_runs.load(budget, self.root) for budget in dict.fromkeys(self.budgets.values())}
 
     @cached_property
     def board(self) -> Scoreboard:
-        return scoreboard.build(self.results)
+        boards = {budget: scoreboard.build(found) for budget, found in self.results.items()}
+        return scoreboard.assemble({paper: boards[self.budgets[paper]] for paper in published.PAPERS})
 
-    @property
-    def folder(self) -> Path:
-        return self.root / "executed" / self.budget / "site"
+    def runs(self, paper: str) -> list[results.Run]:
+        """A paper's finished runs at its budget."""
+        return [run for run in self.results[self.budgets[paper]].runs.values() if run.paper == paper]
+
+    def executed(self, paper: str) -> Path | None:
+        """A paper's executed notebook."""
+        paths = (self.root / "executed" / self.budgets[paper] / scope / f"{paper}.ipynb" for scope in self.scopes)
+        return next((path for path in paths if path.exists()), None)
 
     def write(self) -> list[Path]:
         """Write every page anew; returns them."""
@@ -87,9 +105,22 @@ class Site:
         written = []
         for name, body in bodies.items():
             path = self.folder / f"{name}.html"
-            path.write_text(page(f"{PAGES[name]}, {self.budget}", body, navigation(name)), encoding="utf-8")
+            path.write_text(page(f"{PAGES[name]}, {self.board.scale}", body, navigation(name)), encoding="utf-8")
             written.append(path)
         return written
+
+
+def of_budget(params: Params, budget: str, root: Path = Path()) -> Site:
+    """The site of one budget, with the notebooks of the default pipeline."""
+    return Site(params, dict.fromkeys(published.PAPERS, budget), root / "executed" / budget / "site", ("", FULL), root)
+
+
+def of_findings(params: Params, root: Path = Path()) -> Site:
+    """The site of the project's findings, with the notebooks of the full grid. Raises UserError where a paper has no budget."""
+    absent = [paper for paper in published.PAPERS if paper not in params.findings]
+    if absent:
+        raise UserError(f"params.yaml: `findings` names no budget for {', '.join(absent)}")
+    return Site(params, params.findings, root / FINDINGS, (FULL, ""), root)
 
 
 def navigation(current: str) -> str:
@@ -103,18 +134,17 @@ def navigation(current: str) -> str:
 def index(site: Site) -> str:
     """What this is, how it stands, and where to read on."""
     board = site.board
-    finished = len(site.results.runs)
     lines = [
         "<h1>Five papers on efficient masked image modelling, replicated</h1>",
         f"<p>{len(board.numbers):,} published numbers and {len(board.claims)} claims, each with what stands beside it here: computed, run at a "
         "smaller scale, or a reason why not. One harness runs all five papers; a <i>budget</i> is the lens through which a machine sees "
         "their recipes.</p>",
-        f"<p>This is the budget <b>{html.escape(site.budget)}</b>, with {finished} finished runs{_scale(site)}. "
-        'How runs are mapped to it and verdicts are reached: <a href="methods.html">methods</a>.</p>',
+        *(f"<p>{_scale(site, budget)}</p>" for budget in site.results),
+        '<p>How runs are mapped to a budget and verdicts are reached: <a href="methods.html">methods</a>.</p>',
     ]
-    if site.budget in verdicts.NO_FINDING:
+    if any(budget in verdicts.NO_FINDING for budget in site.results):
         lines.append(f'<p class="notice">{NO_FINDING}</p>')
-    lines += ["<h2>Claims</h2>", table(scoreboard.texts(board.verdicts)), "<h2>Numbers</h2>", table(scoreboard.texts(board.totals))]
+    lines += ["<h2>Claims</h2>", table(scoreboard.texts(board.verdicts, board.budgets)), "<h2>Numbers</h2>", table(scoreboard.texts(board.totals))]
     lines += [f"<details><summary>what the statuses mean</summary>{_meaning(board)}</details>", "<h2>The papers</h2>", "<ul>"]
     for paper in published.PAPERS:
         own = board.claims[board.claims["paper"] == paper]
@@ -128,12 +158,15 @@ def index(site: Site) -> str:
     return "\n".join(lines)
 
 
-def _scale(site: Site) -> str:
-    seeds = sorted({len(run.seeds) for run in site.results.runs.values()})
-    devices = sorted({str(run.provenance.get("device", "")) for run in site.results.runs.values()} - {""})
-    if not seeds:
-        return ""
-    return f", {' or '.join(map(str, seeds))} seeds each, on {html.escape(', '.join(devices))}"
+def _scale(site: Site, budget: str) -> str:
+    """Which papers a budget shows, and what was run at it."""
+    papers = [paper for paper in published.PAPERS if site.budgets[paper] == budget]
+    runs = [run for paper in papers for run in site.runs(paper)]
+    named = "Everything" if len(papers) == len(published.PAPERS) else ", ".join(html.escape(TITLES[paper]) for paper in papers)
+    text = f"{named}: budget <b>{html.escape(budget)}</b>, {len(runs)} finished runs"
+    seeds = sorted({len(run.seeds) for run in runs})
+    devices = sorted({str(run.provenance.get("device", "")) for run in runs} - {""})
+    return f"{text}, {' or '.join(map(str, seeds))} seeds each, on {html.escape(', '.join(devices))}." if runs else f"{text}."
 
 
 def _meaning(board: Scoreboard) -> str:
@@ -144,15 +177,15 @@ def _meaning(board: Scoreboard) -> str:
 def paper_page(site: Site, paper: str) -> str:
     """A paper: each claim with what was found and how to run it again, the executed notebook, every number, contradictions."""
     numbers = site.board.numbers[site.board.numbers["paper"] == paper]
-    executed = site.root / "executed" / site.budget / f"{paper}.ipynb"
+    executed = site.executed(paper)
     parts = [f"<h1>{html.escape(TITLES[paper])}</h1>"]
-    if site.budget in verdicts.NO_FINDING:
+    if site.budgets[paper] in verdicts.NO_FINDING:
         parts.append(f'<p class="notice">{NO_FINDING}</p>')
     parts.append('<p class="contents"><a href="#claims">claims</a> <a href="#notebook">notebook</a> <a href="#numbers">every number</a> ')
     parts.append('<a href="#contradictions">contradictions</a></p><h2 id="claims">Claims</h2>')
     parts += [_claim(site, line) for line in site.board.claims[site.board.claims["paper"] == paper].to_dict("records")]
     parts.append('<h2 id="notebook">Notebook</h2>')
-    if executed.exists():
+    if executed is not None:
         parts.append(f'<div class="notebook">{notebook.body(notebook.read(executed))}</div>')
     else:
         parts.append("<p>This paper's notebook has not been executed at this budget.</p>")
@@ -165,7 +198,7 @@ def paper_page(site: Site, paper: str) -> str:
 
 def _claim(site: Site, line: dict) -> str:
     claim = published.claims()[line["claim"]]
-    runs = rerun.runs_of(claim, site.params)
+    runs, budget = rerun.runs_of(claim, site.params), site.budgets[line["paper"]]
     effect = verdicts.effect_text(line)
     seeds = f"{line['seeds']} seeds" if line["seeds"] else ""
     measured = "; ".join(part for part in (line["check"], effect and f"effect {effect}", seeds) if part)
@@ -175,7 +208,7 @@ def _claim(site: Site, line: dict) -> str:
         "tested by": html.escape(claim["test"]),
         "found": f"<b>{html.escape(line['verdict'])}</b> {html.escape(where)}. {html.escape(measured)}",
         "note": html.escape(line["note"]),
-        "run it again": "<br>".join(f"<code>{html.escape(command)}</code>" for command in rerun.commands(runs, site.params, site.budget)),
+        "run it again": "<br>".join(f"<code>{html.escape(command)}</code>" for command in rerun.commands(runs, site.params, budget)),
     }
     rows = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items() if text)
     name = line["claim"].partition(".")[2]
@@ -184,9 +217,7 @@ def _claim(site: Site, line: dict) -> str:
 
 def methods(site: Site) -> str:
     """What the budget changes of the papers' recipes, and how a verdict is reached."""
-    budget, identity = site.params.budget_named(site.budget), type(site.params.budget_named(site.budget))()
-    plain = {key: value for key, value in budget.model_dump().items() if value != getattr(identity, key)}
-    lens = pd.DataFrame([(key.replace("_", " "), _words(value)) for key, value in plain.items()], columns=["what", f"at {site.budget}"])
+    lens = _lens([site.params.budget_named(budget) for budget in site.results], list(site.results))
     tests = pd.DataFrame([(kind.replace("_", " "), (function.__doc__ or "").strip()) for kind, function in verdicts.KINDS.items()])
     return "\n".join(
         [
@@ -205,16 +236,34 @@ def methods(site: Site) -> str:
     )
 
 
+def _lens(budgets: list[Budget], names: list[str]) -> pd.DataFrame:
+    """What budgets change of the papers' recipes: a line a setting, a column a budget, blank where it changes nothing."""
+    identity = type(budgets[0])()
+    dumped = [budget.model_dump() for budget in budgets]
+    keys = [key for key in dumped[0] if any(one[key] != getattr(identity, key) for one in dumped)]
+    lines = [(key.replace("_", " "), *(_words(one[key]) if one[key] != getattr(identity, key) else "" for one in dumped)) for key in keys]
+    return pd.DataFrame(lines, columns=["what", *(f"at {name}" for name in names)])
+
+
 def data(site: Site) -> str:
-    """What each data set holds at this budget, with some of its pictures."""
+    """What each data set holds at each budget shown, with some of its pictures."""
     parts = ["<h1>Data</h1>"]
-    used = {site.params.run(name).dataset for name in site.results.runs if name in site.params.runs} or {"full"}
-    for name in site.params.datasets:
+    for budget in site.results:
+        parts += _datasets(site, budget)
+    return "\n".join(parts)
+
+
+def _datasets(site: Site, budget: str) -> list[str]:
+    """The data sets that a budget's runs used; those of the default pipeline where none has finished."""
+    parts = []
+    used = {site.params.run(name).dataset for name in site.results[budget].runs if name in site.params.runs} or {"full"}
+    for name in site.params.all_datasets:
         if name not in used:
             continue
-        dataset = site.params.dataset(name, site.budget)
-        folder = site.root / site.params.data_folder(name, site.budget)
-        parts.append(f"<h2>{html.escape(name.replace('_', ' '))}</h2><p>Source: <code>{html.escape(dataset.source)}</code>.</p>")
+        dataset = site.params.dataset(name, budget)
+        folder = site.root / site.params.data_folder(name, budget)
+        parts.append(f"<h2>{html.escape(name.replace('_', ' '))}, budget {html.escape(budget)}</h2>")
+        parts.append(f"<p>Source: <code>{html.escape(dataset.source)}</code>.</p>")
         if dataset.source == "photos":
             parts.append(PHOTOS)
         if not (folder / "manifest.json").exists():
@@ -226,7 +275,7 @@ def data(site: Site) -> str:
         parts.append(f"<p>{len(manifest['class_names'])} classes: {html.escape(', '.join(manifest['class_names']))}.</p>")
         if (folder / "val.beton").exists():
             parts.append(f"<p>{_samples(folder)}</p>")
-    return "\n".join(parts)
+    return parts
 
 
 def _samples(folder: Path) -> str:
@@ -253,12 +302,12 @@ def provenance(site: Site) -> str:
         "published values": "published/values.csv, re-checked against the papers' texts",
     }
     parts = ["<h1>Provenance</h1>", table(pd.DataFrame(facts.items(), columns=["what", "is"])), "<h2>Runs</h2>"]
-    if not site.results.runs:
-        return "\n".join([*parts, "<p>No run has finished at this budget.</p>"])
     for paper in published.PAPERS:
-        runs = [run for run in site.results.runs.values() if run.paper == paper]
-        if runs:
-            parts += [f"<h3>{html.escape(TITLES[paper])}, {len(runs)} runs</h3>", table(summary.finished(runs).astype(str))]
+        if runs := site.runs(paper):
+            title = f"{TITLES[paper]}, budget {site.budgets[paper]}, {len(runs)} runs"
+            parts += [f"<h3>{html.escape(title)}</h3>", table(summary.finished(runs).astype(str))]
+    if not any(site.runs(paper) for paper in published.PAPERS):
+        parts.append("<p>No run has finished at this budget.</p>")
     return "\n".join(parts)
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from replicate.errors import UserError
+from replicate.errors import UserError, closest
 from replicate.models.vit import vit_backbone
 from replicate.schedules.stages import expand
 
@@ -392,17 +392,17 @@ class Params(Strict):
                 raise ValueError(f"run '{name}' uses dataset '{run.dataset}', which the grid alone writes; move it to `datasets`")
         for name, run in self.evaluate_runs.items():
             if run.pretrain not in owners:
-                raise ValueError(f"evaluate run '{name}' starts from '{run.pretrain}', which is no pretrain run; they are {', '.join(owners)}")
+                raise ValueError(f"evaluate run '{name}' starts from '{run.pretrain}', which is no pretrain run{closest(run.pretrain, owners)}")
             source = self.pretrain_runs[run.pretrain_name]
             if run.built_by != source.built_by:
                 raise ValueError(f"evaluate run '{name}' has built_by {run.built_by!r}, but '{run.pretrain}' has {source.built_by!r}")
         teachers = {str(self._place(name, run.paper)) for name, run in self.grid.teach.items()}
         for name, run in self.grid.distill.items():
             if run.teacher not in teachers:
-                raise ValueError(f"run '{name}' learns from '{run.teacher}', which is no run of grid.teach; they are {', '.join(teachers)}")
+                raise ValueError(f"run '{name}' learns from '{run.teacher}', which is no run of grid.teach{closest(run.teacher, teachers)}")
         for name, run in self.grid.score.items():
             if run.classifier not in teachers:
-                raise ValueError(f"run '{name}' scores '{run.classifier}', which is no run of grid.teach; they are {', '.join(teachers)}")
+                raise ValueError(f"run '{name}' scores '{run.classifier}', which is no run of grid.teach{closest(run.classifier, teachers)}")
             if run.pretrain != self.grid.teach[run.classifier.rpartition("/")[2]].pretrain:
                 raise ValueError(f"run '{name}' says pretrain {run.pretrain!r}, from which '{run.classifier}' does not start")
         self._tokens_fit_together()
@@ -423,7 +423,7 @@ class Params(Strict):
                 if dataset not in self.datasets:
                     raise ValueError(f"search '{name}' uses dataset '{dataset}'; defined are {', '.join(self.datasets)}")
             if search.pretrain not in owners:
-                raise ValueError(f"search '{name}' starts from '{search.pretrain}', which is no pretrain run; they are {', '.join(owners)}")
+                raise ValueError(f"search '{name}' starts from '{search.pretrain}', which is no pretrain run{closest(search.pretrain, owners)}")
             if name in self.runs:
                 raise ValueError(f"search '{name}' has the name of a run; a search needs its own")
 
@@ -433,7 +433,7 @@ class Params(Strict):
             if (run.target == "token") != (name in self.grid.pretrain_tokens):
                 raise ValueError(f"run '{name}' has the target {run.target}: runs with the target token, and no others, stand under pretrain_tokens")
             if name in self.grid.pretrain_tokens and run.tokenizer not in tokenizers:
-                raise ValueError(f"run '{name}' predicts tokens of '{run.tokenizer}', which is no tokenizer; they are {', '.join(tokenizers)}")
+                raise ValueError(f"run '{name}' predicts tokens of '{run.tokenizer}', which is no tokenizer{closest(str(run.tokenizer), tokenizers)}")
 
     @cached_property
     def pretrain_runs(self) -> dict[str, PretrainRun]:
@@ -467,9 +467,7 @@ class Params(Strict):
         """A run as its paper states it. Raises UserError for a name that `params.yaml` does not hold."""
         runs = self.runs
         if name not in runs:
-            close = [known for known in runs if name.lower() in known.lower() or known.lower() in name.lower()]
-            hint = f"; did you mean {', '.join(close)}?" if close else f"; it holds {', '.join(runs)}"
-            raise UserError(f"params.yaml has no run '{name}'{hint}")
+            raise UserError(f"params.yaml has no run '{name}'{closest(name, runs)}; `python -m replicate plan` lists them")
         return runs[name]
 
     def search_named(self, name: str) -> Search:

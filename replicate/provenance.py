@@ -31,15 +31,16 @@ def _git(*arguments: str, root: Path) -> str | None:
 def git_state(root: Path | None = None) -> dict[str, Any]:
     """`{"revision": 40 hex digits or "unknown", "dirty": True, False or None}` of the checkout that holds this package.
 
-    Dirty means that a *tracked* file differs from the revision; results and pictures that a run leaves beside the code are not
-    changes of it. Outside a checkout (an installed wheel, no git) the revision is "unknown" and `dirty` is None. Read once a
-    process, at the first call: call it before training, and an edit made meanwhile is not blamed on the run.
+    Dirty means that a *tracked* file of the package differs from the revision. What params.yaml states of a run stands beside its
+    numbers, so another budget or run in that file is no doubt about them. Outside a checkout (an installed wheel, no git) the
+    revision is "unknown" and `dirty` is None. Read once a process, at the first call: call it before training, and an edit made
+    meanwhile is not blamed on the run.
     """
     root = root or Path(__file__).resolve().parents[1]
     revision = _git("rev-parse", "HEAD", root=root)
     if revision is None:
         return {"revision": _UNKNOWN, "dirty": None}
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", "replicate", "params.yaml", "dvc.yaml", root=root)
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", "replicate", root=root)
     return {"revision": revision, "dirty": None if changes is None else bool(changes)}
 
 

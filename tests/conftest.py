@@ -25,3 +25,20 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("REPLICATE_REAL_DATA names no folder of real images")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A project of 64 images at the smoke budget."""
+    from project import write_params
+
+    path = tmp_path_factory.mktemp("project")
+    write_params(path, data={"train_images": 64, "val_images": 24})
+    return path
+
+
+@pytest.fixture(scope="module")
+def params(folder):
+    from replicate.params import load
+
+    return load(folder / "params.yaml")

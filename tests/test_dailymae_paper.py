@@ -174,7 +174,9 @@ def test_table_8_is_two_thirds_of_its_formulas():
 
 def test_costs_of_schedules(params):
     """Tokens by hand: 14 x 14, 12 x 12, 10 x 10 patches over the authors' stages."""
-    costs = dailymae.schedule_costs(params, Reader(Results("laptop", {})))
+    step = {"ratio": 1.25, "spread": [1.0, 2.0]}
+    costs = dailymae.schedule_costs(params, Reader(Results("laptop", {})), {"daily_s5": step})
+    assert costs.loc["s5", "steps of ViT-B"] == "80 % (50 to 100)" and costs.loc["s4", "steps of ViT-B"] == ""
     s5 = dailymae.relative_cost(params.run("daily_s5"), params.run("daily_224"))["tokens"]
     assert s5 == pytest.approx((0.75 * 196 + 0.25 * 144) / 196)
     assert dailymae.relative_cost(params.run("daily_s2_thirds"), params.run("daily_224"))["tokens"] == pytest.approx((196 + 144 + 100) / 3 / 196)
@@ -182,6 +184,12 @@ def test_costs_of_schedules(params):
         costs.loc["s5", "printed time"] == "89 %" and costs.loc["s2", "multiply-adds, equal stages"] == costs.loc["s3", "multiply-adds, equal stages"]
     )
     assert dailymae_figures.run_times(costs).axes
+
+
+def test_a_palindrome_spends_its_first_and_last_stage_at_one_view(params):
+    assert dailymae.weights(params.run("daily_s5")) == {(224, 0.75): 0.75, (192, 0.75): 0.25}
+    assert dailymae.weights(params.run("daily_224")) == {(224, 0.75): 1.0}
+    assert all(sum(dailymae.weights(params.run(f"daily_{name}")).values()) == pytest.approx(1) for name in dailymae.SCHEMES)
 
 
 def test_stage_lengths_from_printed_times():

@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from project import write_params
 
 from replicate.loaders import Augmentation, open_loader
 from replicate.loaders.data import DataSettings, write
@@ -25,18 +24,6 @@ from replicate.trainers import launch
 from replicate.trainers.online_probe import OnlineProbe
 from replicate.trainers.score import recompressed
 from replicate.trainers.seeds import weights_path
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("dailymae")
-    write_params(path, data={"train_images": 64, "val_images": 24})
-    return path
-
-
-@pytest.fixture(scope="module")
-def params(folder):
-    return load(folder / "params.yaml")
 
 
 @pytest.fixture

@@ -6,24 +6,10 @@ import math
 
 import pytest
 import torch
-from project import write_params
 
-from replicate.params import load
 from replicate.trainers import engine, launch
 from replicate.trainers.seeds import train_one_seed, weights_path
 from replicate.trainers.session import open_session
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("fastmim")
-    write_params(path, data={"train_images": 64, "val_images": 24})
-    return path
-
-
-@pytest.fixture(scope="module")
-def params(folder):
-    return load(folder / "params.yaml")
 
 
 @pytest.fixture

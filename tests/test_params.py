@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from replicate.errors import UserError
+from replicate.errors import UserError, closest
 from replicate.params import load, switch_budget
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,8 +89,25 @@ def test_missing_and_broken_files(tmp_path):
 
 
 def test_unknown_run_is_answered_with_close_names():
-    with pytest.raises(UserError, match="did you mean .*light_90"):
+    with pytest.raises(UserError, match=r"did you mean light_90, .*; `python -m replicate plan` lists them"):
         load(ROOT / "params.yaml").run("light_9")
+
+
+def test_close_names_are_few_and_in_one_order():
+    known = {f"run_{number}" for number in range(40)} | {"fine", "fine_tuned"}
+    assert closest("grid/mae/fine", known) == "; did you mean fine, fine_tuned?"
+    assert closest("rum_7", known).startswith("; did you mean run_7, run_")
+    assert closest("zzz", known) == "; there are 42, such as fine, run_0, run_1"
+    assert closest("zzz", ["b", "a"]) == "; known are a, b"
+
+
+@pytest.mark.parametrize(("paper", "budget", "fault"), [("mae2", "tiny", "papers are"), ("mae", "small", "defined are .*brief")])
+def test_findings_of_an_unknown_paper_or_budget(tmp_path, content, paper, budget, fault):
+    content["findings"] = {paper: budget}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=fault):
+        load(path)
 
 
 def test_learning_rates_in_any_yaml_notation_are_numbers(tmp_path, content):

@@ -44,6 +44,10 @@ def test_git_state_sees_a_tracked_change_and_ignores_an_untracked_result(tmp_pat
     git("init")
     git("add", ".")
     git("commit", "-m", "first")
+    (tmp_path / "params.yaml").write_text("budget: laptop\n")
+    git("add", ".")
+    git("commit", "-m", "second")
+    (tmp_path / "params.yaml").write_text("budget: smoke\n")
     (tmp_path / "results.json").write_text("{}")
     clean = git_state.__wrapped__(tmp_path)
     assert len(clean["revision"]) == 40 and clean["dirty"] is False

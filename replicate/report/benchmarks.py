@@ -16,6 +16,12 @@ def speeds(root: Path, pattern: str) -> pd.DataFrame:
     return pd.DataFrame([_line(row) for row in rows], columns=COLUMNS).set_index("what").rename_axis(None)
 
 
+def by_run(root: Path, name: str) -> dict[str, dict]:
+    """The lines of one file by the run that each compares, the first word of its name; empty where the benchmark was not run."""
+    path = root / "benchmarks" / "results" / f"{name}.json"
+    return {row["name"].partition(" ")[0]: row for row in json.loads(path.read_text())} if path.exists() else {}
+
+
 def _line(row: dict) -> list[str]:
     seconds = [f"{row[side]:.3g} {row['unit']}" for side in ("ours", "theirs")]
     low, high = row["spread"]

@@ -76,19 +76,26 @@ def relative_cost(run: PretrainRun, fixed: PretrainRun) -> dict[str, float]:
     return {key: cost[key] / base[key] for key in base}
 
 
+def weights(run: PretrainRun) -> dict[tuple[int, float], float]:
+    """(image size, mask ratio) -> share of the epochs that a run spends there."""
+    found: dict[tuple[int, float], float] = {}
+    begin = 0.0
+    for stage in run.stages or (_whole(run),):
+        view = stage.image_size or run.image_size, run.mask_ratio if stage.mask_ratio is None else stage.mask_ratio
+        found[view] = found.get(view, 0.0) + stage.until - begin
+        begin = stage.until
+    return found
+
+
 def _cost(run: PretrainRun) -> dict[str, float]:
     from replicate.models.vit import vit_backbone
 
     found = {"tokens": 0.0, "multiply-adds": 0.0}
     sizes = vit_backbone(run.backbone, **run.backbone_kwargs).kwargs
-    begin = 0.0
-    for stage in run.stages or (_whole(run),):
-        size, ratio = stage.image_size or run.image_size, run.mask_ratio if stage.mask_ratio is None else stage.mask_ratio
-        patches = (size // sizes["patch_size"]) ** 2
-        shares = dict(image_size=size, mask_ratio=ratio, decoder_depth=run.decoder_depth, decoder_embed_dim=run.decoder_width)
-        found["tokens"] += (stage.until - begin) * patches
-        found["multiply-adds"] += (stage.until - begin) * mae_macs(**sizes, **shares).total
-        begin = stage.until
+    for (size, ratio), share in weights(run).items():
+        shapes = dict(image_size=size, mask_ratio=ratio, decoder_depth=run.decoder_depth, decoder_embed_dim=run.decoder_width)
+        found["tokens"] += share * (size // sizes["patch_size"]) ** 2
+        found["multiply-adds"] += share * mae_macs(**sizes, **shapes).total
     return {key: value * run.epochs for key, value in found.items()}
 
 
@@ -98,12 +105,13 @@ def _whole(run: PretrainRun) -> Any:
     return Stage(until=1.0, image_size=run.image_size)
 
 
-def schedule_costs(params: Params, reader: Reader) -> pd.DataFrame:
-    """Table 11's run times as shares of fixed 224's: by tokens and by multiply-adds (the authors' stage ends, and thirds), printed, and measured
-    here with its interval over seeds.
+def schedule_costs(params: Params, reader: Reader, steps: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Table 11's run times as shares of fixed 224's: by tokens and by multiply-adds (the authors' stage ends, and thirds), printed, by
+    ViT-B's own steps with their quartiles (`steps`, what `benchmarks/schedules.py` wrote, by run), and by this budget's runs with the
+    interval over seeds.
     """
     fixed, lines = params.run("daily_224"), {}
-    base = _hours("224")
+    base = printed_hours("224")
     for scheme in (*FIXED[1:], *SCHEMES):
         own = relative_cost(params.run(f"daily_{scheme}"), fixed)
         name = f"daily_{scheme}_thirds"
@@ -112,8 +120,10 @@ def schedule_costs(params: Params, reader: Reader) -> pd.DataFrame:
             "tokens": _percent(own["tokens"]),
             "multiply-adds": _percent(own["multiply-adds"]),
             "multiply-adds, equal stages": _percent(thirds),
-            "printed time": _percent(_hours(scheme) / base),
-            "measured here": _measured(reader, {"over": [f"daily_{scheme}/train_hours", "daily_224/train_hours"]}, 100),
+            "printed time": _percent(printed_hours(scheme) / base),
+            "steps of ViT-B": _share(steps.get(f"daily_{scheme}")),
+            "steps of ViT-B, equal stages": _share(steps.get(name)),
+            "runs here": _measured(reader, {"over": [f"daily_{scheme}/train_hours", "daily_224/train_hours"]}, 100),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
 
@@ -123,10 +133,10 @@ def inferred_stages() -> pd.DataFrame:
 
     s2 and s3 hold the same stages in opposite order, so their difference is (last - first share) * (T224 - T160); s5's is its middle share.
     """
-    long, middle, short = (_hours(scheme) for scheme in FIXED)
-    lean = (_hours("s2") - _hours("s3")) / (long - short)
+    long, middle, short = (printed_hours(scheme) for scheme in FIXED)
+    lean = (printed_hours("s2") - printed_hours("s3")) / (long - short)
     first = (1 - lean) / 3
-    s5 = (long - _hours("s5")) / (long - middle)
+    s5 = (long - printed_hours("s5")) / (long - middle)
     equal, authors = (short + middle + long) / 3, 0.25 * short + 0.25 * middle + 0.5 * long
     ours = first * short + first * middle + (first + lean) * long
     return pd.DataFrame(
@@ -134,13 +144,14 @@ def inferred_stages() -> pd.DataFrame:
             "from the times": [f"{100 * first:.0f} / {100 * first:.0f} / {100 * (first + lean):.0f}", f"{100 * s5:.0f}", f"{ours:.2f}"],
             "authors' code": ["25 / 25 / 50", "25", f"{authors:.2f}"],
             "equal stages": ["33 / 33 / 33", "33", f"{equal:.2f}"],
-            "printed": ["", "", f"{_hours('s2'):.2f}"],
+            "printed": ["", "", f"{printed_hours('s2'):.2f}"],
         },
         index=["s2 against s3: stages (% of epochs)", "s5: its 192-pixel stage (% of epochs)", "s2 in hours by those stages"],
     )
 
 
-def _hours(scheme: str) -> float:
+def printed_hours(scheme: str) -> float:
+    """Table 11's run time of a scheme ("224" ... "s6")."""
     return float(published.one({"paper": PAPER, "table": "table_11", "column": "runtime_hours", "scheme": scheme})["value"])
 
 
@@ -301,6 +312,14 @@ def _measured(reader: Reader, quantity: Any, factor: float = 1.0, digits: int | 
     decimals = digits if digits is not None else 1 if factor * abs(found.value) >= 10 else 2
     text = f"{factor * found.value:.{decimals}f}"
     return f"{text} [{factor * found.low:.{decimals}f}, {factor * found.high:.{decimals}f}]" if found.has_interval else text
+
+
+def _share(step: Mapping[str, Any] | None) -> str:
+    """A scheme's time by a benchmark's line, whose ratio is the fixed run's time over the scheme's."""
+    if step is None:
+        return ""
+    middle, *quartiles = (100 / value for value in (step["ratio"], *reversed(step["spread"])))
+    return f"{middle:.0f} % ({' to '.join(f'{value:.0f}' for value in quartiles)})"
 
 
 def _percent(value: float) -> str:

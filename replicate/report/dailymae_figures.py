@@ -73,10 +73,10 @@ def crop_views(sizes: tuple[int, ...] = (160, 192, 224), low: float = 0.28) -> F
 
 
 def run_times(table: pd.DataFrame) -> Figure:
-    """Table 11's run times as shares of fixed 224's: printed, by multiply-adds, and measured."""
+    """Table 11's run times as shares of fixed 224's: printed, by multiply-adds, and by ViT-B's measured steps."""
     figure, axes = new()
     axis = axes[0, 0]
-    drawn = (("printed time", PAPER), ("multiply-adds", PALETTE[2]), ("measured here", OURS))
+    drawn = (("printed time", PAPER), ("multiply-adds", PALETTE[2]), ("steps of ViT-B", OURS))
     for index, (column, colour) in enumerate(drawn):
         values = [float(text.split()[0]) if text else np.nan for text in table[column]]
         axis.plot(range(len(table)), values, MARKERS[index], color=colour, label=column)

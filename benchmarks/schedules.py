@@ -1,0 +1,87 @@
+"""What resolution and mask-ratio schedules save of a real step's time: DailyMAE's Table 11 at ViT-B/16's full size.
+
+A step (forward and backward, without the optimiser, whose cost a batch of thousands makes small) is timed at every image size and mask
+ratio that a scheme's stages use, all in turn; a scheme takes their mean, weighted by its stages' share of the epochs. ours is the
+scheme, theirs the fixed 224 pixels of the paper's comparison, in seconds an image; ratio > 1: the scheme is faster. `predicted` is the
+same ratio by multiply-adds, `tokens` by patch tokens, `published` by the hours that the paper prints. s5 and its like come with the
+stage ends of the authors' code and, as `..._thirds`, with equal stages.
+
+Run: python benchmarks/schedules.py [--batch 16] [--rounds 5] [--precision bfloat16|float32] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from replicate.cost.bench import Timing, compare, interleave, write_results
+from replicate.losses.reconstruction import reconstruction_loss
+from replicate.models.mae import MAE
+from replicate.models.vit import VIT_SIZES
+from replicate.params import PretrainRun, load
+from replicate.report.dailymae import FIXED, SCHEMES, printed_hours, relative_cost, weights
+from replicate.targets.pixel import Target
+
+NAME = "schedules"
+FIXED_RUN = "daily_224"
+
+
+def step(model: MAE, images: Tensor, mask_ratio: float, precision: torch.dtype) -> None:
+    size = images.shape[-1]
+    if model.image_size != (size, size):
+        model.set_image_size(size)
+    with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+        noise = torch.rand(len(images), model.num_patches, device=images.device)
+        prediction = model(images, noise, mask_ratio)
+        loss = reconstruction_loss(prediction.pred, Target(model.patch_size)(images), prediction.scored)
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+
+
+def schemes() -> dict[str, PretrainRun]:
+    """Run -> recipe of the fixed sizes and of the six schemes with either stage ends."""
+    params = load(Path(__file__).resolve().parents[1] / "params.yaml")
+    names = [f"daily_{scheme}" for scheme in (*FIXED, *SCHEMES)] + [f"daily_{scheme}_thirds" for scheme in SCHEMES]
+    return {name: params.run(name) for name in names}
+
+
+def of_scheme(run: PretrainRun, times: Mapping[tuple[int, float], Timing], batch: int) -> Timing:
+    """Seconds an image of a whole schedule, a value a round."""
+    parts = [(share / batch, times[view].seconds) for view, share in weights(run).items()]
+    return Timing(tuple(sum(share * seconds[k] for share, seconds in parts) for k in range(len(parts[0][1]))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, runs = MAE(**VIT_SIZES["base"]).to(device), schemes()
+    cases: dict[tuple[int, float], Callable[[], None]] = {}
+    for size, ratio in sorted({view for run in runs.values() for view in weights(run)}):
+        images = torch.randn(options.batch, 3, size, size, device=device)
+        cases[size, ratio] = partial(step, model, images, ratio, getattr(torch, options.precision))
+    times = interleave(cases, options.rounds)
+    fixed, rows = runs[FIXED_RUN], []
+    for name, run in runs.items():
+        if name != FIXED_RUN:
+            cost, scheme = relative_cost(run, fixed), name.split("_")[1]
+            extra = {"predicted": 1 / cost["multiply-adds"], "tokens": 1 / cost["tokens"], "published": printed_hours("224") / printed_hours(scheme)}
+            case = f"ViT-B/16, batch {options.batch}, {options.precision}, {device}"
+            row = compare(f"{name} vs {FIXED_RUN}", case, *(of_scheme(one, times, options.batch) for one in (run, fixed)), **extra)
+            rows.append(row | {"unit": "s/image"})
+    write_results(NAME, rows)
+
+
+if __name__ == "__main__":
+    main()

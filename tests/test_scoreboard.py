@@ -146,6 +146,7 @@ def test_what_was_not_run_says_what_it_would_cost_at_the_papers_scale(board):
 def test_prices_are_the_planners():
     from replicate.cost import plan
     from replicate.cost.rates import rates_of
+
     params = load(ROOT / "params.yaml")
     names = ["light_90", "light_90_llrd_80", "full_75"]
     lines = plan.plan(params, names, "paper", rates_of("a100"), 8)

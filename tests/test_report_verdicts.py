@@ -268,3 +268,24 @@ def test_one_seed_decides_nothing_of_any_kind():
     for spec in specs:
         outcome = check(spec, one_seed)
         assert outcome.verdict == UNDECIDED and "one seed gives no interval; 2 more would give one" in outcome.note, spec
+
+
+@pytest.mark.parametrize(
+    ("spec", "unit"),
+    [
+        ({"kind": "above", "left": "a_ft", "right": {"best": ["b", "c"]}}, "points"),
+        ({"kind": "above", "left": "a/probe_top1", "right": "b/probe_top1"}, "points"),
+        ({"kind": "above", "left": "a/loss", "right": "b/loss"}, ""),
+        ({"kind": "above", "left": {"over": ["a/loss", "b/loss"]}, "right": {"over": ["c/loss", "d/loss"]}}, "times"),
+        ({"kind": "ratio_above", "left": "a/train_hours", "right": "b/train_hours", "bound": 1}, "times"),
+        ({"kind": "rising", "sweep": "emae_plain_loss", "metric": "loss"}, ""),
+        ({"kind": "peak_between", "sweep": "light_llrd", "low": 0.7, "high": 0.8}, ""),
+    ],
+)
+def test_effects_have_the_unit_of_what_is_compared(spec, unit):
+    assert verdicts._unit(spec) == unit
+
+
+def test_an_effect_is_told_with_interval_and_unit():
+    line = {"verdict": HOLDS, "effect": 1.234, "low": 0.5, "high": 2.0, "unit": "points"}
+    assert verdicts.effect_text(line) == "1.23 [0.5, 2] points"

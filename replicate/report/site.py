@@ -201,7 +201,8 @@ def _claim(site: Site, line: dict) -> str:
     runs, budget = rerun.runs_of(claim, site.params), site.budgets[line["paper"]]
     effect = verdicts.effect_text(line)
     seeds = f"{line['seeds']} seeds" if line["seeds"] else ""
-    measured = "; ".join(part for part in (line["check"], effect and f"effect {effect}", seeds) if part)
+    check = line["check"].removeprefix("by computation: ")
+    measured = "; ".join(part for part in (check, effect and f"effect {effect}", seeds) if part)
     where = "by computation, without training" if line["budget"] == "by computation" else f"at the budget {line['budget']}"
     facts = {
         "the paper": html.escape(f"{claim['statement']} ({claim['source']})"),

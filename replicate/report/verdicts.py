@@ -8,6 +8,7 @@ interval unless the check is computed. `smoke` runs are there to exercise the pi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,12 +20,12 @@ from replicate import intervals
 from replicate.errors import UserError
 from replicate.intervals import Curve, Estimate
 from replicate.report import computed, published
-from replicate.report.quantities import Linear, NotRun, Reader
+from replicate.report.quantities import DEFAULT_METRIC, Linear, NotRun, Reader
 from replicate.report.results import Results
 
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "fails", "undecided at this scale", "not run"
 NO_FINDING = frozenset({"smoke"})
-COLUMNS = ["claim", "paper", "statement", "size", "verdict", "check", "effect", "low", "high", "seeds", "budget", "note"]
+COLUMNS = ["claim", "paper", "statement", "size", "verdict", "check", "effect", "low", "high", "unit", "seeds", "budget", "note"]
 FEWEST_SEEDS = 3
 
 
@@ -39,6 +40,7 @@ class Outcome:
     seeds: int = 0
     note: str = ""
     check: str = ""
+    unit: str = ""
 
 
 def all_claims(results: Results, claims: dict[str, dict[str, Any]] | None = None) -> pd.DataFrame:
@@ -57,6 +59,7 @@ def all_claims(results: Results, claims: dict[str, dict[str, Any]] | None = None
                 "effect": outcome.effect,
                 "low": outcome.low,
                 "high": outcome.high,
+                "unit": outcome.unit,
                 "seeds": outcome.seeds,
                 "budget": "by computation" if _is_computed(claim) else results.budget,
                 "note": outcome.note,
@@ -88,7 +91,7 @@ def check(spec: dict[str, Any], results: Results) -> Outcome:
         outcome = KINDS[spec["kind"]](reader, **arguments)
     except NotRun as error:
         outcome = Outcome(NOT_RUN, note=f"not run: {error}")
-    return replace(outcome, check=describe(spec))
+    return replace(outcome, check=describe(spec), unit=_unit(spec))
 
 
 def effect_text(line: Mapping[str, Any]) -> str:
@@ -96,7 +99,8 @@ def effect_text(line: Mapping[str, Any]) -> str:
     if line["verdict"] == NOT_RUN or not math.isfinite(line["effect"]):
         return ""
     bounded = math.isfinite(line["low"]) and line["low"] != line["high"]
-    return f"{line['effect']:.3g}" + (f" [{line['low']:.3g}, {line['high']:.3g}]" if bounded else "")
+    interval = f" [{line['low']:.3g}, {line['high']:.3g}]" if bounded else ""
+    return f"{line['effect']:.3g}{interval} {line['unit']}".rstrip()
 
 
 def describe(spec: dict[str, Any]) -> str:
@@ -120,6 +124,17 @@ def describe(spec: dict[str, Any]) -> str:
         relation = "no higher than" if kind == "peak_not_above" else f"within {spec['step']:g} of"
         return f"peak of {subject} {relation} that of {_words(spec['than'])}"
     return f"range of {subject} ≤ {bound:g}" if kind == "range_below" else f"{subject} {kind}"
+
+
+def _unit(spec: Mapping[str, Any]) -> str:
+    """"points" where a check's effect is a difference of accuracies, "times" where it is a ratio; nothing for losses, places, correlations."""
+    if spec["kind"] in ("computed", "rank_correlation") or spec["kind"].startswith("peak"):
+        return ""
+    text = str(spec)
+    if spec["kind"].startswith("ratio") or "'over'" in text:
+        return "times"
+    metrics = re.findall(r"/(\w+)", text) or [spec.get("metric", DEFAULT_METRIC)]
+    return "points" if all(metric.endswith("top1") for metric in metrics) else ""
 
 
 def _words(quantity: Any) -> str:

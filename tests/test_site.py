@@ -51,7 +51,8 @@ def notebook():
         base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")
     ).decode()
     outputs = [nbformat.v4.new_output("display_data", data={"image/png": picture}, metadata={"image/png": {"alt": "a dot"}})]
-    book.cells = [nbformat.v4.new_markdown_cell("# The notebook of MAE"), nbformat.v4.new_code_cell("draw()", outputs=outputs)]
+    drawn = nbformat.v4.new_code_cell("draw()", outputs=outputs, metadata={"tags": ["front"]})
+    book.cells = [nbformat.v4.new_markdown_cell("# The notebook of MAE"), drawn]
     return book
 
 
@@ -85,6 +86,20 @@ def test_a_papers_page_tells_each_claim_its_finding_and_how_to_run_it_again(page
     own = [claim for name, claim in published.claims().items() if name.startswith("efficient_learners.")]
     assert text.count('<section class="claim"') == len(own) == 15
     assert text.count("<dt>run it again</dt>") == 15 and f"python -m replicate budget {BUDGET}" in text
+
+
+def test_the_overview_shows_each_claim_once_and_a_papers_picture(pages):
+    text = pages["index"].path.read_text()
+    claims = [link for link in pages["index"].links if ".html#" in link]
+    assert len(claims) == len(set(claims)) == 75
+    assert [image["alt"] for image in pages["index"].images] == ["a dot"] and 'class="verdict holds"' in text
+
+
+def test_every_papers_notebook_has_one_picture_for_the_overview():
+    for paper in load(ROOT / "params.yaml").papers.values():
+        cells = nbformat.read(ROOT / paper.notebook, as_version=4).cells
+        tagged = [cell for cell in cells if "front" in cell.metadata.get("tags", [])]
+        assert len(tagged) == 1 and "book.save(" in tagged[0].source, paper.notebook
 
 
 def test_commands_name_stages_that_exist():

@@ -77,6 +77,14 @@ def body(notebook: nbformat.NotebookNode) -> str:
     return exporter.from_notebook_node(notebook)[0]
 
 
+def front(notebook: nbformat.NotebookNode) -> tuple[str, str] | None:
+    """The picture that stands for a notebook, that of its cell tagged `front`: (PNG in base64, alternative text); None where it drew none."""
+    tagged = (cell for cell in notebook.cells if "front" in cell.metadata.get("tags", []))
+    outputs = (output for cell in tagged for output in cell.get("outputs", []) if "image/png" in output.get("data", {}))
+    found = next(outputs, None)
+    return found and (found["data"]["image/png"], found.get("metadata", {}).get("image/png", {}).get("alt", ""))
+
+
 def title(notebook: nbformat.NotebookNode) -> str:
     """The text of the first heading."""
     for cell in notebook.cells:

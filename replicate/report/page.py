@@ -54,6 +54,12 @@ p.contents a { margin-right: .9rem; }
 .claim { border-top: 1px solid var(--line); }
 .claim dl { display: grid; grid-template-columns: 7rem minmax(0, 1fr); gap: .2rem .8rem; margin: .4rem 0 1rem; font-size: .93rem; }
 .claim dt { color: var(--faint); } .claim dd { margin: 0; overflow-wrap: anywhere; }
+.verdict { border: 1px solid var(--line); border-radius: 4px; padding: 0 .4rem; font-weight: 600; white-space: nowrap; }
+.verdict.holds { background: #0072b2; border-color: #0072b2; color: #ffffff; }
+.verdict.fails { background: #b34a00; border-color: #b34a00; color: #ffffff; }
+ul.claims { list-style: none; padding: 0; font-size: .93rem; } ul.claims li { max-width: none; margin: .35rem 0; }
+ul.claims .found { color: var(--faint); }
+img.front { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
 .notebook h1 { font-size: 1.35rem; } .notebook h2 { font-size: 1.15rem; }
 span.scroll { display: block; } img.samples { background: none; }
 @media (max-width: 40rem) {

@@ -145,17 +145,38 @@ def index(site: Site) -> str:
     if any(budget in verdicts.NO_FINDING for budget in site.results):
         lines.append(f'<p class="notice">{NO_FINDING}</p>')
     lines += ["<h2>Claims</h2>", table(scoreboard.texts(board.verdicts, board.budgets)), "<h2>Numbers</h2>", table(scoreboard.texts(board.totals))]
-    lines += [f"<details><summary>what the statuses mean</summary>{_meaning(board)}</details>", "<h2>The papers</h2>", "<ul>"]
-    for paper in published.PAPERS:
-        own = board.claims[board.claims["paper"] == paper]
-        counts = ", ".join(f"{count} {verdict}" for verdict, count in own["verdict"].value_counts(sort=False).items())
-        lines.append(f'<li><a href="{paper}.html">{html.escape(TITLES[paper])}</a>: {counts}</li>')
-    lines += [
-        "</ul>",
-        "<h2>Explore</h2>",
-        EXPLORE,
-    ]
-    return "\n".join(lines)
+    lines += [f"<details><summary>what the statuses mean</summary>{_meaning(board)}</details>"]
+    lines += [_paper(site, paper) for paper in published.PAPERS]
+    return "\n".join([*lines, "<h2>Explore</h2>", EXPLORE])
+
+
+def _paper(site: Site, paper: str) -> str:
+    """A paper on the overview: its picture and its claims by verdict, those not run folded away."""
+    title, own = html.escape(TITLES[paper]), site.board.claims[site.board.claims["paper"] == paper]
+    parts = [f'<h2><a href="{paper}.html">{title}</a></h2>']
+    executed = site.executed(paper)
+    if executed is not None and (picture := notebook.front(notebook.read(executed))):
+        png, described = picture
+        parts.append(f'<img class="front" src="data:image/png;base64,{png}" alt="{html.escape(described or TITLES[paper], quote=True)}">')
+    run, waiting = own[own["verdict"] != verdicts.NOT_RUN], own[own["verdict"] == verdicts.NOT_RUN]
+    order = dict(zip(scoreboard.VERDICTS, range(len(scoreboard.VERDICTS)), strict=True))
+    parts.append(_claim_list(paper, run.sort_values("verdict", key=lambda column: column.map(order), kind="stable")))
+    if len(waiting):
+        parts.append(f"<details><summary>{len(waiting)} claims not run</summary>{_claim_list(paper, waiting)}</details>")
+    return "\n".join(parts)
+
+
+def _claim_list(paper: str, claims: pd.DataFrame) -> str:
+    lines = []
+    for line in claims.to_dict("records"):
+        effect, anchor = html.escape(verdicts.effect_text(line)), line["claim"].partition(".")[2]
+        found = f'<span class="found">ours: {effect}</span>' if effect else ""
+        lines.append(f'<li>{_chip(line["verdict"])} <a href="{paper}.html#{anchor}">{html.escape(line["statement"])}</a> {found}</li>')
+    return f'<ul class="claims">{"".join(lines)}</ul>'
+
+
+def _chip(verdict: str) -> str:
+    return f'<span class="verdict {verdict.split()[0]}">{html.escape(verdict)}</span>'
 
 
 def _scale(site: Site, budget: str) -> str:
@@ -207,7 +228,7 @@ def _claim(site: Site, line: dict) -> str:
     facts = {
         "the paper": html.escape(f"{claim['statement']} ({claim['source']})"),
         "tested by": html.escape(claim["test"]),
-        "found": f"<b>{html.escape(line['verdict'])}</b> {html.escape(where)}. {html.escape(measured)}",
+        "found": f"{_chip(line['verdict'])} {html.escape(where)}. {html.escape(measured)}",
         "note": html.escape(line["note"]),
         "run it again": "<br>".join(f"<code>{html.escape(command)}</code>" for command in rerun.commands(runs, site.params, budget)),
     }

@@ -127,7 +127,7 @@ def describe(spec: dict[str, Any]) -> str:
 
 
 def _unit(spec: Mapping[str, Any]) -> str:
-    """"points" where a check's effect is a difference of accuracies, "times" where it is a ratio; nothing for losses, places, correlations."""
+    """ "points" where a check's effect is a difference of accuracies, "times" where it is a ratio; nothing for losses, places, correlations."""
     if spec["kind"] in ("computed", "rank_correlation") or spec["kind"].startswith("peak"):
         return ""
     text = str(spec)

@@ -246,6 +246,20 @@ def test_gradients_flow_through_the_packed_decoder(options):
         torch.testing.assert_close(grads[1][name], grad, rtol=1e-3, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("kernel", ["loop", "padded"])
+def test_ragged_attention_in_bfloat16_is_that_of_each_image(kernel):
+    """Against torch's own attention on one image after another, and a gradient that is finite where keys were masked."""
+    generator = torch.Generator().manual_seed(0)
+    packing = pack(torch.rand(6, 20, generator=generator) < 0.6)
+    qkv = torch.randn(len(packing.source), 3, 2, 8, generator=generator).bfloat16().requires_grad_()
+    found = ragged_attention(qkv, packing, kernel)
+    images = (image.detach().float().permute(1, 2, 0, 3)[:, None] for image in qkv.split(packing.lengths))
+    truth = torch.cat([torch.nn.functional.scaled_dot_product_attention(*image)[0].transpose(0, 1) for image in images])
+    torch.testing.assert_close(found.float(), truth, atol=0.02, rtol=0.02)
+    found.float().square().sum().backward()
+    assert torch.isfinite(qkv.grad).all() and qkv.grad.abs().amax(dim=(1, 2, 3)).min() > 0
+
+
 @pytest.mark.parametrize("kernel", ["loop", "padded", "jagged"])
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_ragged_attention_kernels_agree(kernel):

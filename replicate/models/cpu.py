@@ -71,14 +71,19 @@ class CpuAttention(Attention):
         return self.proj_drop(self.proj(self.norm(mixed)))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(query key^T / sqrt(d)) value over (N, heads, tokens, d), fused but for bfloat16 on a CPU."""
+def attend(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None = None) -> Tensor:
+    """softmax(query key^T / sqrt(d)) value over (N, heads, tokens, d), fused but for bfloat16 on a CPU.
+
+    `real` (N, tokens) bool says which keys take part.
+    """
     if not unfused(query):
-        return F.scaled_dot_product_attention(query, key, value)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=None if real is None else real[:, None, None, :])
     shape = query.shape
     query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
     with torch.autocast("cpu", enabled=False):
         scores = torch.baddbmm(query.new_empty(1, 1, 1), query, key.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
+        if real is not None:
+            scores = scores.unflatten(0, shape[:2]).masked_fill(~real[:, None, None, :], -torch.inf).flatten(0, 1)
         return (scores.softmax(-1) @ value).view(shape)
 
 

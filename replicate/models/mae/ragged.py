@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from replicate.models.cpu import attend, fused
+from replicate.models.cpu import attend, fused, unfused
 
+SMALL = 2**21
+"""Multiply-adds of one image's scores below which padding all images costs less than a loop over them."""
 _TAKES_EXTENT = "max_seqlen" in inspect.signature(torch.nested.nested_tensor_from_jagged).parameters
 """torch 2.4 finds the longest image by itself, at the price of waiting for the device."""
 
@@ -51,12 +53,16 @@ def ragged_attention(qkv: Tensor, packing: Packing, kernel: str = "auto") -> Ten
     """Attention within each image: packed (T, 3, heads, d) queries, keys and values -> (T, heads, d).
 
     kernel "loop" attends image by image (best on a CPU, whose kernels each fill the machine), "jagged" calls one
-    variable-length kernel (best on a GPU), "padded" pads to the longest image and masks keys; "auto" picks by device.
-    All three give the same result.
+    variable-length kernel (best on a GPU), "padded" pads to the longest image and masks keys (best on a CPU for images so
+    small that calls cost more than arithmetic); "auto" picks by device and size. All three give the same result.
     """
     if kernel == "auto":
-        kernel = "jagged" if qkv.is_cuda else "loop"
+        kernel = "jagged" if qkv.is_cuda else "padded" if unfused(qkv) and _is_small(qkv, packing) else "loop"
     return {"loop": _loop, "jagged": _jagged, "padded": _padded}[kernel](qkv, packing)
+
+
+def _is_small(qkv: Tensor, packing: Packing) -> bool:
+    return max(packing.lengths) ** 2 * qkv[0, 0].numel() < SMALL
 
 
 def _loop(qkv: Tensor, packing: Packing) -> Tensor:
@@ -114,7 +120,7 @@ def _padded(qkv: Tensor, packing: Packing) -> Tensor:
     real = torch.arange(longest, device=qkv.device) < packing.offsets.diff()[:, None]
     place = real.flatten().nonzero().squeeze(1)
     dense = qkv.new_zeros(images * longest, *qkv.shape[1:]).index_copy(0, place, qkv).unflatten(0, (images, longest))
-    mixed = F.scaled_dot_product_attention(*dense.permute(2, 0, 3, 1, 4).unbind(0), attn_mask=real[:, None, None, :])
+    mixed = attend(*dense.permute(2, 0, 3, 1, 4).unbind(0), real)
     return mixed.transpose(1, 2).flatten(0, 1).index_select(0, place)
 
 

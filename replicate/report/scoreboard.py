@@ -117,8 +117,10 @@ def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None =
     board.numbers.to_csv(folder / NUMBERS, index=False, lineterminator="\n")
     board.claims.to_csv(folder / CLAIMS, index=False, lineterminator="\n")
     (folder / "scoreboard.md").write_text(markdown(board), encoding="utf-8")
-    top1(results).to_csv(folder / TOP1, index=False, lineterminator="\n")
-    (folder / SUMMARY).write_text(json.dumps(counts(board), indent=1) + "\n", encoding="utf-8")
+    accuracies = top1(results)
+    accuracies.to_csv(folder / TOP1, index=False, lineterminator="\n")
+    means = dict(zip(accuracies["run"], accuracies["top1"], strict=True))
+    (folder / SUMMARY).write_text(json.dumps(counts(board) | {"top1": means}, indent=1) + "\n", encoding="utf-8")
     target = root / "executed" / budget / "scoreboard.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(html_page(board, [paper for paper in published.PAPERS if target.with_name(f"{paper}.html").exists()]), "utf-8")

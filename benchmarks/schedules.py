@@ -12,9 +12,10 @@ Run: python benchmarks/schedules.py [--batch 16] [--rounds 5] [--precision bfloa
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from replicate.losses.reconstruction import reconstruction_loss
 from replicate.models.mae import MAE
 from replicate.models.vit import VIT_SIZES
 from replicate.params import PretrainRun, load
-from replicate.report.dailymae import FIXED, SCHEMES, printed_hours, relative_cost, weights
+from replicate.report.dailymae import FIXED, SCHEMES, printed_hours, relative_cost, stage_shares
 from replicate.targets.pixel import Target
 
 NAME = "schedules"
@@ -32,9 +33,6 @@ FIXED_RUN = "daily_224"
 
 
 def step(model: MAE, images: Tensor, mask_ratio: float, precision: torch.dtype) -> None:
-    size = images.shape[-1]
-    if model.image_size != (size, size):
-        model.set_image_size(size)
     with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
         noise = torch.rand(len(images), model.num_patches, device=images.device)
         prediction = model(images, noise, mask_ratio)
@@ -50,10 +48,22 @@ def schemes() -> dict[str, PretrainRun]:
     return {name: params.run(name) for name in names}
 
 
-def of_scheme(run: PretrainRun, times: Mapping[tuple[int, float], Timing], batch: int) -> Timing:
+def scheme_time(run: PretrainRun, times: Mapping[tuple[int, float], Timing], batch: int) -> Timing:
     """Seconds an image of a whole schedule, a value a round."""
-    parts = [(share / batch, times[view].seconds) for view, share in weights(run).items()]
+    parts = [(share / batch, times[view].seconds) for view, share in stage_shares(run).items()]
     return Timing(tuple(sum(share * seconds[k] for share, seconds in parts) for k in range(len(parts[0][1]))))
+
+
+def rows(runs: Mapping[str, PretrainRun], times: Mapping[tuple[int, float], Timing], batch: int, case: str) -> list[dict[str, Any]]:
+    """A line a scheme against the fixed size."""
+    fixed, found = runs[FIXED_RUN], []
+    for name, run in runs.items():
+        if name != FIXED_RUN:
+            cost, scheme = relative_cost(run, fixed), name.split("_")[1]
+            extra = {"predicted": 1 / cost["multiply-adds"], "tokens": 1 / cost["tokens"], "published": printed_hours("224") / printed_hours(scheme)}
+            ours, theirs = (scheme_time(one, times, batch) for one in (run, fixed))
+            found.append(compare(f"{name} vs {FIXED_RUN}", case, ours, theirs, **extra) | {"unit": "s/image"})
+    return found
 
 
 def main() -> None:
@@ -66,21 +76,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, runs = MAE(**VIT_SIZES["base"]).to(device), schemes()
-    cases: dict[tuple[int, float], Callable[[], None]] = {}
-    for size, ratio in sorted({view for run in runs.values() for view in weights(run)}):
-        images = torch.randn(options.batch, 3, size, size, device=device)
-        cases[size, ratio] = partial(step, model, images, ratio, getattr(torch, options.precision))
-    times = interleave(cases, options.rounds)
-    fixed, rows = runs[FIXED_RUN], []
-    for name, run in runs.items():
-        if name != FIXED_RUN:
-            cost, scheme = relative_cost(run, fixed), name.split("_")[1]
-            extra = {"predicted": 1 / cost["multiply-adds"], "tokens": 1 / cost["tokens"], "published": printed_hours("224") / printed_hours(scheme)}
-            case = f"ViT-B/16, batch {options.batch}, {options.precision}, {device}"
-            row = compare(f"{name} vs {FIXED_RUN}", case, *(of_scheme(one, times, options.batch) for one in (run, fixed)), **extra)
-            rows.append(row | {"unit": "s/image"})
-    write_results(NAME, rows)
+    runs = schemes()
+    views = sorted({view for run in runs.values() for view in stage_shares(run)})
+    models = {size: MAE(**VIT_SIZES["base"] | {"image_size": size}).to(device) for size, _ in views}
+    images = {size: torch.randn(options.batch, 3, size, size, device=device) for size in models}
+    precision = getattr(torch, options.precision)
+    cases = {(size, ratio): partial(step, models[size], images[size], ratio, precision) for size, ratio in views}
+    case = f"ViT-B/16, batch {options.batch}, {options.precision}, {device}"
+    write_results(NAME, rows(runs, interleave(cases, options.rounds), options.batch, case))
 
 
 if __name__ == "__main__":

@@ -111,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(handler=_scoreboard)
 
     command = commands.add_parser("site", help="all executed notebooks, scoreboard, methods, data and provenance as one static site")
-    command.add_argument("--findings", action="store_true", help="docs/site instead: each paper at the budget that `findings` of params.yaml names")
+    mixed = "docs/site and the README's totals instead: each paper at the budget that `findings` of params.yaml names"
+    command.add_argument("--findings", action="store_true", help=mixed)
     command.set_defaults(handler=_site)
 
     command = commands.add_parser("keep", help="copy finished runs' numbers into measured/, which git holds, so that other checkouts show them")
@@ -296,11 +297,14 @@ def _keep(options: argparse.Namespace) -> None:
 
 def _site(options: argparse.Namespace) -> None:
     from replicate.params import load
+    from replicate.report.scoreboard import update_readme
     from replicate.report.site import of_budget, of_findings
 
     params = load(options.params)
     site = of_findings(params) if options.findings else of_budget(params, params.budget)
     print(site.write()[0])
+    if options.findings:
+        update_readme("README.md", site.board)
 
 
 def _weights_import(options: argparse.Namespace) -> None:

@@ -18,8 +18,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from replicate.errors import UserError, closest
+from replicate.errors import UserError
 from replicate.models.vit import vit_backbone
+from replicate.names import closest
 from replicate.schedules.stages import expand
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -416,6 +417,9 @@ class Params(Strict):
                 raise ValueError(f"findings names paper '{paper}'; papers are {', '.join(self.papers)}")
             if budget not in self.budgets:
                 raise ValueError(f"findings of {paper} are of the budget '{budget}'; defined are {', '.join(self.budgets)}")
+        absent = [paper for paper in self.papers if self.findings and paper not in self.findings]
+        if absent:
+            raise ValueError(f"findings names no budget for {', '.join(absent)}; name one for every paper, or none at all")
 
     def _searches_fit_together(self, owners: set[str]) -> None:
         for name, search in self.searches.items():
@@ -467,7 +471,7 @@ class Params(Strict):
         """A run as its paper states it. Raises UserError for a name that `params.yaml` does not hold."""
         runs = self.runs
         if name not in runs:
-            raise UserError(f"params.yaml has no run '{name}'{closest(name, runs)}; `python -m replicate plan` lists them")
+            raise UserError(f"params.yaml has no run '{name}'{closest(name, runs)}")
         return runs[name]
 
     def search_named(self, name: str) -> Search:

@@ -28,7 +28,7 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def small_folder(tmp_path_factory) -> Path:
     """A project of 64 images at the smoke budget."""
     from project import write_params
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def params(folder):
+def small_params(small_folder):
     from replicate.params import load
 
-    return load(folder / "params.yaml")
+    return load(small_folder / "params.yaml")

@@ -187,9 +187,9 @@ def test_costs_of_schedules(params):
 
 
 def test_a_palindrome_spends_its_first_and_last_stage_at_one_view(params):
-    assert dailymae.weights(params.run("daily_s5")) == {(224, 0.75): 0.75, (192, 0.75): 0.25}
-    assert dailymae.weights(params.run("daily_224")) == {(224, 0.75): 1.0}
-    assert all(sum(dailymae.weights(params.run(f"daily_{name}")).values()) == pytest.approx(1) for name in dailymae.SCHEMES)
+    assert dailymae.stage_shares(params.run("daily_s5")) == {(224, 0.75): 0.75, (192, 0.75): 0.25}
+    assert dailymae.stage_shares(params.run("daily_224")) == {(224, 0.75): 1.0}
+    assert all(sum(dailymae.stage_shares(params.run(f"daily_{name}")).values()) == pytest.approx(1) for name in dailymae.SCHEMES)
 
 
 def test_stage_lengths_from_printed_times():

@@ -27,11 +27,11 @@ from replicate.trainers.seeds import weights_path
 
 
 @pytest.fixture
-def train(folder, params, monkeypatch):
+def train(small_folder, small_params, monkeypatch):
     """Trains a run, and what it needs, at the smoke budget with one seed; returns its metrics."""
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(small_folder)
 
-    def run(name: str, chosen: Params = params) -> dict[str, float]:
+    def run(name: str, chosen: Params = small_params) -> dict[str, float]:
         for needed in with_upstream(chosen, name):
             dataset = chosen.run(needed).dataset
             if not chosen.data_folder(dataset).exists():
@@ -61,31 +61,31 @@ def test_a_schedule_that_does_not_fit_is_refused(wrong):
         expand(wrong)
 
 
-def test_schemes_are_the_papers(params):
+def test_schemes_are_the_papers(small_params):
     """Table 10 through the stages that a trainer sees; the authors change stage at epochs 200 and 400 of 800."""
-    run = params.run("daily_s6")
+    run = small_params.run("daily_s6")
     assert [(view_at(run, epoch).image_size, view_at(run, epoch).mask_ratio) for epoch in (0, 199, 200, 399, 400, 799)] == [
         *[(224, 0.75)] * 2,
         *[(192, 0.75)] * 2,
         *[(224, 0.85)] * 2,
     ]
-    thirds = params.run("daily_s2_thirds")
+    thirds = small_params.run("daily_s2_thirds")
     assert [view_at(thirds, epoch).image_size for epoch in (0, 266, 267, 532, 533, 799)] == [160, 160, 192, 192, 224, 224]
 
 
-def test_the_online_probe_changes_nothing_but_its_own_numbers(train, folder, params):
+def test_the_online_probe_changes_nothing_but_its_own_numbers(train, small_folder, small_params):
     """A palindrome with the probe and one without end at the same encoder, and the same losses, bit for bit."""
     with_probe = train("daily_s5")
     assert 0 <= with_probe["probe_top1"] <= 100 and 0 <= with_probe["probe_train_top1"] <= 100
-    history = pd.read_csv(folder / params.results_folder("daily_s5") / "history.csv")
+    history = pd.read_csv(small_folder / small_params.results_folder("daily_s5") / "history.csv")
     assert {"probe_loss", "probe_train_top1", "probe_top1"} <= set(history.columns)
-    kept = load_weights(weights_path(folder / params.results_folder("daily_s5"), 0))
-    content = yaml.safe_load((folder / "params.yaml").read_text())
+    kept = load_weights(weights_path(small_folder / small_params.results_folder("daily_s5"), 0))
+    content = yaml.safe_load((small_folder / "params.yaml").read_text())
     content["pretrain"]["daily_s5"]["online_probe"] = False
-    (folder / "without.yaml").write_text(yaml.safe_dump(content))
-    without = train("daily_s5", load(folder / "without.yaml"))
+    (small_folder / "without.yaml").write_text(yaml.safe_dump(content))
+    without = train("daily_s5", load(small_folder / "without.yaml"))
     assert "probe_top1" not in without and without["loss"] == with_probe["loss"]
-    again = load_weights(weights_path(folder / params.results_folder("daily_s5"), 0))
+    again = load_weights(weights_path(small_folder / small_params.results_folder("daily_s5"), 0))
     assert all(torch.equal(kept[key], again[key]) for key in kept)
 
 

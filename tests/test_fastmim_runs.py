@@ -13,16 +13,16 @@ from replicate.trainers.session import open_session
 
 
 @pytest.fixture
-def train(folder, params, monkeypatch):
+def train(small_folder, small_params, monkeypatch):
     """Trains a run, and what it needs, at the smoke budget; returns its metrics of seed 0."""
-    monkeypatch.chdir(folder)
-    if not params.data_folder("full").exists():
-        launch.write_dataset(params, "full")
+    monkeypatch.chdir(small_folder)
+    if not small_params.data_folder("full").exists():
+        launch.write_dataset(small_params, "full")
 
     def run(*names: str) -> dict[str, float]:
-        with open_session(params.machine, "float32", "beton") as session:
-            for name in launch.with_upstream(params, names):
-                metrics = launch.train_seeds(launch.context_of(params, name, session), launch.trainer_of(params, name))
+        with open_session(small_params.machine, "float32", "beton") as session:
+            for name in launch.with_upstream(small_params, names):
+                metrics = launch.train_seeds(launch.context_of(small_params, name, session), launch.trainer_of(small_params, name))
         return metrics["results"]["per_seed"][0]
 
     return run
@@ -43,18 +43,18 @@ def test_dropped_blocks_and_the_baselines(train, name):
     assert math.isfinite(train(name)["loss"])
 
 
-def test_a_fine_tuned_sibling_teaches(train, folder):
+def test_a_fine_tuned_sibling_teaches(train, small_folder):
     result = train("fastmim_distillation")
     assert result["loss"] > result["val_loss"]  # the term is added while training
-    assert weights_path(folder / "results/smoke/grid/fastmim/fastmim_vit_l_hog_128_ft", 0).exists()
-    assert not weights_path(folder / "results/smoke/fastmim/fastmim_vit_hog_128_ft", 0).exists()
+    assert weights_path(small_folder / "results/smoke/grid/fastmim/fastmim_vit_l_hog_128_ft", 0).exists()
+    assert not weights_path(small_folder / "results/smoke/fastmim/fastmim_vit_hog_128_ft", 0).exists()
 
 
 @pytest.mark.parametrize("protocol", ["knn", "linear"])
-def test_frozen_features_of_a_hierarchy(train, params, protocol):
+def test_frozen_features_of_a_hierarchy(train, small_params, protocol):
     train("fastmim_swin_hog_128")
-    with open_session(params.machine, "float32", "beton") as session:
-        context = launch.context_of(params, "fastmim_swin_hog_128_ft", session)
+    with open_session(small_params.machine, "float32", "beton") as session:
+        context = launch.context_of(small_params, "fastmim_swin_hog_128_ft", session)
         object.__setattr__(context, "run", context.run.model_copy(update={"protocol": protocol}))
         outcome = train_one_seed(context, 0, launch.importlib.import_module(f"replicate.trainers.{protocol}").train_seed)
     assert 0 <= outcome["results"]["top1"] <= 100
@@ -66,7 +66,7 @@ def test_invariance_reports_both_targets(train):
 
 
 @pytest.mark.parametrize("stop_at", [2, *slow(3)])
-def test_a_resumed_progressive_run_equals_an_unbroken_one(train, folder, params, monkeypatch, tmp_path, stop_at):
+def test_a_resumed_progressive_run_equals_an_unbroken_one(train, small_folder, small_params, monkeypatch, tmp_path, stop_at):
     """Swin-L in three stages; its position tables and their moments change shape after the second epoch of four."""
     monkeypatch.setattr(engine, "CHECKPOINT_SHARE", math.inf)  # a checkpoint after every epoch
     weights = {}
@@ -74,11 +74,11 @@ def test_a_resumed_progressive_run_equals_an_unbroken_one(train, folder, params,
         home = tmp_path / kind
         home.mkdir()
         for name in ("params.yaml", "data"):
-            (home / name).symlink_to(folder / name)
+            (home / name).symlink_to(small_folder / name)
         monkeypatch.chdir(home)
-        with open_session(params.machine, "float32", "beton") as session:
-            context = launch.context_of(params, "fastmim_progressive_swin_l", session)
-            trainer = launch.trainer_of(params, "fastmim_progressive_swin_l")
+        with open_session(small_params.machine, "float32", "beton") as session:
+            context = launch.context_of(small_params, "fastmim_progressive_swin_l", session)
+            trainer = launch.trainer_of(small_params, "fastmim_progressive_swin_l")
             if kind == "resumed":
                 with monkeypatch.context() as patch:
                     patch.setattr(engine, "view_at", _stopping(engine.view_at, stop_at))
@@ -99,12 +99,12 @@ def _stopping(view_at, epoch):
     return stop
 
 
-def test_stages_reach_the_loader_and_the_learning_rate(train, folder):
+def test_stages_reach_the_loader_and_the_learning_rate(train, small_folder):
     from replicate.loaders import Augmentation, open_loader
 
     train("fastmim_vit_hog_128")
     options = {"image_size": 16, "augmentation": Augmentation(), "seed": 0, "train": True}
-    with open_loader("beton", folder / "data/smoke/full/train.beton", batch_size=32, **options) as loader:
+    with open_loader("beton", small_folder / "data/smoke/full/train.beton", batch_size=32, **options) as loader:
         loader.set_stage(image_size=24, batch_size=16, auto="three_augment")
         batches = list(loader.epoch(0))
         assert loader.num_batches == len(batches) == 4 and batches[0].images.shape == (16, 3, 24, 24)

@@ -6,7 +6,7 @@ from replicate.cost.memory import activation_bytes
 from replicate.difficulty import p2dist
 from replicate.errors import UserError
 from replicate.losses.reconstruction import reconstruction_loss
-from replicate.models.mae import MAE
+from replicate.models.mae import MAE, ragged
 from replicate.models.mae.ragged import pack, ragged_attention
 from replicate.models.pos_embed import resample_pos_embed, sincos_2d
 from replicate.patches import patchify, unpatchify
@@ -244,6 +244,19 @@ def test_gradients_flow_through_the_packed_decoder(options):
         grads.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     for name, grad in grads[0].items():
         torch.testing.assert_close(grads[1][name], grad, rtol=1e-3, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "width", "chosen"),
+    [(torch.bfloat16, 20, 64, "_padded"), (torch.bfloat16, 180, 512, "_loop"), (torch.float32, 20, 64, "_loop")],
+)
+def test_small_images_in_bfloat16_are_padded_on_a_cpu_and_others_looped_over(monkeypatch, dtype, tokens, width, chosen):
+    called = []
+    for name in ("_padded", "_loop"):
+        monkeypatch.setattr(ragged, name, lambda qkv, packing, name=name: called.append(name))
+    packing = pack(torch.ones(2, tokens, dtype=torch.bool))
+    ragged_attention(torch.zeros(2 * tokens, 3, width // 32, 32, dtype=dtype), packing)
+    assert called == [chosen]
 
 
 @pytest.mark.parametrize("kernel", ["loop", "padded"])

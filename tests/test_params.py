@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from replicate.errors import UserError, closest
+from replicate.errors import UserError
+from replicate.names import closest
 from replicate.params import load, switch_budget
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +90,7 @@ def test_missing_and_broken_files(tmp_path):
 
 
 def test_unknown_run_is_answered_with_close_names():
-    with pytest.raises(UserError, match=r"did you mean light_90, .*; `python -m replicate plan` lists them"):
+    with pytest.raises(UserError, match=r"no run 'light_9'; did you mean light_90, .*\?$"):
         load(ROOT / "params.yaml").run("light_9")
 
 
@@ -98,16 +99,22 @@ def test_close_names_are_few_and_in_one_order():
     assert closest("grid/mae/fine", known) == "; did you mean fine, fine_tuned?"
     assert closest("rum_7", known).startswith("; did you mean run_7, run_")
     assert closest("zzz", known) == "; there are 42, such as fine, run_0, run_1"
-    assert closest("zzz", ["b", "a"]) == "; known are a, b"
+    assert closest("zzz", ["b", "a"]) == "; known are a, b" and closest("zzz", []) == "; there is none"
+    assert closest("grid/mae/", known | {"grid/mae/x"}) == closest("mae", known | {"grid/mae/x"}) == "; did you mean grid/mae/x?"
 
 
 @pytest.mark.parametrize(("paper", "budget", "fault"), [("mae2", "tiny", "papers are"), ("mae", "small", "defined are .*brief")])
 def test_findings_of_an_unknown_paper_or_budget(tmp_path, content, paper, budget, fault):
-    content["findings"] = {paper: budget}
+    content["findings"] |= {paper: budget}
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match=fault):
         load(path)
+
+
+def test_findings_of_some_papers_only(tmp_path, content):
+    del content["findings"]["mae"]
+    assert "findings names no budget for mae" in refused(tmp_path, content)
 
 
 def test_learning_rates_in_any_yaml_notation_are_numbers(tmp_path, content):

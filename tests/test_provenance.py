@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from replicate.errors import UserError
-from replicate.provenance import git_state, provenance
+from replicate.provenance import PAGE_SOURCES, git_state, provenance
 
 GIVEN = {
     "device": "cpu",
@@ -44,15 +44,23 @@ def test_git_state_sees_a_tracked_change_and_ignores_an_untracked_result(tmp_pat
     git("init")
     git("add", ".")
     git("commit", "-m", "first")
-    (tmp_path / "params.yaml").write_text("budget: laptop\n")
-    git("add", ".")
-    git("commit", "-m", "second")
-    (tmp_path / "params.yaml").write_text("budget: smoke\n")
     (tmp_path / "results.json").write_text("{}")
     clean = git_state.__wrapped__(tmp_path)
     assert len(clean["revision"]) == 40 and clean["dirty"] is False
     code.write_text("a = 2\n")
     assert git_state.__wrapped__(tmp_path) == {"revision": clean["revision"], "dirty": True}
+
+
+def test_another_budget_makes_a_page_dirty_and_no_run(tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *arguments], check=True, capture_output=True)
+
+    (tmp_path / "params.yaml").write_text("budget: laptop\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    (tmp_path / "params.yaml").write_text("budget: smoke\n")
+    assert git_state.__wrapped__(tmp_path)["dirty"] is False and git_state.__wrapped__(tmp_path, PAGE_SOURCES)["dirty"] is True
 
 
 def test_outside_a_checkout_the_revision_is_unknown(tmp_path):

@@ -283,7 +283,7 @@ def test_one_seed_decides_nothing_of_any_kind():
     ],
 )
 def test_effects_have_the_unit_of_what_is_compared(spec, unit):
-    assert verdicts._unit(spec) == unit
+    assert verdicts.unit(spec) == unit
 
 
 def test_an_effect_is_told_with_interval_and_unit():

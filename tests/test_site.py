@@ -1,6 +1,7 @@
 """The static site: every link and image resolves without network, every page has its tables, claims say how to rerun; Chromium agrees."""
 
 import base64
+import html
 import html.parser
 import os
 import shutil
@@ -11,8 +12,10 @@ import browser
 import nbformat
 import pytest
 
+from replicate.errors import UserError
 from replicate.params import load
-from replicate.report import published, rerun, site
+from replicate.report import published, rerun, scoreboard, site, verdicts
+from replicate.report.page import table as html_table
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET = "tiny"
@@ -45,15 +48,61 @@ def pages(tmp_path_factory):
     return {path.stem: Page(path) for path in written}
 
 
-def notebook():
+def notebook(title="The notebook of MAE"):
     book = nbformat.v4.new_notebook()
     picture = base64.b64encode(
         base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")
     ).decode()
     outputs = [nbformat.v4.new_output("display_data", data={"image/png": picture}, metadata={"image/png": {"alt": "a dot"}})]
     drawn = nbformat.v4.new_code_cell("draw()", outputs=outputs, metadata={"tags": ["front"]})
-    book.cells = [nbformat.v4.new_markdown_cell("# The notebook of MAE"), drawn]
+    book.cells = [nbformat.v4.new_markdown_cell(f"# {title}"), drawn]
     return book
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Two budgets on one site, and the notebook of one paper executed in both scopes at its own."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for name in ("measured", "benchmarks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.py"))
+    for scope, title in (("", "headline"), ("full", "every run")):
+        path = folder / "executed" / "brief" / scope / "mae.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook(title), path)
+    params = load(ROOT / "params.yaml")
+    shown = params.model_copy(update={"findings": dict.fromkeys(published.PAPERS, "brief") | {"efficient_learners": "tiny"}})
+    written = site.of_findings(shown, folder)
+    return written, {path.stem: Page(path) for path in written.write()}
+
+
+def test_each_paper_stands_at_its_own_budget(mixed):
+    made, pages = mixed
+    texts = {name: page.path.read_text() for name, page in pages.items()}
+    assert pages["index"].path.parent.parts[-2:] == ("docs", "site")
+    assert "python -m replicate budget tiny" in texts["efficient_learners"] and "budget brief" not in texts["efficient_learners"]
+    assert "python -m replicate budget brief" in texts["efficient_mae"] and "budget tiny" not in texts["efficient_mae"]
+    assert "every run" in texts["mae"] and "headline" not in texts["mae"], "the full grid's notebook comes first"
+    assert "at tiny</th>" in texts["methods"] and "at brief</th>" in texts["methods"]
+    assert "full, budget tiny" in texts["data"] and "full, budget brief" in texts["data"]
+
+
+def test_runs_of_a_paper_are_those_that_its_numbers_and_claims_speak_of(mixed):
+    made, pages = mixed
+    names = {run.name for run in made.runs("dailymae")}
+    assert {"loader_folder", "loader_500_95"} <= names
+    text = pages["provenance"].path.read_text()
+    assert f"DailyMAE, budget brief, {len(names)} runs" in text and "loader_500_95" in text
+    assert {run.name for run in made.runs("efficient_learners")} >= {"light_90", "full_75_llrd_65"}
+
+
+def test_a_site_of_findings_needs_findings(tmp_path):
+    with pytest.raises(UserError, match="`findings` is empty"):
+        site.of_findings(load(ROOT / "params.yaml").model_copy(update={"findings": {}}), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return {path.stem: Page(path) for path in sorted((ROOT / site.FINDINGS).glob("*.html"))}
 
 
 def test_there_is_a_page_for_every_paper_and_for_what_they_share(pages):
@@ -61,7 +110,10 @@ def test_there_is_a_page_for_every_paper_and_for_what_they_share(pages):
     assert "The notebook of MAE" in pages["mae"].path.read_text()
 
 
-def test_every_link_and_image_resolves_without_network(pages):
+@pytest.mark.parametrize("which", ["pages", "committed"])
+def test_every_link_and_image_resolves_without_network(which, request):
+    pages = request.getfixturevalue(which)
+    assert set(pages) == set(site.PAGES)
     for page in pages.values():
         for link in page.links:
             target, _, anchor = unquote(link).partition("#")
@@ -102,26 +154,44 @@ def test_every_papers_notebook_has_one_picture_for_the_overview():
         assert len(tagged) == 1 and "book.save(" in tagged[0].source, paper.notebook
 
 
+def test_the_committed_pages_show_the_committed_scoreboard(committed):
+    """`python -m replicate site --findings` was run after the last change of a verdict or a number, with every paper's notebook."""
+    params = load(ROOT / "params.yaml")
+    board = scoreboard.findings(params.findings, ROOT)
+    overview = committed["index"].path.read_text()
+    assert html_table(scoreboard.texts(board.totals)) in overview and html_table(scoreboard.verdict_counts(board)) in overview
+    for paper in published.PAPERS:
+        text = committed[paper].path.read_text()
+        assert '<div class="notebook">' in text and "has not been executed" not in text, paper
+        for line in board.claims[board.claims["paper"] == paper].to_dict("records"):
+            section = text.partition(f'id="{line["claim"].partition(".")[2]}"')[2].partition("</section>")[0]
+            assert f">{line['verdict']}</span>" in section and html.escape(verdicts.effect_text(line)) in section, line["claim"]
+
+
+def test_no_smoke_run_is_among_the_findings():
+    assert not set(load(ROOT / "params.yaml").findings.values()) & verdicts.NO_FINDING
+
+
 def test_commands_name_stages_that_exist():
     params = load(ROOT / "params.yaml")
     for claim in published.claims().values():
-        runs = rerun.runs_of(claim, params)
+        runs = rerun.runs_of(claim, params.runs)
         for command in rerun.commands(runs, params, "laptop"):
             for stage in (word for word in command.replace("TARGET=", " ").split() if "@" in word):
                 assert stage.partition("@")[2] in params.runs
         if any(check["kind"] == "computed" for check in claim["checks"]) and not runs:
             assert rerun.commands(runs, params, "laptop") == ["python -m replicate scoreboard"]
-    assert rerun.runs_of(published.claims()["efficient_learners.llrd_peak"], params)[0].startswith("light_90_llrd_")
+    assert rerun.runs_of(published.claims()["efficient_learners.llrd_peak"], params.runs)[0].startswith("light_90_llrd_")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [browser.DESKTOP, browser.PHONE], ids=["desktop", "phone"])
 def test_every_page_opens_in_a_browser_without_an_error(pages, size):
-    """SITE_SCREENSHOTS names a folder for a picture of each page; SITE a built site to look at instead of this test's own."""
+    """SITE_SCREENSHOTS names a folder for a picture of each page; SITE a built site to look at instead of the committed one."""
     if browser.find() is None:
         pytest.skip("no Chromium here")
-    chosen = os.environ.get("SITE")
-    paths = sorted(Path(chosen).resolve().glob("*.html")) if chosen else [page.path for page in pages.values()]
+    chosen = Path(os.environ.get("SITE", ROOT / site.FINDINGS)).resolve()
+    paths = [*(page.path for page in pages.values()), *sorted(chosen.glob("*.html"))]
     with browser.Browser() as tab:
         for path in paths:
             for dark in (False, True):
@@ -130,4 +200,4 @@ def test_every_page_opens_in_a_browser_without_an_error(pages, size):
                 assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), path.name
                 assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"{path.name} is wider than its window"
                 if folder := os.environ.get("SITE_SCREENSHOTS"):
-                    tab.photograph(Path(folder) / f"{path.stem}-{size[0]}{'-dark' * dark}.png")
+                    tab.photograph(Path(folder) / f"{path.parents[1].name}-{path.stem}-{size[0]}{'-dark' * dark}.png")

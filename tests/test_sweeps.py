@@ -1,5 +1,7 @@
 """Sweeps beyond one machine: the commands for DVC's queue and the SLURM submission are valid, ordered, and run."""
 
+import csv
+import io
 import os
 import re
 import shlex
@@ -9,6 +11,8 @@ import sys
 import pytest
 import yaml
 from project import ENVIRONMENT, ROOT
+
+from replicate.trainers import seeds
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -51,12 +55,13 @@ def test_a_mistaken_sweep_is_told(capsys, key, told):
 
 @pytest.mark.slow
 def test_the_queue_takes_the_commands_and_runs_them(tmp_path):
-    """In a small repository with a run of the same name whose training is an `echo`, and inputs as the pipeline has them."""
+    """In a small repository with a run of the same name whose training is an `echo`, and inputs and scores as the pipeline has them."""
     environment = os.environ | ENVIRONMENT | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
     split = "import json, pathlib, yaml; runs = yaml.safe_load(open('params.yaml'))['evaluate']; "
     split += "[pathlib.Path(f'inputs/{name}.json').write_text(json.dumps(run)) for name, run in runs.items()]"
     inputs = {"cmd": f'mkdir -p inputs; python -c "{split}"', "deps": ["params.yaml"], "outs": ["inputs"]}
-    train = {"cmd": "echo ${item.layer_decay} > ${key}.txt", "deps": ["inputs/${key}.json"], "outs": ["${key}.txt"]}
+    score = """echo "{\\"top1\\": 4${item.layer_decay}}" > ${key}.json"""
+    train = {"cmd": score, "deps": ["inputs/${key}.json"], "metrics": ["${key}.json"]}
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"inputs": inputs, "evaluate": {"foreach": "${evaluate}", "do": train}}}))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"evaluate": {"light_90_llrd_80": {"layer_decay": 0.8}}}))
 
@@ -78,7 +83,22 @@ def test_the_queue_takes_the_commands_and_runs_them(tmp_path):
     assert call("dvc", "queue", "status").count("Queued") == 2
     call("dvc", "exp", "run", "--run-all")
     shown = call("dvc", "exp", "show", "--csv")
-    assert "0.7" in shown and "0.75" in shown and "Failed" not in shown
+    scores = {line["evaluate.light_90_llrd_80.layer_decay"]: line["top1"] for line in csv.DictReader(io.StringIO(shown))}
+    assert scores["0.7"] == "40.7" and scores["0.75"] == "40.75" and "Failed" not in shown
+
+
+def test_every_stage_that_trains_gives_dvc_its_scores():
+    """`dvc exp show` after an experiment of one stage shows what came out: the small file of means, not all that a run reports."""
+    for path in ("dvc.yaml", "grids/pipeline.yaml"):
+        for name, stage in yaml.safe_load((ROOT / path).read_text())["stages"].items():
+            outs = [out for out in map(str, stage.get("do", {}).get("outs", [])) if out.endswith("metrics.json")]
+            assert stage.get("do", {}).get("metrics", []) == [out.replace("metrics.json", "scores.json") for out in outs], (path, name)
+
+
+def test_scores_are_the_means_that_a_run_is_judged_by():
+    found = {"seeds": [0, 1], "per_seed": [], "top1": {"mean": 40.0, "low": 38.0, "high": 42.0}, "parameters": {"mean": 9.0, "low": 9.0, "high": 9.0}}
+    assert seeds.scores(found) == {"top1": 40.0}
+    assert seeds.scores({"seeds": [0], "per_seed": [], "psnr_hog": {"mean": 20.0, "low": None, "high": None}}) == {"psnr_hog": 20.0}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from replicate.provenance import git_state, machine, versions
+from replicate.provenance import PAGE_SOURCES, git_state, machine, versions
 from replicate.report import costs, figures, loader_runs, points, published, results, style, summary, tables, verdicts
 from replicate.report.lens import lens
 from replicate.report.quantities import Reader
@@ -170,7 +170,7 @@ class Book:
         return self.root / kind / self.results.budget / ("full" if self.scope == "full" else "")
 
     def _repr_markdown_(self) -> str:
-        git, here = git_state(), machine()
+        git, here = git_state(paths=PAGE_SOURCES), machine()
         runs = [run for run in self.results.runs.values() if run.paper == self.paper]
         devices = sorted({str(run.provenance.get("device", "")) for run in runs})
         lines = {

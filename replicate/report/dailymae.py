@@ -76,7 +76,7 @@ def relative_cost(run: PretrainRun, fixed: PretrainRun) -> dict[str, float]:
     return {key: cost[key] / base[key] for key in base}
 
 
-def weights(run: PretrainRun) -> dict[tuple[int, float], float]:
+def stage_shares(run: PretrainRun) -> dict[tuple[int, float], float]:
     """(image size, mask ratio) -> share of the epochs that a run spends there."""
     found: dict[tuple[int, float], float] = {}
     begin = 0.0
@@ -92,7 +92,7 @@ def _cost(run: PretrainRun) -> dict[str, float]:
 
     found = {"tokens": 0.0, "multiply-adds": 0.0}
     sizes = vit_backbone(run.backbone, **run.backbone_kwargs).kwargs
-    for (size, ratio), share in weights(run).items():
+    for (size, ratio), share in stage_shares(run).items():
         shapes = dict(image_size=size, mask_ratio=ratio, decoder_depth=run.decoder_depth, decoder_embed_dim=run.decoder_width)
         found["tokens"] += share * (size // sizes["patch_size"]) ** 2
         found["multiply-adds"] += share * mae_macs(**sizes, **shapes).total
@@ -121,8 +121,8 @@ def schedule_costs(params: Params, reader: Reader, steps: Mapping[str, Mapping[s
             "multiply-adds": _percent(own["multiply-adds"]),
             "multiply-adds, equal stages": _percent(thirds),
             "printed time": _percent(printed_hours(scheme) / base),
-            "steps of ViT-B": _share(steps.get(f"daily_{scheme}")),
-            "steps of ViT-B, equal stages": _share(steps.get(name)),
+            "steps of ViT-B": _step_share(steps.get(f"daily_{scheme}")),
+            "steps of ViT-B, equal stages": _step_share(steps.get(name)),
             "runs here": _measured(reader, {"over": [f"daily_{scheme}/train_hours", "daily_224/train_hours"]}, 100),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
@@ -314,7 +314,7 @@ def _measured(reader: Reader, quantity: Any, factor: float = 1.0, digits: int | 
     return f"{text} [{factor * found.low:.{decimals}f}, {factor * found.high:.{decimals}f}]" if found.has_interval else text
 
 
-def _share(step: Mapping[str, Any] | None) -> str:
+def _step_share(step: Mapping[str, Any] | None) -> str:
     """A scheme's time by a benchmark's line, whose ratio is the fixed run's time over the scheme's."""
     if step is None:
         return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 from replicate.report import published
@@ -14,14 +14,17 @@ SHOWN = 4
 """Commands beyond these are counted, not listed."""
 
 
-def runs_of(claim: dict[str, Any], params: Params) -> list[str]:
-    """The runs of params.yaml that a claim's checks read, in their order; none where it is decided by computation."""
+def runs_of(claim: dict[str, Any], known: Container[str] | None = None) -> list[str]:
+    """The runs that a claim's checks read, in their order, those among `known` where it is given; none where it is decided by computation.
+
+    Without `known`, names of functions and metrics may be among them: what a check says in words is a name like any other.
+    """
     sweeps = published.sweeps()
     found: dict[str, None] = {}
-    for text in _texts(claim["checks"]):
+    for text in published.texts(claim["checks"]):
         names = sweeps[text].points.values() if text in sweeps else [text]
-        found |= dict.fromkeys(name for name in (place.partition("/")[0] for place in names) if name in params.runs)
-    return list(found)
+        found |= dict.fromkeys(place.partition("/")[0] for place in names)
+    return [name for name in found if known is None or name in known]
 
 
 def commands(runs: list[str], params: Params, budget: str) -> list[str]:
@@ -40,11 +43,3 @@ def _stage(name: str, params: Params) -> str:
         fields = type(params.grid).model_fields
         groups = {"tokenizer" if group == "tokenizers" else group: getattr(params.grid, group) for group in fields}
     return next(f"{kind}@{name}" for kind, runs in groups.items() if name in runs)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)

@@ -59,7 +59,12 @@ class Scoreboard:
     @property
     def scale(self) -> str:
         """The budget, or the budgets, for a sentence."""
-        return " and ".join(dict.fromkeys(self.budgets.values()))
+        return " or ".join(dict.fromkeys(self.budgets.values()))
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether papers stand here at different budgets."""
+        return len(set(self.budgets.values())) > 1
 
     @property
     def totals(self) -> pd.DataFrame:
@@ -93,6 +98,10 @@ def findings(budgets: Mapping[str, str], root: str | Path = ".") -> Scoreboard:
     return assemble({paper: boards[budgets[paper]] for paper in published.PAPERS})
 
 
+def _is_written(budget: str, root: Path) -> bool:
+    return all((root / "tables" / budget / name).exists() for name in (NUMBERS, CLAIMS))
+
+
 def read(budget: str, root: str | Path = ".") -> Scoreboard:
     """A scoreboard that was written before. Raises UserError when there is none."""
     folder = Path(root) / "tables" / budget
@@ -107,7 +116,7 @@ def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None =
     """Build the scoreboard of a budget from `results/` and write its CSV, Markdown and HTML, and the README's totals.
 
     `shown` is the budget of each paper's findings: the README is renewed when this budget is among them, so that a run at another one
-    does not change what the project shows.
+    does not change what the project shows, and when the others' scoreboards have been written.
     """
     root = Path(root)
     results = loader_runs.load(budget, root)
@@ -117,15 +126,14 @@ def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None =
     board.numbers.to_csv(folder / NUMBERS, index=False, lineterminator="\n")
     board.claims.to_csv(folder / CLAIMS, index=False, lineterminator="\n")
     (folder / "scoreboard.md").write_text(markdown(board), encoding="utf-8")
-    accuracies = top1(results)
-    accuracies.to_csv(folder / TOP1, index=False, lineterminator="\n")
-    means = dict(zip(accuracies["run"], accuracies["top1"], strict=True))
-    (folder / SUMMARY).write_text(json.dumps(counts(board) | {"top1": means}, indent=1) + "\n", encoding="utf-8")
+    top1(results).to_csv(folder / TOP1, index=False, lineterminator="\n")
+    (folder / SUMMARY).write_text(json.dumps(counts(board), indent=1) + "\n", encoding="utf-8")
     target = root / "executed" / budget / "scoreboard.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(html_page(board, [paper for paper in published.PAPERS if target.with_name(f"{paper}.html").exists()]), "utf-8")
-    if shown and budget in shown.values():
-        update_readme(root / "README.md", findings(shown, root))
+    readme = root / "README.md"
+    if shown and budget in shown.values() and readme.exists() and all(_is_written(other, root) for other in shown.values()):
+        update_readme(readme, findings(shown, root))
     return board
 
 
@@ -147,8 +155,8 @@ def counts(board: Scoreboard) -> dict[str, dict[str, int]]:
 def summary(board: Scoreboard) -> str:
     """Totals and verdicts per paper in Markdown, as the README shows them."""
     count, claims = len(board.numbers), len(board.claims)
-    text = f"{count:,} published numbers, {claims} claims; what was run, was run at the budget {_code(board)}:\n\n"
-    return text + tables.markdown(texts(board.totals)) + "\n" + tables.markdown(texts(board.verdicts, board.budgets))
+    text = f"{count:,} published numbers, {claims} claims; runs at the budget {board.scale}:\n\n"
+    return text + tables.markdown(texts(board.totals)) + "\n" + tables.markdown(verdict_counts(board))
 
 
 def update_readme(path: str | Path, board: Scoreboard) -> None:
@@ -168,10 +176,6 @@ def readme_is_current(path: str | Path, board: Scoreboard) -> bool:
 
 def _block(board: Scoreboard) -> str:
     return f"{START}\n{summary(board)}{END}"
-
-
-def _code(board: Scoreboard) -> str:
-    return " or ".join(f"`{budget}`" for budget in dict.fromkeys(board.budgets.values()))
 
 
 def markdown(board: Scoreboard) -> str:
@@ -195,8 +199,8 @@ def html_page(board: Scoreboard, pages: Sequence[str] = ()) -> str:
 
 def html_body(board: Scoreboard) -> str:
     """Totals, every claim and every number, to stand within a page."""
-    parts = [f"<h1>Scoreboard</h1><p>Every published number and every claim, at the budget <b>{html.escape(board.scale)}</b>.</p>"]
-    parts += ["<h2>Numbers</h2>", html_table(texts(board.totals)), "<h2>Claims</h2>", html_table(texts(board.verdicts))]
+    parts = [f"<h1>Scoreboard</h1><p>Every published number and every claim; runs at the budget <b>{html.escape(board.scale)}</b>.</p>"]
+    parts += ["<h2>Numbers</h2>", html_table(texts(board.totals)), "<h2>Claims</h2>", html_table(verdict_counts(board))]
     meaning = "".join(f"<li><i>{status}</i>: {html.escape(MEANING[status])}</li>" for status in board.totals.columns if status in MEANING)
     parts.append(f"<details><summary>what the statuses mean</summary><ul>{meaning}</ul></details>")
     for paper in published.PAPERS:
@@ -229,13 +233,19 @@ def _counts(frame: pd.DataFrame, column: str, order: Sequence[str]) -> pd.DataFr
     return counts.assign(sum=counts.sum(axis=1))
 
 
-def texts(counts: pd.DataFrame, budgets: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Totals as texts, papers by their titles; with `budgets`, each paper's own beside it."""
+def texts(counts: pd.DataFrame) -> pd.DataFrame:
+    """Totals as texts, papers by their titles."""
     shown = counts.astype(int).astype(str)
     shown.insert(0, "paper", [TITLES.get(paper, paper) for paper in counts.index])
-    if budgets is not None:
-        shown.insert(1, "budget", [budgets.get(paper, "") for paper in counts.index])
     return shown.reset_index(drop=True)
+
+
+def verdict_counts(board: Scoreboard) -> pd.DataFrame:
+    """How many claims of each paper have which verdict, as texts; with each paper's budget where they differ."""
+    shown = texts(board.verdicts)
+    if board.is_mixed:
+        shown.insert(1, "budget", [board.budgets.get(paper, "") for paper in board.verdicts.index])
+    return shown
 
 
 def _claims(claims: pd.DataFrame) -> pd.DataFrame:

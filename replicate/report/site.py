@@ -1,8 +1,9 @@
 """The book: one static folder that needs neither network nor server. `executed/<budget>/site` shows one budget; `docs/site`, which git
 holds, shows the project's findings, each paper at the budget that `findings` in params.yaml names.
 
-`index.html` with the totals, a page a paper (its claims, the executed notebook with tables and figures, every number, contradictions),
-`scoreboard.html`, `methods.html`, `data.html` and `provenance.html`. Notebooks are rendered by nbconvert; the frame is `replicate.report.page`.
+`index.html` with the totals and each paper's claims by verdict, a page a paper (its claims, the executed notebook with tables and
+figures, every number, contradictions), `scoreboard.html`, `methods.html`, `data.html` and `provenance.html`. Notebooks are rendered by
+nbconvert; the frame is `replicate.report.page`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import numpy as np
 import pandas as pd
 
 from replicate.errors import UserError
-from replicate.provenance import git_state, machine, versions
-from replicate.report import loader_runs, notebook, published, rerun, results, scoreboard, summary, verdicts
+from replicate.provenance import PAGE_SOURCES, git_state, machine, versions
+from replicate.report import loader_runs, notebook, published, rerun, results, scoreboard, summary, tables, verdicts
 from replicate.report.page import page, table
 from replicate.report.scoreboard import MEANING, TITLES, Scoreboard
 
@@ -68,7 +69,8 @@ since they compute as you move: <code>make lab</code>, then <code>notebooks/expl
 class Site:
     """What the pages are made of: scoreboard, results and data below `root`.
 
-    `budgets` says of each paper at which budget it is shown, `scopes` whose notebooks: the first that has been executed.
+    `budgets` says of each paper at which budget it is shown, `folder` where the pages go, `scopes` whose notebooks are shown: the first
+    that has been executed.
     """
 
     params: Params
@@ -88,8 +90,11 @@ class Site:
         return scoreboard.assemble({paper: boards[self.budgets[paper]] for paper in published.PAPERS})
 
     def runs(self, paper: str) -> list[results.Run]:
-        """A paper's finished runs at its budget."""
-        return [run for run in self.results[self.budgets[paper]].runs.values() if run.paper == paper]
+        """The finished runs, at a paper's budget, that are its own or that its numbers and claims speak of; loaders are such."""
+        found = self.results[self.budgets[paper]].runs
+        claims = (claim for name, claim in published.claims().items() if name.partition(".")[0] == paper)
+        used = tables.runs_named(paper).union(*(rerun.runs_of(claim, found) for claim in claims))
+        return [run for run in found.values() if run.paper == paper or run.name in used]
 
     def executed(self, paper: str) -> Path | None:
         """A paper's executed notebook."""
@@ -116,10 +121,9 @@ def of_budget(params: Params, budget: str, root: Path = Path()) -> Site:
 
 
 def of_findings(params: Params, root: Path = Path()) -> Site:
-    """The site of the project's findings, with the notebooks of the full grid. Raises UserError where a paper has no budget."""
-    absent = [paper for paper in published.PAPERS if paper not in params.findings]
-    if absent:
-        raise UserError(f"params.yaml: `findings` names no budget for {', '.join(absent)}")
+    """The site of the project's findings, with the notebooks of the full grid. Raises UserError where params.yaml names none."""
+    if not params.findings:
+        raise UserError("params.yaml: `findings` is empty; it names each paper's budget")
     return Site(params, params.findings, root / FINDINGS, (FULL, ""), root)
 
 
@@ -139,12 +143,12 @@ def index(site: Site) -> str:
         f"<p>{len(board.numbers):,} published numbers and {len(board.claims)} claims, each with what stands beside it here: computed, run at a "
         "smaller scale, or a reason why not. One harness runs all five papers; a <i>budget</i> is the lens through which a machine sees "
         "their recipes.</p>",
-        *(f"<p>{_scale(site, budget)}</p>" for budget in site.results),
+        *(f"<p>{_what_was_run(site, budget)}</p>" for budget in site.results),
         '<p>How runs are mapped to a budget and verdicts are reached: <a href="methods.html">methods</a>.</p>',
     ]
     if any(budget in verdicts.NO_FINDING for budget in site.results):
         lines.append(f'<p class="notice">{NO_FINDING}</p>')
-    lines += ["<h2>Claims</h2>", table(scoreboard.texts(board.verdicts, board.budgets)), "<h2>Numbers</h2>", table(scoreboard.texts(board.totals))]
+    lines += ["<h2>Claims</h2>", table(scoreboard.verdict_counts(board)), "<h2>Numbers</h2>", table(scoreboard.texts(board.totals))]
     lines += [f"<details><summary>what the statuses mean</summary>{_meaning(board)}</details>"]
     lines += [_paper(site, paper) for paper in published.PAPERS]
     return "\n".join([*lines, "<h2>Explore</h2>", EXPLORE])
@@ -171,18 +175,18 @@ def _claim_list(paper: str, claims: pd.DataFrame) -> str:
     for line in claims.to_dict("records"):
         effect, anchor = html.escape(verdicts.effect_text(line)), line["claim"].partition(".")[2]
         found = f'<span class="found">ours: {effect}</span>' if effect else ""
-        lines.append(f'<li>{_chip(line["verdict"])} <a href="{paper}.html#{anchor}">{html.escape(line["statement"])}</a> {found}</li>')
+        lines.append(f'<li>{_verdict(line["verdict"])} <a href="{paper}.html#{anchor}">{html.escape(line["statement"])}</a> {found}</li>')
     return f'<ul class="claims">{"".join(lines)}</ul>'
 
 
-def _chip(verdict: str) -> str:
+def _verdict(verdict: str) -> str:
     return f'<span class="verdict {verdict.split()[0]}">{html.escape(verdict)}</span>'
 
 
-def _scale(site: Site, budget: str) -> str:
+def _what_was_run(site: Site, budget: str) -> str:
     """Which papers a budget shows, and what was run at it."""
     papers = [paper for paper in published.PAPERS if site.budgets[paper] == budget]
-    runs = [run for paper in papers for run in site.runs(paper)]
+    runs = {run.name: run for paper in papers for run in site.runs(paper)}.values()
     named = "Everything" if len(papers) == len(published.PAPERS) else ", ".join(html.escape(TITLES[paper]) for paper in papers)
     text = f"{named}: budget <b>{html.escape(budget)}</b>, {len(runs)} finished runs"
     seeds = sorted({len(run.seeds) for run in runs})
@@ -219,7 +223,7 @@ def paper_page(site: Site, paper: str) -> str:
 
 def _claim(site: Site, line: dict) -> str:
     claim = published.claims()[line["claim"]]
-    runs, budget = rerun.runs_of(claim, site.params), site.budgets[line["paper"]]
+    runs, budget = rerun.runs_of(claim, site.params.runs), site.budgets[line["paper"]]
     effect = verdicts.effect_text(line)
     seeds = f"{line['seeds']} seeds" if line["seeds"] else ""
     check = line["check"].removeprefix("by computation: ")
@@ -228,7 +232,7 @@ def _claim(site: Site, line: dict) -> str:
     facts = {
         "the paper": html.escape(f"{claim['statement']} ({claim['source']})"),
         "tested by": html.escape(claim["test"]),
-        "found": f"{_chip(line['verdict'])} {html.escape(where)}. {html.escape(measured)}",
+        "found": f"{_verdict(line['verdict'])} {html.escape(where)}. {html.escape(measured)}",
         "note": html.escape(line["note"]),
         "run it again": "<br>".join(f"<code>{html.escape(command)}</code>" for command in rerun.commands(runs, site.params, budget)),
     }
@@ -316,7 +320,7 @@ def _samples(folder: Path) -> str:
 
 def provenance(site: Site) -> str:
     """Where every number comes from: the software, the machines, and one line a run."""
-    git, here = git_state(), machine()
+    git, here = git_state(paths=PAGE_SOURCES), machine()
     facts = {
         "pages made by revision": git["revision"][:12] + (" with changes" if git["dirty"] else ""),
         "machine that made them": f"{here['system']} {here['architecture']}, {here['cores']} cores",

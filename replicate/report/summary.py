@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from replicate.params import Params
 
 COLUMNS = ["left", "right", "difference", "low", "high", "seeds"]
-HEADLINES = ("top1", "val_loss", "loss")
+HEADLINES = ("top1", "val_loss", "loss", "images_per_second")
 """What a run is summed up by: the first of these that it reports."""
 
 

@@ -8,8 +8,7 @@ interval unless the check is computed. `smoke` runs are there to exercise the pi
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,7 +90,7 @@ def check(spec: dict[str, Any], results: Results) -> Outcome:
         outcome = KINDS[spec["kind"]](reader, **arguments)
     except NotRun as error:
         outcome = Outcome(NOT_RUN, note=f"not run: {error}")
-    return replace(outcome, check=describe(spec), unit=_unit(spec))
+    return replace(outcome, check=describe(spec), unit=unit(spec))
 
 
 def effect_text(line: Mapping[str, Any]) -> str:
@@ -126,15 +125,24 @@ def describe(spec: dict[str, Any]) -> str:
     return f"range of {subject} ≤ {bound:g}" if kind == "range_below" else f"{subject} {kind}"
 
 
-def _unit(spec: Mapping[str, Any]) -> str:
-    """ "points" where a check's effect is a difference of accuracies, "times" where it is a ratio; nothing for losses, places, correlations."""
+def unit(spec: Mapping[str, Any]) -> str:
+    """Unit of a check's effect: "points" for a difference of accuracies, "times" for a ratio; none for losses, places and correlations."""
     if spec["kind"] in ("computed", "rank_correlation") or spec["kind"].startswith("peak"):
         return ""
-    text = str(spec)
-    if spec["kind"].startswith("ratio") or "'over'" in text:
+    named = list(published.texts({key: part for key, part in spec.items() if key not in ("kind", "metric")}))
+    if spec["kind"].startswith("ratio") or any("over" in part for part in _expressions(spec)):
         return "times"
-    metrics = re.findall(r"/(\w+)", text) or [spec.get("metric", DEFAULT_METRIC)]
+    metrics = {text.partition("/")[2] for text in named} - {""} or {spec.get("metric", DEFAULT_METRIC)}
     return "points" if all(metric.endswith("top1") for metric in metrics) else ""
+
+
+def _expressions(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every expression within a quantity, itself included."""
+    if isinstance(value, Mapping):
+        yield value
+    if isinstance(value, Mapping | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _expressions(part)
 
 
 def _words(quantity: Any) -> str:

@@ -25,6 +25,8 @@ from replicate.trainers.store import RunStore, atomic_write, run_key
 if TYPE_CHECKING:
     from replicate.params import Optimisation
 
+SCORES = ("top1", "val_loss", "loss")
+
 
 @dataclass(frozen=True)
 class RunContext:
@@ -168,6 +170,12 @@ def _metrics(context: RunContext, finished: list[dict[str, Any]]) -> dict[str, A
     }
 
 
+def scores(results: dict[str, Any]) -> dict[str, float]:
+    """What a run is judged by, means over its seeds, for `dvc metrics` and `dvc exp show`: all its numbers would not fit a screen."""
+    means = {key: found["mean"] for key, found in results.items() if isinstance(found, dict)}
+    return {key: means[key] for key in SCORES if key in means} or means
+
+
 def _write(context: RunContext, metrics: dict[str, Any], finished: list[dict[str, Any]]) -> None:
     """metrics.json last: its presence says that the folder is whole."""
     folder = context.results_folder
@@ -178,4 +186,5 @@ def _write(context: RunContext, metrics: dict[str, Any], finished: list[dict[str
     rows = [{"seed": seed, **row} for seed, outcome in enumerate(finished) for row in outcome["history"]]
     history = pd.DataFrame(rows if rows else {"seed": [], "epoch": [], "loss": []})
     atomic_write(folder / "history.csv", lambda path: history.to_csv(path, index=False))
+    atomic_write(folder / "scores.json", lambda path: path.write_text(json.dumps(scores(metrics["results"]), indent=2) + "\n"))
     atomic_write(folder / "metrics.json", lambda path: path.write_text(json.dumps(metrics, indent=2) + "\n"))

@@ -30,7 +30,7 @@ def cells():
 @pytest.fixture
 def measured(tmp_path):
     """Rounds of two loaders, as the benchmark writes them."""
-    row = {"case": "a case", "machine": "a machine", "revision": "abc", "images": 10, "runs": ["loader_500_95", "loader_folder"]}
+    row = {"case": "a case", "machine": "a machine", "revision": "abc", "images": [10, 10], "runs": ["loader_500_95", "loader_folder"]}
     row |= {"images_per_second": [[900.0, 1000.0, 1100.0], [200.0, 210.0, 190.0]], "file_bytes": [4_000, 5_000]}
     path = tmp_path / loader_runs.FILE
     path.parent.mkdir(parents=True)

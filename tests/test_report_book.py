@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from replicate.report import figures, published
-from replicate.report.book import Book
+from replicate.report.book import NOTHING_DRAWN, Book
 from replicate.report.costs import model_costs, pretraining_costs, speedups
 from replicate.report.summary import contrasts, recipes, recomputed
 from replicate.report.sweeps import sweep_curves
@@ -113,7 +113,9 @@ def test_sweeps_that_have_not_finished_are_named(book):
         finish(book.root, run, [{"top1": value}, {"top1": value + 1}])
     reader = Book(PAPER, "laptop", root=book.root).reader
     figure = sweep_curves(reader, {"SupMAE": "supmae_llrd", "MAE": "light_llrd"}, "LLRD", logarithmic=True)
-    assert "without MAE" in figure.axes[0].get_title(loc="left") and figure.axes[0].get_xscale() == "log"
+    assert sweep_curves(reader, {"MAE": "light_llrd"}, "LLRD") is None
+    assert book.save(None, "nothing").data == NOTHING_DRAWN
+    assert "(not run: MAE)" in figure.axes[0].get_title(loc="left") and figure.axes[0].get_xscale() == "log"
 
 
 def test_light_and_full_of_figure_3_are_printed_in_this_order():
@@ -177,9 +179,9 @@ def test_speedups_stand_beside_the_papers(mae):
 def test_an_ablation_and_curves_are_drawn_with_what_there_is(mae):
     panel = mae.compared("table_1", None, "mask_sampling, mask_ratio", panel="f")
     assert panel["label"].tolist()[:3] == ["random 0.75", "random 0.75", "block 0.5"]
-    assert [axis.get_title(loc="left") for axis in figures.ablation(panel).axes] == [
-        "fine-tuning, paper", "fine-tuning, ours", "linear probing, paper", "linear probing, ours",
-    ]  # fmt: skip
+    sides = ["fine-tuning, paper", "fine-tuning, ours", "linear probing, paper", "linear probing, ours"]
+    assert [axis.get_title(loc="left") for axis in figures.ablation(panel.assign(ours=40.0, ours_low=39.0, ours_high=41.0)).axes] == sides
+    assert [axis.get_title(loc="left") for axis in figures.ablation(panel.assign(ours=float("nan"))).axes] == sides[::2]
     drawn = figures.sweep_panels(mae.reader, {"partial": "mae_partial", "epochs": "mae_epochs_lin"}, "x", {"partial": {"full": "mae_base_ft"}})
     assert [axis.get_title(loc="left") for axis in drawn.axes] == ["partial", "epochs: not run"]
     assert len(mae.table("table_1", "f")) == 8 and mae.reconstructions("mae_base") is None and mae.side_by_side({"a": "mae_base"}) is None

@@ -45,7 +45,9 @@ def test_an_interval_over_the_bound_decides_nothing_and_says_what_would():
     outcome = check({"kind": "above", "left": "a", "right": "b"}, found)
     assert outcome.verdict == UNDECIDED
     needed = intervals.seeds_to_decide(intervals.difference(found.values("a", "top1"), found.values("b", "top1")))
-    assert f"{needed - 3} more seeds would decide it" in outcome.note
+    assert f"{needed - 3} more seeds would decide it (holds), were" in outcome.note
+    other_way = check({"kind": "above", "left": "b", "right": "a"}, found)
+    assert other_way.verdict == UNDECIDED and "would decide it (fails), were" in other_way.note
 
 
 def test_one_seed_decides_nothing():
@@ -279,7 +281,9 @@ def test_one_seed_decides_nothing_of_any_kind():
         ({"kind": "above", "left": {"over": ["a/loss", "b/loss"]}, "right": {"over": ["c/loss", "d/loss"]}}, "times"),
         ({"kind": "ratio_above", "left": "a/train_hours", "right": "b/train_hours", "bound": 1}, "times"),
         ({"kind": "rising", "sweep": "emae_plain_loss", "metric": "loss"}, ""),
-        ({"kind": "peak_between", "sweep": "light_llrd", "low": 0.7, "high": 0.8}, ""),
+        ({"kind": "peak_between", "sweep": "light_llrd", "low": 0.7, "high": 0.8}, "(place of the peak)"),
+        ({"kind": "ordered", "runs": ["loader_a", "loader_b"], "metric": "images_per_second"}, "images/s"),
+        ({"kind": "above", "left": "a/psnr_hog", "right": "a/psnr_pixel"}, "dB"),
     ],
 )
 def test_effects_have_the_unit_of_what_is_compared(spec, unit):
@@ -289,3 +293,4 @@ def test_effects_have_the_unit_of_what_is_compared(spec, unit):
 def test_an_effect_is_told_with_interval_and_unit():
     line = {"verdict": HOLDS, "effect": 1.234, "low": 0.5, "high": 2.0, "unit": "points"}
     assert verdicts.effect_text(line) == "1.23 [0.5, 2] points"
+    assert verdicts.effect_text(line | {"effect": -1873.4, "low": -3220.0, "high": -520.4, "unit": "images/s"}) == "-1,873 [-3,220, -520] images/s"

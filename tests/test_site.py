@@ -95,6 +95,20 @@ def test_runs_of_a_paper_are_those_that_its_numbers_and_claims_speak_of(mixed):
     assert {run.name for run in made.runs("efficient_learners")} >= {"light_90", "full_75_llrd_65"}
 
 
+def test_every_finding_says_at_what_scale_and_a_measurement_how_to_repeat_it(mixed):
+    texts = {name: page.path.read_text() for name, page in mixed[1].items()}
+
+    def claim(paper: str, name: str) -> str:
+        return texts[paper].partition(f'id="{name}"')[2].partition("</section>")[0]
+
+    trained = claim("efficient_mae", "high_mr_hurts_baseline")
+    assert "data/tiny-imagenet, 10 classes; 56 px; ViT 128 wide, 6 blocks, patch 8; pre-trained 9 epochs; evaluated after 3; 3 seeds; cpu" in trained
+    longest = claim("efficient_learners", "llrd_gain_shrinks_with_pretraining")
+    assert "ViT 96 wide, 12 blocks, patch 8; pre-trained 24 or 34 epochs" in longest, "so little tells the shortest from the longest here"
+    measured = claim("dailymae", "loader_bottleneck")
+    assert "python -m replicate bench loader --images FOLDER" in measured and "<dt>scale</dt><dd>167 images on" in measured
+
+
 def test_a_site_of_findings_needs_findings(tmp_path):
     with pytest.raises(UserError, match="`findings` is empty"):
         site.of_findings(load(ROOT / "params.yaml").model_copy(update={"findings": {}}), tmp_path)

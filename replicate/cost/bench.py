@@ -84,7 +84,8 @@ def compare(name: str, case: str, ours: Timing, theirs: Timing, **extra: Any) ->
 def describe_machine() -> str:
     """Processor or GPU, cores and threads in use, torch's version."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    return f"{device}, {machine()['cores']} cores, {torch.get_num_threads()} threads, torch {versions()['torch']}"
+    threads = torch.get_num_threads()
+    return f"{device}, {machine()['cores']} cores, {threads} thread{'s' * (threads > 1)}, torch {versions()['torch']}"
 
 
 def _processor() -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from IPython.display import Markdown
 
 from replicate.provenance import PAGE_SOURCES, git_state, machine, versions
 from replicate.report import costs, figures, loader_runs, points, published, results, style, summary, tables, verdicts
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from replicate.params import Params
 
 __all__ = ["Book", "figures", "costs"]
+
+NOTHING_DRAWN = "*No picture: the runs or weights that it shows are not here at this budget.*"
+
+# A notebook's tables are read, not skimmed: a cut name hides what was compared.
+pd.set_option("display.max_colwidth", None)
 
 
 @dataclass(frozen=True)
@@ -158,10 +164,10 @@ class Book:
         """Differences between runs, {what: (left, right)}, each with its interval; also written as the table `name`."""
         return self.save_frame(summary.contrasts(self.reader, pairs).rename_axis("contrast").reset_index(), name)
 
-    def save(self, figure: style.Figure | None, name: str) -> style.Figure | None:
-        """Write a figure as SVG, PDF and PNG under figures/<budget>/<paper>, and hand it back to be shown; None stays None."""
+    def save(self, figure: style.Figure | None, name: str) -> style.Figure | Markdown:
+        """Write a figure as SVG, PDF and PNG under figures/<budget>/<paper>, and hand it back to be shown; for None, a line saying so."""
         if figure is None:
-            return None
+            return Markdown(NOTHING_DRAWN)
         style.save_figure(figure, self.folder("figures") / self.paper / name)
         return figure
 

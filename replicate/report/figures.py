@@ -55,7 +55,7 @@ def llrd_curve(reader: Reader, sweeps: Mapping[str, str], published: Mapping[str
     left.set(
         xlabel="layer-wise learning-rate decay",
         ylabel=ACCURACY,
-        title="ours" + (f", without {', '.join(missing)}" * bool(missing)),
+        title="ours" + f" (not run: {', '.join(missing)})" * bool(missing),
     )
     if left.get_legend_handles_labels()[0]:
         left.legend()
@@ -113,17 +113,20 @@ def sweep_panels(
 def ablation(table: pd.DataFrame) -> Figure:
     """One panel of an ablation table: fine-tuning above, linear probing below; the paper on the left, ours on the right (MAE, Table 1).
 
-    `table` is what `replicate.report.tables.cells` gives, restricted to the panel, with a `label` each.
+    `table` is what `replicate.report.tables.cells` gives, restricted to the panel, with a `label` each. The paper stands alone where
+    nothing of ours has been run.
     """
+    sides = ("paper", "ours") if table["ours"].notna().any() else ("paper",)
     metrics = [(column, name) for column, name in (("ft_top1", "fine-tuning"), ("lin_top1", "linear probing")) if (table["column"] == column).any()]
-    figure, axes = new(len(metrics), 2, width=WIDTH * 1.3, height=2.5 * len(metrics))
+    figure, axes = new(len(metrics), len(sides), width=WIDTH * (1.3 if len(sides) > 1 else 0.75), height=2.5 * len(metrics))
     for line, (column, name) in zip(axes, metrics, strict=True):
         part = table[table["column"] == column]
         places = np.arange(len(part))
         reach = np.nan_to_num(np.array([part["ours"] - part["ours_low"], part["ours_high"] - part["ours"]], dtype=float))
         line[0].plot(places, part["value"], color=PAPER, marker="s", linestyle=":")
-        line[1].errorbar(places, part["ours"], yerr=reach, color=OURS, marker="o", linestyle=":", capsize=3)
-        for axis, side in zip(line, ("paper", "ours"), strict=True):
+        if len(sides) > 1:
+            line[1].errorbar(places, part["ours"], yerr=reach, color=OURS, marker="o", linestyle=":", capsize=3)
+        for axis, side in zip(line, sides, strict=True):
             axis.set_xticks(places, [label.replace("_", "\n") for label in part["label"]], fontsize="small")
             axis.set(title=f"{name}, {side}", ylabel="top-1 (%)", xlim=(-0.5, len(part) - 0.5))
     return figure
@@ -133,14 +136,16 @@ def comparison(table: pd.DataFrame, xlabel: str, ylabel: str = ACCURACY) -> Figu
     """One column of a table, the paper's numbers on the left and ours with their intervals on the right.
 
     `table` is what `replicate.report.tables.cells` gives, restricted to the numbers to draw, with a `label` each. Absolute values
-    differ between scales, so the two are never drawn on one axis.
+    differ between scales, so the two are never drawn on one axis. The paper stands alone where nothing of ours has been run.
     """
-    figure, axes = new(1, 2, width=WIDTH * 1.3)
+    sides = ("paper", "ours") if table["ours"].notna().any() else ("paper",)
+    figure, axes = new(1, len(sides), width=WIDTH * (1.3 if len(sides) > 1 else 0.75))
     places = np.arange(len(table))
     axes[0, 0].plot(places, table["value"], color=PAPER, marker="s")
     reach = np.nan_to_num(np.array([table["ours"] - table["ours_low"], table["ours_high"] - table["ours"]], dtype=float))
-    axes[0, 1].errorbar(places, table["ours"], yerr=reach, color=OURS, marker="o", capsize=3)
-    for axis, title in zip(axes[0], ("paper", "ours"), strict=True):
+    if len(sides) > 1:
+        axes[0, 1].errorbar(places, table["ours"], yerr=reach, color=OURS, marker="o", capsize=3)
+    for axis, title in zip(axes[0], sides, strict=True):
         axis.set_xticks(places, table["label"])
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
         axis.margins(x=0.25, y=0.2)

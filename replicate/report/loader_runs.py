@@ -32,7 +32,7 @@ def _run(path: Path, name: str, row: dict, side: int) -> results.Run:
     rates, stored = row["images_per_second"][side], float(row["file_bytes"][side])
     per_seed = tuple({"images_per_second": float(rate), "file_bytes": stored} for rate in rates)
     made = {"device": row["machine"], "git": {"revision": row["revision"]}}
-    return results.Run(PAPER, name, path, tuple(range(len(rates))), per_seed, {"images": row["images"], "case": row["case"]}, {}, made)
+    return results.Run(PAPER, name, path, tuple(range(len(rates))), per_seed, {"images": row["images"][side], "case": row["case"]}, {}, made)
 
 
 def load(budget: str, root: Path, grid: bool = True) -> results.Results:

@@ -36,6 +36,15 @@ details.code summary { cursor: pointer; color: var(--faint); font-size: .8rem; }
 .highlight { background: var(--soft); padding: .6rem .8rem; border-radius: 4px; }
 .output_area, .scroll { overflow-x: auto; margin: .6rem 0; }
 .output_area img, .output_area svg { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
+/* A shadow at the edge where a wide table goes on. */
+.scroll, .output_area {
+  background:
+    linear-gradient(to right, var(--paper) 30%, transparent) left / 40px 100%,
+    linear-gradient(to left, var(--paper) 30%, transparent) right / 40px 100%,
+    linear-gradient(to right, #8888, transparent) left / 10px 100%,
+    linear-gradient(to left, #8888, transparent) right / 10px 100%;
+  background-repeat: no-repeat; background-attachment: local, local, scroll, scroll;
+}
 .prompt { display: none; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td {

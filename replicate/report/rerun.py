@@ -27,14 +27,20 @@ def runs_of(claim: dict[str, Any], known: Container[str] | None = None) -> list[
     return [name for name in found if known is None or name in known]
 
 
-def commands(runs: list[str], params: Params, budget: str) -> list[str]:
-    """Shell commands that train these runs, what they start from included, at a budget."""
+def measures_loaders(claim: dict[str, Any]) -> bool:
+    """Whether a claim rests on what `python -m replicate bench loader` measures."""
+    return any(text.startswith("loader_") for text in published.texts(claim["checks"]))
+
+
+def commands(runs: list[str], params: Params, budget: str, loaders: bool = False) -> list[str]:
+    """Shell commands that train these runs, what they start from included, at a budget, and with `loaders` measure the loaders."""
     headline = [_stage(name, params) for name in runs if name not in params.grid]
     grid = [f"make grid TARGET={_stage(name, params)}" for name in runs if name in params.grid]
     lines = [f"python -m replicate budget {budget}"]
     lines += [f"dvc repro {' '.join(headline)}"] if headline else []
     lines += grid if len(grid) <= SHOWN else [*grid[:SHOWN], f"# and {len(grid) - SHOWN} more in the same way, or all of them: make grid"]
-    return lines if runs else ["python -m replicate scoreboard"]
+    bench = ["python -m replicate bench loader --images FOLDER"] * loaders
+    return [*bench, *lines] if runs else [*bench, "python -m replicate scoreboard"]
 
 
 def _stage(name: str, params: Params) -> str:

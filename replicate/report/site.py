@@ -25,6 +25,7 @@ from replicate.errors import UserError
 from replicate.provenance import PAGE_SOURCES, git_state, machine, versions
 from replicate.report import loader_runs, notebook, published, rerun, results, scoreboard, summary, tables, verdicts
 from replicate.report.page import page, table
+from replicate.report.scale import scale_of
 from replicate.report.scoreboard import MEANING, TITLES, Scoreboard
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 PAGES = {"index": "Overview", **TITLES, "scoreboard": "Scoreboard", "methods": "Methods", "data": "Data", "provenance": "Provenance"}
 SAMPLES, SAMPLE_SIDE = 12, 96
 FULL = "full"
+LOADER_PAPER = "dailymae"  # the one whose claims speak of loaders
 FINDINGS = Path("docs") / "site"
 NO_FINDING = "These are runs of the <b>smoke</b> budget: they show that the pipeline works, and none of their numbers is a finding."
 
@@ -51,13 +53,30 @@ side of its bound, so nothing is decided without an interval unless it is comput
 would decide it, were the effect as measured. Where a sweep peaks is judged by a parametric bootstrap over its points.</p>
 """
 NOT_COMPARED = """\
-<p>Accuracies at a smaller scale are never set against the papers' as numbers, only the claims that they carry. Detection and
-segmentation are not part of the workbook.</p>
+<p>Accuracies at a smaller scale stand beside the papers' for orientation; they are not judged by them. The status of such a number is the
+verdict of the claim that it carries. Detection and segmentation are not part of the workbook.</p>
 """
 PHOTOS = """\
 <p><code>photos</code> is made on the spot from the photographs that scikit-image carries: layouts (bands, rings, spirals, ...)
 drawn with two photographic textures each. The label is the global layout. It is a synthetic task with natural texture and stands
 in for real images on a machine without any; numbers on it compare methods with one another, not with published ones.</p>
+"""
+GLOSSARY = {
+    "budget": "a lens: what a machine makes of the papers' image sizes, widths, epochs and batches; listed above",
+    "grid": "the papers' full ablations, a pipeline file of its own: make grid",
+    "planner": "python -m replicate plan: what runs cost, in multiply-adds, memory and hours, before anything is spent",
+    "LLRD": "layer-wise learning-rate decay: each block's rate is that of the block above it times this factor",
+    "P2Dist": "mean distance from a masked patch's pixels to the nearest visible pixel, in pixels of a 16-pixel patch",
+    "gamma, beta": "exponent of the Difficulty-Flatten Loss; P2Dist beyond which a masked patch is not decoded",
+    ".beton": "FFCV's file of a whole data set; 500_95: longest side at most 500 pixels, JPEG quality 95",
+    "seek index, fused resize": "two ways of the package's own reader to decode a crop without the rest of the image",
+    "s1 ... s6": "DailyMAE's schedules of image size and mask ratio; s5 is the palindrome 224, 192, 224",
+    "trend": "a number whose claim holds at this scale; the number itself is not expected to agree",
+}
+RUN_IT = """\
+<p>From a checkout of the repository: <code>make repro</code> sets everything up and runs the headline of all five papers on a laptop,
+without a download of images; its README says how to point it at Tiny-ImageNet or at ImageNet. Every claim on these pages lists the
+commands that train its runs again.</p>
 """
 EXPLORE = """\
 <p>Six notebooks with sliders (masking, reconstruction, HOG, schedules, loader, a recipe of your own) are not part of these pages,
@@ -110,7 +129,8 @@ class Site:
         written = []
         for name, body in bodies.items():
             path = self.folder / f"{name}.html"
-            path.write_text(page(f"{PAGES[name]}, {self.board.scale}", body, navigation(name)), encoding="utf-8")
+            title = PAGES[name] if self.board.is_mixed else f"{PAGES[name]}, {self.board.scale}"
+            path.write_text(page(title, body, navigation(name)), encoding="utf-8")
             written.append(path)
         return written
 
@@ -139,7 +159,7 @@ def index(site: Site) -> str:
     """What this is, how it stands, and where to read on."""
     board = site.board
     lines = [
-        "<h1>Five papers on efficient masked image modelling, replicated</h1>",
+        "<h1>Replicating five papers on efficient masked image modelling</h1>",
         f"<p>{len(board.numbers):,} published numbers and {len(board.claims)} claims, each with what stands beside it here: computed, run at a "
         "smaller scale, or a reason why not. One harness runs all five papers; a <i>budget</i> is the lens through which a machine sees "
         "their recipes.</p>",
@@ -151,7 +171,7 @@ def index(site: Site) -> str:
     lines += ["<h2>Claims</h2>", table(scoreboard.verdict_counts(board)), "<h2>Numbers</h2>", table(scoreboard.texts(board.totals))]
     lines += [f"<details><summary>what the statuses mean</summary>{_meaning(board)}</details>"]
     lines += [_paper(site, paper) for paper in published.PAPERS]
-    return "\n".join([*lines, "<h2>Explore</h2>", EXPLORE])
+    return "\n".join([*lines, "<h2>Run it</h2>", RUN_IT, "<h2>Explore</h2>", EXPLORE])
 
 
 def _paper(site: Site, paper: str) -> str:
@@ -185,13 +205,15 @@ def _verdict(verdict: str) -> str:
 
 def _what_was_run(site: Site, budget: str) -> str:
     """Which papers a budget shows, and what was run at it."""
-    papers = [paper for paper in published.PAPERS if site.budgets[paper] == budget]
-    runs = {run.name: run for paper in papers for run in site.runs(paper)}.values()
-    named = "Everything" if len(papers) == len(published.PAPERS) else ", ".join(html.escape(TITLES[paper]) for paper in papers)
-    text = f"{named}: budget <b>{html.escape(budget)}</b>, {len(runs)} finished runs"
-    seeds = sorted({len(run.seeds) for run in runs})
-    devices = sorted({str(run.provenance.get("device", "")) for run in runs} - {""})
-    return f"{text}, {' or '.join(map(str, seeds))} seeds each, on {html.escape(', '.join(devices))}." if runs else f"{text}."
+    found = site.results[budget].runs.values()
+    counts = {paper: sum(run.paper == paper for run in found) for paper in published.PAPERS if site.budgets[paper] == budget}
+    loaders = sum(run.paper == loader_runs.PAPER for run in found) if site.budgets[LOADER_PAPER] == budget else 0
+    named = [f"{html.escape(TITLES[paper])} {count}" for paper, count in counts.items()] + [f"{loaders} loader measurements"] * bool(loaders)
+    text = f"Runs at the budget <b>{html.escape(budget)}</b>: {', '.join(named)}"
+    runs = [run for run in found if run.paper in counts]
+    seeds = " or ".join(map(str, sorted({len(run.seeds) for run in runs})))
+    devices = ", ".join(sorted({str(run.provenance.get("device", "")) for run in runs} - {""}))
+    return f"{text}; {seeds} seeds each, on {html.escape(devices)}." if runs else f"{text}."
 
 
 def _meaning(board: Scoreboard) -> str:
@@ -224,17 +246,21 @@ def paper_page(site: Site, paper: str) -> str:
 def _claim(site: Site, line: dict) -> str:
     claim = published.claims()[line["claim"]]
     runs, budget = rerun.runs_of(claim, site.params.runs), site.budgets[line["paper"]]
+    finished = site.results[budget].runs
+    used = [finished[name] for name in rerun.runs_of(claim, finished)]
     effect = verdicts.effect_text(line)
     seeds = f"{line['seeds']} seeds" if line["seeds"] else ""
     check = line["check"].removeprefix("by computation: ")
     measured = "; ".join(part for part in (check, effect and f"effect {effect}", seeds) if part)
     where = "by computation, without training" if line["budget"] == "by computation" else f"at the budget {line['budget']}"
+    again = rerun.commands(runs, site.params, budget, rerun.measures_loaders(claim))
     facts = {
         "the paper": html.escape(f"{claim['statement']} ({claim['source']})"),
         "tested by": html.escape(claim["test"]),
         "found": f"{_verdict(line['verdict'])} {html.escape(where)}. {html.escape(measured)}",
+        "scale": html.escape(scale_of(used, site.params, budget)),
         "note": html.escape(line["note"]),
-        "run it again": "<br>".join(f"<code>{html.escape(command)}</code>" for command in rerun.commands(runs, site.params, budget)),
+        "run it again": "<br>".join(f"<code>{html.escape(command)}</code>" for command in again),
     }
     rows = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items() if text)
     name = line["claim"].partition(".")[2]
@@ -244,7 +270,7 @@ def _claim(site: Site, line: dict) -> str:
 def methods(site: Site) -> str:
     """What the budget changes of the papers' recipes, and how a verdict is reached."""
     lens = _lens([site.params.budget_named(budget) for budget in site.results], list(site.results))
-    tests = pd.DataFrame([(kind.replace("_", " "), (function.__doc__ or "").strip()) for kind, function in verdicts.KINDS.items()])
+    tests = pd.DataFrame([(kind.replace("_", " "), (function.__doc__ or "").strip().replace("`", "")) for kind, function in verdicts.KINDS.items()])
     return "\n".join(
         [
             "<h1>Methods</h1>",
@@ -258,6 +284,8 @@ def methods(site: Site) -> str:
             _meaning(site.board),
             "<h2>What is not compared</h2>",
             NOT_COMPARED,
+            "<h2>Words</h2>",
+            table(pd.DataFrame(GLOSSARY.items(), columns=["word", "means"])),
         ]
     )
 

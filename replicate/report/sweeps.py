@@ -9,10 +9,10 @@ from replicate.report.quantities import NotRun, Reader
 from replicate.report.style import Figure
 
 
-def sweep_curves(reader: Reader, sweeps: Mapping[str, str], xlabel: str, logarithmic: bool = False) -> Figure:
+def sweep_curves(reader: Reader, sweeps: Mapping[str, str], xlabel: str, logarithmic: bool = False) -> Figure | None:
     """Accuracy along each of the sweeps; `sweeps` maps a legend to a sweep of published/claims.yaml.
 
-    A sweep of which too few points have finished is named in the title instead.
+    A sweep of which too few points have finished is named in the title as not run; None where that is so for all.
     """
     figure, axes = new()
     missing = []
@@ -21,9 +21,10 @@ def sweep_curves(reader: Reader, sweeps: Mapping[str, str], xlabel: str, logarit
             curve(axes[0, 0], reader.curve(sweep), label, index)
         except NotRun:
             missing.append(label)
-    axes[0, 0].set(xlabel=xlabel, ylabel=ACCURACY, title="ours" + f", without {', '.join(missing)}" * bool(missing))
+    if len(missing) == len(sweeps):
+        return None
+    axes[0, 0].set(xlabel=xlabel, ylabel=ACCURACY, title="ours" + f" (not run: {', '.join(missing)})" * bool(missing))
     if logarithmic:
         axes[0, 0].set_xscale("log")
-    if len(missing) < len(sweeps):
-        axes[0, 0].legend()
+    axes[0, 0].legend()
     return figure

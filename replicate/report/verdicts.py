@@ -98,8 +98,12 @@ def effect_text(line: Mapping[str, Any]) -> str:
     if line["verdict"] == NOT_RUN or not math.isfinite(line["effect"]):
         return ""
     bounded = math.isfinite(line["low"]) and line["low"] != line["high"]
-    interval = f" [{line['low']:.3g}, {line['high']:.3g}]" if bounded else ""
-    return f"{line['effect']:.3g}{interval} {line['unit']}".rstrip()
+    interval = f" [{_short(line['low'])}, {_short(line['high'])}]" if bounded else ""
+    return f"{_short(line['effect'])}{interval} {line['unit']}".rstrip()
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def describe(spec: dict[str, Any]) -> str:
@@ -122,18 +126,24 @@ def describe(spec: dict[str, Any]) -> str:
     if "than" in spec:
         relation = "no higher than" if kind == "peak_not_above" else f"within {spec['step']:g} of"
         return f"peak of {subject} {relation} that of {_words(spec['than'])}"
-    return f"range of {subject} ≤ {bound:g}" if kind == "range_below" else f"{subject} {kind}"
+    return f"range of {subject} ≤ {bound:g}" if kind == "range_below" else f"{subject} {kind}, last minus first"
 
 
 def unit(spec: Mapping[str, Any]) -> str:
-    """Unit of a check's effect: "points" for a difference of accuracies, "times" for a ratio; none for losses, places and correlations."""
-    if spec["kind"] in ("computed", "rank_correlation") or spec["kind"].startswith("peak"):
+    """Unit of a check's effect: "points" for a difference of accuracies, "times" for a ratio, ...; none for losses and what is computed."""
+    if spec["kind"] == "computed":
         return ""
+    if spec["kind"].startswith("peak"):
+        return "(place of the peak)" if spec["kind"] == "peak_between" else "(distance of the peaks)"
+    if spec["kind"] == "rank_correlation":
+        return "(correlation)"
     named = list(published.texts({key: part for key, part in spec.items() if key not in ("kind", "metric")}))
     if spec["kind"].startswith("ratio") or any("over" in part for part in _expressions(spec)):
         return "times"
     metrics = {text.partition("/")[2] for text in named} - {""} or {spec.get("metric", DEFAULT_METRIC)}
-    return "points" if all(metric.endswith("top1") for metric in metrics) else ""
+    if all(metric.endswith("top1") for metric in metrics):
+        return "points"
+    return "images/s" if metrics == {"images_per_second"} else "dB" if all(metric.startswith("psnr") for metric in metrics) else ""
 
 
 def _expressions(value: Any) -> Iterator[Mapping[str, Any]]:
@@ -173,7 +183,7 @@ def equal(reader: Reader, left: Any, right: Any, tolerance: float) -> Outcome:
     """The whole interval of left - right lies within the tolerance (equivalence); it fails when it lies wholly outside."""
     found = reader.evaluate(reader.linear(left).minus(reader.linear(right)))
     if not found.has_interval:
-        return _undecided(found, 0.0)
+        return _outcome(UNDECIDED, found, _few(found))
     if -tolerance < found.low and found.high < tolerance:
         return _outcome(HOLDS, found)
     if found.low > tolerance or found.high < -tolerance:
@@ -300,31 +310,32 @@ def _against(reader: Reader, linear: Linear, bound: float, sign: int = 1) -> Out
 
 
 def _decided(found: Estimate, bound: float, sign: int = 1) -> Outcome:
+    """Whether sign * found lies beyond sign * bound."""
     if found.has_interval:
         low, high = sorted((sign * found.low, sign * found.high))
         if low > sign * bound:
             return _outcome(HOLDS, found)
         if high < sign * bound:
             return _outcome(FAILS, found)
-    return _undecided(found, bound)
+    return _undecided(found, bound, HOLDS if sign * found.value > sign * bound else FAILS)
 
 
-def _undecided(found: Estimate, bound: float) -> Outcome:
+def _undecided(found: Estimate, bound: float, likely: str) -> Outcome:
     if not found.has_interval:
         return _outcome(UNDECIDED, found, _few(found))
     needed = intervals.seeds_to_decide(found, bound)
     if needed is None:
         return _outcome(UNDECIDED, found, f"an effect this close to {bound:g} would take over {intervals.MOST_SEEDS} seeds")
     more = max(needed - found.seeds, 1)
-    return _outcome(UNDECIDED, found, f"{more} more seed{'s' * (more > 1)} would decide it, were the effect as measured")
+    return _outcome(UNDECIDED, found, f"{more} more seed{'s' * (more > 1)} would decide it ({likely}), were the effect as measured")
 
 
 def _more_for_equality(found: Estimate, tolerance: float) -> str:
-    edge = math.copysign(tolerance, found.value)
+    edge, likely = math.copysign(tolerance, found.value), HOLDS if abs(found.value) < tolerance else FAILS
     needed = intervals.seeds_to_decide(found, edge)
     if needed is None:
         return f"the difference is too close to the tolerance of {tolerance:g} for any number of seeds that one would run"
-    return f"{max(needed - found.seeds, 1)} more seeds would decide it (tolerance {tolerance:g}), were the difference as measured"
+    return f"{max(needed - found.seeds, 1)} more seeds would decide it ({likely}, tolerance {tolerance:g}), were the difference as measured"
 
 
 def _by_bootstrap(find: Callable[[int | None], Estimate], side: Callable[[Estimate], str], note: str = "") -> Outcome:
@@ -335,15 +346,16 @@ def _by_bootstrap(find: Callable[[int | None], Estimate], side: Callable[[Estima
     if not found.has_interval:
         missing = _few(found)
     elif verdict == UNDECIDED:
-        missing = _more(intervals.fewest_seeds(lambda seeds: side(find(seeds)) != UNDECIDED, found.seeds), found.seeds)
+        needed = intervals.fewest_seeds(lambda seeds: side(find(seeds)) != UNDECIDED, found.seeds)
+        missing = _more(needed, found.seeds, side(find(needed)) if needed else "")
     return _outcome(verdict, found, "; ".join(part for part in (note, missing) if part))
 
 
-def _more(needed: int | None, have: int) -> str:
+def _more(needed: int | None, have: int, likely: str) -> str:
     if needed is None:
         return f"over {intervals.MOST_SEEDS} seeds would be needed, were the means as measured"
     more = max(needed - have, 1)
-    return f"{more} more seed{'s' * (more > 1)} would decide it, were the means as measured"
+    return f"{more} more seed{'s' * (more > 1)} would decide it ({likely}), were the means as measured"
 
 
 def _few(found: Estimate) -> str:
@@ -366,7 +378,8 @@ def _monotone(reader: Reader, sweep: Any, sign: int, strict: bool) -> Outcome:
         return replace(spread, verdict=HOLDS)
     counts = [intervals.seeds_to_decide(step) for step in (whole, *needed) if not _beyond(step, sign)]
     most = None if None in counts else max(counts)
-    return replace(spread, note="; ".join(part for part in (spread.note, _more(most, whole.seeds)) if part))
+    likely = HOLDS if all(sign * step.value > 0 for step in needed) else FAILS
+    return replace(spread, note="; ".join(part for part in (spread.note, _more(most, whole.seeds, likely)) if part))
 
 
 def _beyond(step: Estimate, sign: int) -> bool:

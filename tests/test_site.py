@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import browser
 import nbformat
 import pytest
+import yaml
 
 from replicate.errors import UserError
 from replicate.params import load
@@ -166,6 +167,14 @@ def test_every_papers_notebook_has_one_picture_for_the_overview():
         cells = nbformat.read(ROOT / paper.notebook, as_version=4).cells
         tagged = [cell for cell in cells if "front" in cell.metadata.get("tags", [])]
         assert len(tagged) == 1 and "book.save(" in tagged[0].source, paper.notebook
+
+
+def test_the_same_pictures_are_among_dvcs_plots():
+    plots = [Path(plot) for plot in yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"] if isinstance(plot, str)]
+    for name, paper in load(ROOT / "params.yaml").papers.items():
+        [cell] = [cell for cell in nbformat.read(ROOT / paper.notebook, as_version=4).cells if "front" in cell.metadata.get("tags", [])]
+        [picture] = [plot.stem for plot in plots if plot.parent.name == name]
+        assert f'"{picture}")' in cell.source, name
 
 
 def test_the_committed_pages_show_the_committed_scoreboard(committed):

@@ -15,7 +15,7 @@ from typing import Any
 from replicate.errors import UserError
 
 CODE = ("replicate",)
-PAGE_SOURCES = (*CODE, "params.yaml", "published", "notebooks")
+PAGE_SOURCES = (*CODE, "published", "notebooks")
 PACKAGES = ("torch", "torchvision", "timm", "ffcv", "numpy")
 _UNKNOWN = "unknown"
 
@@ -34,9 +34,9 @@ def git_state(root: Path | None = None, paths: tuple[str, ...] = CODE) -> dict[s
     """`{"revision": 40 hex digits or "unknown", "dirty": True, False or None}` of the checkout that holds this package.
 
     Dirty means that a *tracked* file below `paths` differs from the revision. For a run that is the package alone: what params.yaml
-    states of it stands beside its numbers, so another budget or run in that file is no doubt about them; a page has more sources,
-    `PAGE_SOURCES`. Outside a checkout (an installed wheel, no git) the revision is "unknown" and `dirty` is None. Read once a process,
-    at the first call: call it before training, and an edit made meanwhile is not blamed on the run.
+    states of it stands beside its numbers, so another budget or run in that file is no doubt about them. A page, which says what it
+    shows, has more sources, `PAGE_SOURCES`. Outside a checkout (an installed wheel, no git) the revision is "unknown" and `dirty` is
+    None. Read once a process, at the first call: call it before training, and an edit made meanwhile is not blamed on the run.
     """
     root = root or Path(__file__).resolve().parents[1]
     revision = _git("rev-parse", "HEAD", root=root)

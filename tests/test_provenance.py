@@ -51,15 +51,20 @@ def test_git_state_sees_a_tracked_change_and_ignores_an_untracked_result(tmp_pat
     assert git_state.__wrapped__(tmp_path) == {"revision": clean["revision"], "dirty": True}
 
 
-def test_another_budget_makes_a_page_dirty_and_no_run(tmp_path):
+def test_another_budget_makes_nothing_dirty_and_another_claim_a_page(tmp_path):
     def git(*arguments):
         subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *arguments], check=True, capture_output=True)
 
+    (tmp_path / "published").mkdir()
+    claims = tmp_path / "published" / "claims.yaml"
+    claims.write_text("claims: []\n")
     (tmp_path / "params.yaml").write_text("budget: laptop\n")
     git("init")
     git("add", ".")
     git("commit", "-m", "first")
     (tmp_path / "params.yaml").write_text("budget: smoke\n")
+    assert git_state.__wrapped__(tmp_path)["dirty"] is False and git_state.__wrapped__(tmp_path, PAGE_SOURCES)["dirty"] is False
+    claims.write_text("claims: [another]\n")
     assert git_state.__wrapped__(tmp_path)["dirty"] is False and git_state.__wrapped__(tmp_path, PAGE_SOURCES)["dirty"] is True
 
 

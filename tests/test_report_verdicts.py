@@ -190,6 +190,19 @@ def test_smoke_decides_nothing():
     assert outcome.verdict == UNDECIDED and "smoke" in outcome.note
 
 
+def test_smoke_leaves_every_check_undecided_but_what_is_computed():
+    claim = {**CLAIM, "checks": [WINS, {"kind": "computed", "function": "neighbour_fractions", "tolerance": 1.0}]}
+    found = verdicts.checks(claim, results({"a": A, "b": B}, "smoke"))
+    assert [outcome.verdict for outcome in found] == [UNDECIDED, HOLDS]
+    assert [outcome.verdict for outcome in verdicts.checks(claim, results({"a": A, "b": B}))] == [HOLDS, HOLDS]
+
+
+def test_a_comparison_tells_both_sides():
+    found = results({"a": [40.0, 41.0, 42.0], "b": [45.5, 45.6, 45.7]})
+    assert verdicts.means({"kind": "above", "left": "a", "right": "b"}, found) == "41 against 45.6"
+    assert verdicts.means({"kind": "above", "left": "a", "right": "absent"}, found) == "" == verdicts.means({"kind": "ordered", "runs": ["a"]}, found)
+
+
 def test_no_verdict_without_an_interval_unless_computed():
     runs = results({"light_90_llrd_65": A, "light_90_llrd_75": B, "light_90_llrd_80": A, "light_90_llrd_90": B})
     frame = verdicts.all_claims(runs)

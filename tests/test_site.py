@@ -189,6 +189,7 @@ def test_the_committed_pages_show_the_committed_scoreboard(committed):
         for line in board.claims[board.claims["paper"] == paper].to_dict("records"):
             section = text.partition(f'id="{line["claim"].partition(".")[2]}"')[2].partition("</section>")[0]
             assert f">{line['verdict']}</span>" in section and html.escape(verdicts.effect_text(line)) in section, line["claim"]
+            assert section.count("<li>") == len(published.claims()[line["claim"]]["checks"]), "every check speaks"
 
 
 def test_no_smoke_run_is_among_the_findings():

@@ -10,7 +10,7 @@ from replicate.report import published
 if TYPE_CHECKING:
     from replicate.params import Params
 
-SHOWN = 4
+SHOWN = 12
 """Commands beyond these are counted, not listed."""
 
 

@@ -50,7 +50,9 @@ VERDICTS = """\
 <p>A claim is one or more checks on runs. Results are means over seeds with a 95 % interval of Student's t; two runs on the same
 seeds share data order and initial weights and are compared seed by seed. A check is decided when its interval lies wholly on one
 side of its bound, so nothing is decided without an interval unless it is computed. An undecided check says how many more seeds
-would decide it, were the effect as measured. Where a sweep peaks is judged by a parametric bootstrap over its points.</p>
+would decide it, and which way, were the effect as measured. Where a sweep peaks is judged by a parametric bootstrap over its points. The
+intervals are over seeds on one set of validation images (at <code>tiny</code> and <code>brief</code> 500, so that one image is 0.2 points)
+and each check is judged by itself, without a correction for there being many.</p>
 """
 NOT_COMPARED = """\
 <p>Accuracies at a smaller scale stand beside the papers' for orientation; they are not judged by them. The status of such a number is the
@@ -207,7 +209,7 @@ def _what_was_run(site: Site, budget: str) -> str:
     """Which papers a budget shows, and what was run at it."""
     found = site.results[budget].runs.values()
     counts = {paper: sum(run.paper == paper for run in found) for paper in published.PAPERS if site.budgets[paper] == budget}
-    loaders = sum(run.paper == loader_runs.PAPER for run in found) if site.budgets[LOADER_PAPER] == budget else 0
+    loaders = sum(run.paper == loader_runs.PAPER for run in site.runs(LOADER_PAPER)) if site.budgets[LOADER_PAPER] == budget else 0
     named = [f"{html.escape(TITLES[paper])} {count}" for paper, count in counts.items()] + [f"{loaders} loader measurements"] * bool(loaders)
     text = f"Runs at the budget <b>{html.escape(budget)}</b>: {', '.join(named)}"
     runs = [run for run in found if run.paper in counts]
@@ -248,23 +250,30 @@ def _claim(site: Site, line: dict) -> str:
     runs, budget = rerun.runs_of(claim, site.params.runs), site.budgets[line["paper"]]
     finished = site.results[budget].runs
     used = [finished[name] for name in rerun.runs_of(claim, finished)]
-    effect = verdicts.effect_text(line)
-    seeds = f"{line['seeds']} seeds" if line["seeds"] else ""
-    check = line["check"].removeprefix("by computation: ")
-    measured = "; ".join(part for part in (check, effect and f"effect {effect}", seeds) if part)
     where = "by computation, without training" if line["budget"] == "by computation" else f"at the budget {line['budget']}"
     again = rerun.commands(runs, site.params, budget, rerun.measures_loaders(claim))
     facts = {
         "the paper": html.escape(f"{claim['statement']} ({claim['source']})"),
         "tested by": html.escape(claim["test"]),
-        "found": f"{_verdict(line['verdict'])} {html.escape(where)}. {html.escape(measured)}",
+        "found": f"{_verdict(line['verdict'])} {html.escape(where)}",
+        "checks": _checks(claim, site.results[budget]),
         "scale": html.escape(scale_of(used, site.params, budget)),
-        "note": html.escape(line["note"]),
         "run it again": "<br>".join(f"<code>{html.escape(command)}</code>" for command in again),
     }
     rows = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items() if text)
     name = line["claim"].partition(".")[2]
     return f'<section class="claim" id="{name}"><h3>{html.escape(name.replace("_", " "))}</h3><dl>{rows}</dl></section>'
+
+
+def _checks(claim: dict, found: results.Results) -> str:
+    """Every check of a claim with its own verdict: the claim's is theirs taken together."""
+    lines = []
+    for spec, outcome in zip(claim["checks"], verdicts.checks(claim, found), strict=True):
+        seeds = f"{outcome.seeds} seeds" if outcome.seeds else ""
+        effect = verdicts.effect_text(vars(outcome))
+        parts = (outcome.check.removeprefix("by computation: "), verdicts.means(spec, found), effect and f"effect {effect}", seeds, outcome.note)
+        lines.append(f"<li>{_verdict(outcome.verdict)} {html.escape('; '.join(part for part in parts if part))}</li>")
+    return f'<ul class="claims">{"".join(lines)}</ul>'
 
 
 def methods(site: Site) -> str:

@@ -69,15 +69,34 @@ def all_claims(results: Results, claims: dict[str, dict[str, Any]] | None = None
 
 def judge(claim: dict[str, Any], results: Results) -> Outcome:
     """The claim's verdict with the effect of the check that settled it (the first one, while nothing is settled)."""
-    outcomes = [check(spec, results) for spec in claim["checks"]]
+    outcomes = checks(claim, results)
     verdict = _together([outcome.verdict for outcome in outcomes])
-    if results.budget in NO_FINDING and not _is_computed(claim) and verdict != NOT_RUN:
-        shown = next(outcome for outcome in outcomes if outcome.verdict != NOT_RUN)
-        return replace(shown, verdict=UNDECIDED, note=f"the {results.budget} budget exercises the pipeline and decides nothing")
     shown = min(outcomes, key=lambda outcome: _rank(outcome.verdict, verdict))
     done = sum(outcome.verdict != NOT_RUN for outcome in outcomes)
     part = [f"{done} of {len(outcomes)} checks run"] if 0 < done < len(outcomes) else []
     return replace(shown, verdict=verdict, note="; ".join(part + [shown.note] * bool(shown.note)))
+
+
+def checks(claim: dict[str, Any], results: Results) -> list[Outcome]:
+    """Every check of a claim. Runs of a budget that finds nothing leave theirs undecided."""
+    outcomes = [check(spec, results) for spec in claim["checks"]]
+    if results.budget not in NO_FINDING:
+        return outcomes
+    silent = {"verdict": UNDECIDED, "note": f"the {results.budget} budget exercises the pipeline and decides nothing"}
+    decided = (spec["kind"] == "computed" or outcome.verdict == NOT_RUN for spec, outcome in zip(claim["checks"], outcomes, strict=True))
+    return [outcome if itself else replace(outcome, **silent) for outcome, itself in zip(outcomes, decided, strict=True)]
+
+
+def means(spec: Mapping[str, Any], results: Results) -> str:
+    """Both sides of a comparison by their means, "40.4 against 45.6"; nothing where a check has no two sides or one was not run."""
+    if not {"left", "right"} <= set(spec):
+        return ""
+    reader = Reader(results, published.sweeps(), spec.get("metric", DEFAULT_METRIC))
+    try:
+        left, right = (_short(reader.estimate(spec[side]).value) for side in ("left", "right"))
+    except NotRun:
+        return ""
+    return f"{left} against {right}"
 
 
 def check(spec: dict[str, Any], results: Results) -> Outcome:

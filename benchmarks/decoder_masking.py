@@ -103,7 +103,7 @@ def main() -> None:
         for name, other in timings.items()
         if name != best
     ]
-    write_results(f"decoder_masking_{options.model}_{dtype}_{device}", rows)
+    write_results(f"decoder_masking_{options.model}_{dtype}_{device}_batch_{options.batch}", rows)
 
 
 if __name__ == "__main__":

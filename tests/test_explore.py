@@ -14,6 +14,7 @@ import torch
 from replicate.errors import UserError
 from replicate.explore import images, loader, masking, recipe, reconstruction, schedules
 from replicate.explore.panel import extremes, panel
+from replicate.params import load
 from replicate.report.notebook import read
 from replicate.report.style import Figure
 
@@ -128,6 +129,11 @@ def test_a_mix_is_an_entry_of_params_yaml():
 def test_what_does_not_fit_together_is_refused_in_the_words_of_params():
     with pytest.raises(UserError, match="^this mix does not fit together: decoder_beta drops tokens of MAE's decoder"):
         recipe.write(opened("recipe", method="mim", beta=26))
+
+
+def test_a_mix_is_a_params_yaml_that_loads():
+    values = opened("recipe")
+    assert set(load(recipe.write(values)).runs) == {recipe.name_of(values), f"{recipe.name_of(values)}_ft"}
 
 
 @pytest.mark.slow

@@ -107,7 +107,8 @@ def write(values: dict[str, Any], root: Path | None = None) -> Path:
     params = parameters(root)
     budgets = {name: params.budget_named(name).model_dump(exclude_unset=True) for name in (BUDGET, PRICED_AT)}
     datasets = {"full": params.datasets["full"].model_dump(exclude_unset=True)}
-    content = {"budget": BUDGET, "budgets": budgets, "datasets": datasets, "papers": {}, **mix(**values)}
+    papers = {OWN: {"title": "A mix of the papers' options", "notebook": "notebooks/explore_recipe.ipynb"}}
+    content = {"budget": BUDGET, "budgets": budgets, "datasets": datasets, "papers": papers, **mix(**values)}
     path = root / ".replicate" / "explore" / "params.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False))

@@ -497,9 +497,11 @@ class Params(Strict):
         return self.budgets[name]
 
     def dataset(self, name: str, budget: str | None = None) -> Dataset:
-        """A dataset with the budget's overrides laid over it."""
+        """A dataset with the budget's overrides laid over it. Raises UserError for a name that `params.yaml` does not hold."""
         from replicate.budget import scaled_dataset
 
+        if name not in self.all_datasets:
+            raise UserError(f"params.yaml has no dataset '{name}'{closest(name, self.all_datasets)}")
         lens = self.budget_named(budget)
         base = scaled_dataset(self.all_datasets[name], lens).model_dump(exclude_unset=True)
         return _validated(Dataset, lens.data | base, f"datasets.{name}")

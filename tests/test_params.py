@@ -133,3 +133,8 @@ def test_switching_the_budget_changes_one_line(tmp_path):
     assert len(changed) == 1 and changed[0][1].startswith("budget: gpu")
     with pytest.raises(UserError, match="no budget 'tomorrow'"):
         switch_budget(path, "tomorrow")
+
+
+def test_an_unknown_dataset_gets_the_closest_names():
+    with pytest.raises(UserError, match="no dataset '500_95'; did you mean daily_500_95"):
+        load(ROOT / "params.yaml").dataset("500_95")

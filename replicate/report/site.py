@@ -23,7 +23,7 @@ import pandas as pd
 
 from replicate.errors import UserError
 from replicate.provenance import PAGE_SOURCES, git_state, machine, versions
-from replicate.report import loader_runs, notebook, published, rerun, results, scoreboard, summary, tables, verdicts
+from replicate.report import loader_runs, notebook, published, rerun, results, scoreboard, summary, tables, texts, verdicts
 from replicate.report.page import page, table
 from replicate.report.scale import scale_of
 from replicate.report.scoreboard import MEANING, TITLES, Scoreboard
@@ -38,52 +38,6 @@ SAMPLES, SAMPLE_SIDE = 12, 96
 FULL = "full"
 LOADER_PAPER = "dailymae"  # the one whose claims speak of loaders
 FINDINGS = Path("docs") / "site"
-NO_FINDING = "These are runs of the <b>smoke</b> budget: they show that the pipeline works, and none of their numbers is a finding."
-
-LENS = """\
-<p>Every run is written in its paper's own numbers. A budget maps them to what a machine affords: image and patch size, width,
-epochs, batch. Ratios that carry the science (mask ratio, layer-wise decay, warm-up and stage fractions) are never mapped; except at
-smoke and brief neither is depth. The learning rate follows the linear scaling rule from the resulting batch. At the budget
-<code>paper</code> nothing changes. Each paper's notebook prints the mapping of its runs.</p>
-"""
-VERDICTS = """\
-<p>A claim is one or more checks on runs. Results are means over seeds with a 95 % interval of Student's t; two runs on the same
-seeds share data order and initial weights and are compared seed by seed. A check is decided when its interval lies wholly on one
-side of its bound, so nothing is decided without an interval unless it is computed. An undecided check says how many more seeds
-would decide it, and which way, were the effect as measured. Where a sweep peaks is judged by a parametric bootstrap over its points. The
-intervals are over seeds on one set of validation images (at <code>tiny</code> and <code>brief</code> 500, so that one image is 0.2 points)
-and each check is judged by itself, without a correction for there being many.</p>
-"""
-NOT_COMPARED = """\
-<p>Accuracies at a smaller scale stand beside the papers' for orientation; they are not judged by them. The status of such a number is the
-verdict of the claim that it carries. Detection and segmentation are not part of the workbook.</p>
-"""
-PHOTOS = """\
-<p><code>photos</code> is made on the spot from the photographs that scikit-image carries: layouts (bands, rings, spirals, ...)
-drawn with two photographic textures each. The label is the global layout. It is a synthetic task with natural texture and stands
-in for real images on a machine without any; numbers on it compare methods with one another, not with published ones.</p>
-"""
-GLOSSARY = {
-    "budget": "a lens: what a machine makes of the papers' image sizes, widths, epochs and batches; listed above",
-    "grid": "the papers' full ablations, a pipeline file of its own: make grid",
-    "planner": "python -m replicate plan: what runs cost, in multiply-adds, memory and hours, before anything is spent",
-    "LLRD": "layer-wise learning-rate decay: each block's rate is that of the block above it times this factor",
-    "P2Dist": "mean distance from a masked patch's pixels to the nearest visible pixel, in pixels of a 16-pixel patch",
-    "gamma, beta": "exponent of the Difficulty-Flatten Loss; P2Dist beyond which a masked patch is not decoded",
-    ".beton": "FFCV's file of a whole data set; 500_95: longest side at most 500 pixels, JPEG quality 95",
-    "seek index, fused resize": "two ways of the package's own reader to decode a crop without the rest of the image",
-    "s1 ... s6": "DailyMAE's schedules of image size and mask ratio; s5 is the palindrome 224, 192, 224",
-    "trend": "a number whose claim holds at this scale; the number itself is not expected to agree",
-}
-RUN_IT = """\
-<p>From a checkout of the repository: <code>make repro</code> sets everything up and runs the headline of all five papers on a laptop,
-without a download of images; its README says how to point it at Tiny-ImageNet or at ImageNet. Every claim on these pages lists the
-commands that train its runs again.</p>
-"""
-EXPLORE = """\
-<p>Six notebooks with sliders (masking, reconstruction, HOG, schedules, loader, a recipe of your own) are not part of these pages,
-since they compute as you move: <code>make lab</code>, then <code>notebooks/explore_*.ipynb</code>.</p>
-"""
 
 
 @dataclass(frozen=True)
@@ -169,11 +123,11 @@ def index(site: Site) -> str:
         '<p>How runs are mapped to a budget and verdicts are reached: <a href="methods.html">methods</a>.</p>',
     ]
     if any(budget in verdicts.NO_FINDING for budget in site.results):
-        lines.append(f'<p class="notice">{NO_FINDING}</p>')
+        lines.append(f'<p class="notice">{texts.NO_FINDING}</p>')
     lines += ["<h2>Claims</h2>", table(scoreboard.verdict_counts(board)), "<h2>Numbers</h2>", table(scoreboard.texts(board.totals))]
     lines += [f"<details><summary>what the statuses mean</summary>{_meaning(board)}</details>"]
     lines += [_paper(site, paper) for paper in published.PAPERS]
-    return "\n".join([*lines, "<h2>Run it</h2>", RUN_IT, "<h2>Explore</h2>", EXPLORE])
+    return "\n".join([*lines, "<h2>Run it</h2>", texts.RUN_IT, "<h2>Explore</h2>", texts.EXPLORE])
 
 
 def _paper(site: Site, paper: str) -> str:
@@ -229,7 +183,7 @@ def paper_page(site: Site, paper: str) -> str:
     executed = site.executed(paper)
     parts = [f"<h1>{html.escape(TITLES[paper])}</h1>"]
     if site.budgets[paper] in verdicts.NO_FINDING:
-        parts.append(f'<p class="notice">{NO_FINDING}</p>')
+        parts.append(f'<p class="notice">{texts.NO_FINDING}</p>')
     parts.append('<p class="contents"><a href="#claims">claims</a> <a href="#notebook">notebook</a> <a href="#numbers">every number</a> ')
     parts.append('<a href="#contradictions">contradictions</a></p><h2 id="claims">Claims</h2>')
     parts += [_claim(site, line) for line in site.board.claims[site.board.claims["paper"] == paper].to_dict("records")]
@@ -284,17 +238,17 @@ def methods(site: Site) -> str:
         [
             "<h1>Methods</h1>",
             "<h2>The budget is a lens</h2>",
-            LENS,
+            texts.LENS,
             table(lens) if len(lens) else "<p>This budget is the identity.</p>",
             "<h2>How a verdict is reached</h2>",
-            VERDICTS,
+            texts.VERDICTS,
             table(tests.set_axis(["check", "holds when"], axis=1)),
             "<h2>Status of a number</h2>",
             _meaning(site.board),
             "<h2>What is not compared</h2>",
-            NOT_COMPARED,
+            texts.NOT_COMPARED,
             "<h2>Words</h2>",
-            table(pd.DataFrame(GLOSSARY.items(), columns=["word", "means"])),
+            table(pd.DataFrame(texts.GLOSSARY.items(), columns=["word", "means"])),
         ]
     )
 
@@ -328,7 +282,7 @@ def _datasets(site: Site, budget: str) -> list[str]:
         parts.append(f"<h2>{html.escape(name.replace('_', ' '))}, budget {html.escape(budget)}</h2>")
         parts.append(f"<p>Source: <code>{html.escape(dataset.source)}</code>.</p>")
         if dataset.source == "photos":
-            parts.append(PHOTOS)
+            parts.append(texts.PHOTOS)
         if not (folder / "manifest.json").exists():
             parts.append("<p>Not written on this machine: the numbers come from runs elsewhere, whose provenance names the data by its checksum.</p>")
             continue

@@ -156,16 +156,21 @@ def _mask_unit(stated: PretrainRun, scaled: PretrainRun) -> int:
 
 
 def _dropped(run: PretrainRun, kwargs: dict[str, Any]) -> int | tuple[int, ...]:
-    """Blocks that pre-training leaves out: the paper's number, but never the last block of a stage that the budget has made shallower."""
+    """Blocks that pre-training leaves out: the paper's share of a stage that the budget has made shallower, one or more, never its last."""
     if not run.drop_blocks:
         return run.drop_blocks
     stated = backbone_kwargs(run.backbone, run.backbone_kwargs, Budget())
     if "depth" in kwargs:
-        return min(run.drop_blocks, kwargs["depth"] - (kwargs["depth"] < stated["depth"]))
-    most = tuple(ours - (ours < theirs) for ours, theirs in zip(kwargs["depths"], stated["depths"], strict=True))
+        return _share(run.drop_blocks, kwargs["depth"], stated["depth"])
     if isinstance(run.drop_blocks, int):
-        return min(run.drop_blocks, most[-1])
-    return tuple(min(pair) for pair in zip(run.drop_blocks, most, strict=True))
+        return _share(run.drop_blocks, kwargs["depths"][-1], stated["depths"][-1])
+    return tuple(_share(*stage) for stage in zip(run.drop_blocks, kwargs["depths"], stated["depths"], strict=True))
+
+
+def _share(dropped: int, ours: int, theirs: int) -> int:
+    if ours >= theirs or not dropped:
+        return dropped
+    return min(max(1, round(dropped * ours / theirs)), ours - 1)
 
 
 def _hog_cell(run: PretrainRun, budget: Budget) -> dict[str, int]:

@@ -142,8 +142,9 @@ def test_hog_cells_follow_the_patch_and_dropped_blocks_the_depth(params):
     assert params.resolve("fastmim_vit_hog_128", "paper").target_options == {}
     assert params.resolve("fastmim_depth_8", "laptop").drop_blocks == 4
     assert params.resolve("fastmim_depth_8", "smoke").drop_blocks == 1
+    assert [params.resolve(f"fastmim_depth_{blocks}", "brief").drop_blocks for blocks in (8, 10)] == [2, 1]
     assert params.resolve("fastmim_swin_depth_2-2-16-2", "laptop").drop_blocks == (0, 0, 2, 0)
-    assert params.resolve("fastmim_swin_depth_2-2-16-2", "smoke").drop_blocks == (0, 0, 1, 0)
+    assert all(params.resolve("fastmim_swin_depth_2-2-16-2", budget).drop_blocks == (0, 0, 1, 0) for budget in ("smoke", "brief"))
 
 
 def test_stages_go_through_the_lens(params):
@@ -166,6 +167,15 @@ def test_a_probe_and_a_run_from_scratch_have_factors_of_their_own(params):
     assert tuned.base_lr == pytest.approx(1e-3 * tiny.evaluate_lr) and tuned.ema is None
     assert scratch.base_lr == pytest.approx(1e-4 * tiny.scratch_lr) and scratch.ema == tiny.ema
     assert params.resolve("scratch_llrd_80", "tiny").base_lr == pytest.approx(1e-3 * tiny.evaluate_lr)
+
+
+def test_scratch_training_peaks_near_fine_tuning(params):
+    """Of the same backbone, at every budget; a baseline at eight times the rate would be no baseline."""
+    for name in (name for name in params.runs if name.endswith("_scratch_ft") and name.startswith("fastmim")):
+        tuned = "fastmim_" + {"vit": "vit_hog_128", "swin_l": "swin_l_hog_128_ep400"}.get(of := name[8:-11], f"{of}_hog_128") + "_ft"
+        for budget in params.budgets:
+            scratch, fine = (params.resolve(run, budget) for run in (name, tuned))
+            assert scratch.base_lr * scratch.batch_size <= 2.01 * fine.base_lr * fine.batch_size, (name, budget)
 
 
 def test_partial_fine_tuning_never_tunes_more_blocks_than_there_are(params):

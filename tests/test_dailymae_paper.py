@@ -159,6 +159,7 @@ def test_measured_loaders_are_runs_that_tables_and_claims_read(measured):
     assert table.loc["image folder", "size"].startswith("1.25") and table.loc["image folder", "size, printed"] == "1.37"
     minutes = dailymae.epoch_minutes(reader, {"folder": "loader_folder", "never": "loader_ffcv_500_95"})
     assert minutes.loc["folder", "minutes"] == pytest.approx(1281167 / 200 / 60, rel=0.01) and len(minutes) == 1
+    assert minutes.loc["folder", "minutes, printed"] == pytest.approx(1281167 / 4428 / 60)
     assert dailymae_figures.epoch_minutes(minutes).axes
 
 

@@ -21,6 +21,7 @@ from replicate.report.ranges import Range, agrees, printed
 
 Cell = Mapping[str, Any]
 EXACT, ROUNDING, CONTRADICTION = "exact", "exact within rounding", "contradiction in the paper"
+DIFFERS = "differs"
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,13 @@ def _apply(cell: Cell, rule: Mapping[str, Any]) -> Computed:
         raise UserError(f"published/computed.yaml: no function '{rule['function']}'; there are {', '.join(FUNCTIONS)}")
     found = FUNCTIONS[rule["function"]](cell, **arguments)
     central = agrees(Range.exact(found.value), cell) and found.low <= found.value <= found.high
-    status = EXACT if central else ROUNDING if agrees(found, cell) else CONTRADICTION
-    return Computed(found, status, _note(found, cell, status, rule.get("note", "")))
+    status = EXACT if central else ROUNDING if agrees(found, cell) else rule.get("otherwise", CONTRADICTION)
+    return Computed(found, status, _note(found, cell, status, _filled(rule.get("note", ""), cell)))
+
+
+def _filled(note: str, cell: Cell) -> str:
+    """`{encoder}` in a note stands for the millions of parameters without the classifier's last layer."""
+    return note.format(encoder=analytic.parameters(published.setting(cell["row"]))[0]) if "{encoder" in note else note
 
 
 def _note(found: Range, cell: Cell, status: str, why: str) -> str:
@@ -206,8 +212,14 @@ def recipe(cell: Cell, recipe: str, key: str) -> Range:
     return Range.exact(value)
 
 
-def parameters(cell: Cell) -> Range:
-    """Millions of parameters, of the encoder alone or with its classifier: the count that is printed, else the larger."""
+def parameters(cell: Cell, whole: bool = False) -> Range:
+    """Millions of parameters, of the encoder alone or with its classifier: the count that is printed, else the larger.
+
+    `whole` counts the classifier, as what is fine-tuned; a paper may cut its digits where others round.
+    """
+    if whole:
+        count = analytic.parameters(published.setting(cell["row"]))[1]
+        return Range(count, count - cell["unit_last_digit"] / 2, count)
     counts = [Range.exact(count) for count in analytic.parameters(published.setting(cell["row"]))]
     return next((count for count in counts if agrees(count, cell)), counts[-1])
 

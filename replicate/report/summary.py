@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from replicate import intervals
-from replicate.report import tables
+from replicate.report import computed, tables
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Run
 
@@ -64,7 +64,8 @@ def recomputed(cells: pd.DataFrame) -> pd.DataFrame:
     """
     found = cells[cells["status"] == tables.CONTRADICTION]
     place = found["table"].str.replace("_", " ").str.capitalize() + found["panel"].map(lambda panel: f" ({panel})" if panel else "")
-    shown = found.assign(place=place, computed=[f"{value:.4g}" for value in found["ours"]])
+    numbers = computed.all_numbers()
+    shown = found.assign(place=place, computed=[f"{numbers.loc[name, 'ours']:.4g}" for name in found["id"]])
     shown = shown.rename(columns={"column": "what", "published": "printed", "why": "how"})
     return shown[["place", "row", "what", "printed", "computed", "how"]].set_index("place").rename_axis(None)
 

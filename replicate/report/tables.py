@@ -20,7 +20,7 @@ from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Results
 
 EXACT, ROUNDING, CONTRADICTION = computed.EXACT, computed.ROUNDING, computed.CONTRADICTION
-TREND, DIFFERS, UNDECIDED = "trend", "differs", verdicts.UNDECIDED
+TREND, DIFFERS, UNDECIDED = "trend", computed.DIFFERS, verdicts.UNDECIDED
 SMOKE, NOT_RUN = "smoke run, no finding", "not run at this budget"
 CITED, NEEDS_SCALE, NOT_BUILT = "cited from elsewhere", "needs scale", "not built"
 STATUSES = (EXACT, ROUNDING, TREND, DIFFERS, UNDECIDED, CONTRADICTION, CITED, NOT_RUN, NEEDS_SCALE, NOT_BUILT, SMOKE)
@@ -141,8 +141,11 @@ def _line(cell: dict[str, Any], rules, reader: Reader, judged: Mapping[str, str]
         "claim": "",
         "why": cell["note"],
     }
+    rule = _rule(cell, rules)
     if cell["id"] in numbers.index:
         found = numbers.loc[cell["id"]]
+        if found.status == CONTRADICTION and "ours" in rule:
+            return line | _beside_a_contradiction(_measured(cell, rule, reader, judged), found.note)
         return line | {
             "ours": found.ours,
             "ours_low": found.low,
@@ -150,10 +153,15 @@ def _line(cell: dict[str, Any], rules, reader: Reader, judged: Mapping[str, str]
             "status": found.status,
             "why": found.note,
         }
-    rule = _rule(cell, rules)
+    line["why"] = rule.get("why", cell["note"])
     if "ours" not in rule:
-        return line | {"status": rule.get("status", NEEDS_SCALE), "why": rule.get("why", cell["note"])}
+        return line | {"status": rule.get("status", NEEDS_SCALE)}
     return line | _measured(cell, rule, reader, judged)
+
+
+def _beside_a_contradiction(measured: dict[str, Any], note: str) -> dict[str, Any]:
+    """A run's number keeps its place though the paper prints two: the recomputed one, or the other printed one, goes to the note."""
+    return measured | {"status": CONTRADICTION, "why": "; ".join(part for part in (note, measured.get("why", "")) if part)}
 
 
 def _rule(cell: Mapping[str, Any], rules: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,11 +1,16 @@
 """What each step of crop decode brings, against stock FFCV and against decoding whole images.
 
-Run: python benchmarks/crop_decode.py [--images FOLDER] [--repeat 30] [--rounds 5] [--quality 90 95] [--threads 1 2] [--size 224]
+Run: python benchmarks/crop_decode.py [--images FOLDER] [--batches 12] [--rounds 5] [--quality 90 95] [--threads 1 2] [--size 224]
 
 FOLDER holds photographs (any depth; default: $REPLICATE_REAL_DATA/imagenet-sample-167, else those that scikit-image carries). They are written as
-.beton at 500 px and each quality, `repeat` times over so that epochs are long; boxes are RandomResizedCrop(0.08, 1), and half the images are
-flipped, the same in every case. Everything runs in one process, the cases taking turns. With one thread, time is the process's CPU time, which
-other users of the machine do not add to; with more it is wall time.
+.beton at 500 px and each quality, over and over until there are enough; boxes are RandomResizedCrop(0.08, 1), and half the images are flipped, the
+same in every case. Everything runs in one process, the cases taking turns. With one thread, time is the process's CPU time, which other users of
+the machine do not add to; with more it is wall time.
+
+What is timed are the last `batches` batches of an epoch, the same images in every case. FFCV begins each epoch with new buffers for five batches of
+whole images: touching their pages for the first time takes longer than decoding into them where the machine has to find the memory first (which
+falls on whichever case allocates next), and is nothing beside the 5,000 batches of ImageNet. So the clock starts once every buffer was filled twice.
+"stock FFCV, its own crops" draws its boxes itself, as a check that handing it ours costs it nothing.
 
 The steps, each on top of the one before: `crop` libjpeg decodes the crop's rows and columns (DailyMAE's idea) and our area filter resizes; `entropy`
 adds our Huffman decoder; `restart` and `index` let it jump to the crop (two ways to the same end); `fused` resizes before colour conversion. All
@@ -18,7 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
@@ -27,8 +32,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from replicate.cost.bench import Timing, compare, interleave, write_results
-from replicate.cost.stock_ffcv import has_ffcv, stock_ffcv
+from replicate.cost.bench import Timing, compare, take_turns, timed_window, write_results
+from replicate.cost.stock_ffcv import WARM, has_ffcv, stock_ffcv
 from replicate.errors import UserError
 from replicate.loaders import Augmentation, crop_decode, crops, open_loader
 from replicate.loaders.beton_format import read_tables
@@ -65,10 +70,10 @@ def photographs(folder: Path | None) -> list[np.ndarray]:
 
 
 class Repeated:
-    """A source for the writer: the same JPEGs over and over."""
+    """A source for the writer: the same JPEGs over and over, `count` in all."""
 
-    def __init__(self, images: list[np.ndarray], quality: int, repeat: int) -> None:
-        self.jpegs = [encode_jpeg(image, quality) for image in images] * repeat
+    def __init__(self, images: list[np.ndarray], quality: int, count: int) -> None:
+        self.jpegs = list(itertools.islice(itertools.cycle([encode_jpeg(image, quality) for image in images]), count))
         self.labels = np.zeros(len(self.jpegs), np.int64)
         self.names, self.class_names = [str(i) for i in range(len(self.jpegs))], ["photograph"]
 
@@ -106,25 +111,23 @@ class Crops:
             raise RuntimeError(f"{self.path}: {result.messages}")
         return result.images
 
-    def epoch(self, decoding: Decoding, threads: int) -> None:
+    def epoch(self, decoding: Decoding, threads: int, first: int = 0) -> Iterator[np.ndarray]:
+        """Batches from number `first` on, each in the memory of the one before."""
         out = np.empty((BATCH, self.size, self.size, 3), np.uint8)
-        for part in self.batches():
-            self.decode(decoding, threads, out, part)
+        for part in self.batches()[first:]:
+            yield self.decode(decoding, threads, out, part)
 
-    def epoch_with_opencv(self) -> None:
-        """Whole images through cv2 alone, one thread."""
-        out = np.empty((self.size, self.size, 3), np.uint8)
-        for i, (top, left, height, width) in enumerate(self.boxes):
-            start = self.tables.pointers[i]
-            image = cv2.imdecode(self.bytes[start : start + self.tables.lengths[i]], cv2.IMREAD_COLOR_RGB)
-            cv2.resize(image[top : top + height, left : left + width], (self.size, self.size), dst=out, interpolation=cv2.INTER_AREA)
-            if self.flips[i]:
-                out[:] = out[:, ::-1]
-
-
-def exhaust(batches: Iterable[object]) -> None:
-    for _ in batches:
-        pass
+    def epoch_with_opencv(self, first: int = 0) -> Iterator[np.ndarray]:
+        """The same of whole images through cv2 alone, one thread."""
+        out = np.empty((BATCH, self.size, self.size, 3), np.uint8)
+        for part in self.batches()[first:]:
+            for k, (start, length) in enumerate(zip(self.tables.pointers[part], self.tables.lengths[part], strict=True)):
+                (top, left, height, width), flip = self.boxes[part][k], self.flips[part][k]
+                image = cv2.imdecode(self.bytes[start : start + length], cv2.IMREAD_COLOR_RGB)
+                cv2.resize(image[top : top + height, left : left + width], (self.size, self.size), dst=out[k], interpolation=cv2.INTER_AREA)
+                if flip:
+                    out[k] = out[k][:, ::-1]
+            yield out
 
 
 def fused_psnr(data: Crops) -> dict[str, float]:
@@ -151,16 +154,17 @@ def write_files(folder: Path, source: Repeated, quality: int, size: int) -> dict
 
 
 def measure(files: dict[str, Crops], quality: int, threads: int, rounds: int) -> list[dict[str, Any]]:
-    plain = files["plain"]
-    cases: dict[str, Callable[[], object]] = {name: partial(files[kind].epoch, mode, threads) for name, (mode, kind) in STEPS.items()}
+    plain, clock = files["plain"], process_time if threads == 1 else perf_counter
+    # A batch of ours, untimed, touches all the memory that it takes.
+    epochs = {name: (partial(files[kind].epoch, mode, threads, WARM - 1), 1) for name, (mode, kind) in STEPS.items()}
     if threads == 1:
-        cases["OpenCV"] = plain.epoch_with_opencv
+        epochs["OpenCV"] = (partial(plain.epoch_with_opencv, WARM - 1), 1)
     if has_ffcv():
-        cases["stock FFCV"] = partial(exhaust, stock_ffcv(plain.path, plain.boxes, plain.size, BATCH, threads))
-        cases["stock FFCV, its own crops"] = partial(exhaust, stock_ffcv(plain.path, None, plain.size, BATCH, threads))
-    clock = process_time if threads == 1 else perf_counter
-    timings = interleave(cases, rounds, 1, clock)
-    rows, count = [], len(plain.tables)
+        for name, boxes in (("stock FFCV", plain.boxes), ("stock FFCV, its own crops", None)):
+            epochs[name] = (partial(iter, stock_ffcv(plain.path, boxes, plain.size, BATCH, threads)), WARM)
+    cases = {name: partial(timed_window, begin, skip, clock) for name, (begin, skip) in epochs.items()}
+    timings = take_turns(cases, rounds)
+    rows, count = [], len(plain.tables) - WARM * BATCH
     psnr = fused_psnr(files["index"])
     baselines = [name for name in ("stock FFCV", "stock FFCV, its own crops", "OpenCV", "full") if name in timings]
     for baseline, name in itertools.product(baselines, STEPS):
@@ -169,6 +173,7 @@ def measure(files: dict[str, Crops], quality: int, threads: int, rounds: int) ->
         ours, theirs = timings[name], timings[baseline]
         extra = {
             "clock": clock.__name__,
+            "images": count,
             "images_per_second": [round(count / ours.median, 1), round(count / theirs.median, 1)],
             "against": baseline,
             **(psnr if "fused" in name else {}),
@@ -220,7 +225,7 @@ def default_images() -> Path | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, default=default_images())
-    parser.add_argument("--repeat", type=int, default=30)
+    parser.add_argument("--batches", type=int, default=12, help="timed batches of an epoch, 256 images each (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quality", type=int, nargs="+", default=[90, 95])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -234,9 +239,10 @@ def main() -> None:
     crop_decode.require()
     cv2.setNumThreads(1)
     images, rows = photographs(options.images), []
+    count = (WARM + options.batches) * BATCH
     with tempfile.TemporaryDirectory() as folder:
         for quality in options.quality:
-            files = write_files(Path(folder), Repeated(images, quality, options.repeat), quality, options.size)
+            files = write_files(Path(folder), Repeated(images, quality, count), quality, options.size)
             for threads in options.threads:
                 rows += measure(files, quality, threads, options.rounds)
             if has_ffcv() and quality == options.quality[0]:

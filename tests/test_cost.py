@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from replicate.cost.bench import Timing, compare, interleave, write_results
+from replicate.cost.bench import Timing, compare, interleave, take_turns, timed_window, write_results
 from replicate.cost.macs import classifier_macs, count_forward, count_mae, mae_macs
 from replicate.cost.memory import activation_bytes, cuda_peak_bytes, mae_activation_bytes
 from replicate.cost.parameters import classifier_parameters, count_parameters, mae_parameters
@@ -195,6 +195,21 @@ def test_cases_take_turns():
     timings = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warmup=1)
     assert calls == ["a", "b"] + ["a", "b"] + ["b", "a"] + ["a", "b"]
     assert len(timings["a"].seconds) == 3 and timings["a"].median >= 0
+
+
+def test_a_window_starts_with_a_running_loader():
+    """The clock moves by a second a batch; three of five batches come after the second."""
+    clock = [0]
+
+    def batches():
+        for _ in range(5):
+            clock[0] += 1
+            yield None
+
+    assert timed_window(batches, 2, lambda: clock[0]) == 3
+    turns = []
+    timings = take_turns({"a": lambda: turns.append("a") or 1.0, "b": lambda: turns.append("b") or 2.0}, 2)
+    assert turns == ["a", "b", "b", "a"] and timings["b"].seconds == (2.0, 2.0)
 
 
 def test_results_have_the_agreed_form(tmp_path, capsys):

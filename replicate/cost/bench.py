@@ -9,7 +9,9 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,23 +39,41 @@ def interleave(
 
     With `time.process_time` for a clock (and one thread) the time that other processes took from this one does not count.
     """
+    for _ in range(warmup):
+        for case in cases.values():
+            timed(case, clock)
+    return take_turns({name: partial(timed, case, clock) for name, case in cases.items()}, rounds)
+
+
+def take_turns(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:
+    """Let cases that return their own seconds take turns, round after round, each round beginning with another."""
     names = list(cases)
-    for name in names * warmup:
-        _timed(cases[name], clock)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for index in range(rounds):
         start = index % len(names)
         for name in names[start:] + names[:start]:
-            seconds[name].append(_timed(cases[name], clock))
+            seconds[name].append(cases[name]())
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
-def _timed(case: Callable[[], object], clock: Callable[[], float]) -> float:
+def timed(case: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Seconds of one call; a GPU is waited for."""
     _wait()
     begin = clock()
     case()
     _wait()
     return clock() - begin
+
+
+def timed_window(begin: Callable[[], Iterable[object]], skip: int, clock: Callable[[], float]) -> float:
+    """Seconds of an epoch from the arrival of its `skip`-th batch to that of its last: what a loader does once it runs."""
+    batches = iter(begin())
+    for _ in islice(batches, skip):
+        pass
+    start = clock()
+    for _ in batches:
+        pass
+    return clock() - start
 
 
 def _wait() -> None:

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+AHEAD = 3
+"""Batches that it prepares in advance, FFCV's default. An epoch begins with new buffers for `AHEAD + 2` batches of whole images."""
+WARM = 2 * (AHEAD + 2)
+"""Batches after which every buffer was filled twice, so that hardly a page of them is still to be touched for the first time."""
+
 
 def has_ffcv() -> bool:
     try:
@@ -19,8 +24,11 @@ def has_ffcv() -> bool:
     return True
 
 
-def stock_ffcv(path: Path, boxes: np.ndarray | None, size: int, batch_size: int, threads: int) -> Iterable[object]:
-    """The batches of a .beton in storage order. `boxes` (N, 4) = top, left, height, width replace the crops that FFCV would draw."""
+def stock_ffcv(path: Path, boxes: np.ndarray | None, size: int, batch_size: int, threads: int, order: np.ndarray | None = None) -> Iterable[object]:
+    """The batches of a .beton, its samples in `order` (as stored where None is given).
+
+    `boxes` (N, 4) = top, left, height, width of every sample replace the crops that FFCV would draw.
+    """
     warnings.simplefilter("ignore")
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.libffcv import imdecode, resize_crop
@@ -58,6 +66,8 @@ def stock_ffcv(path: Path, boxes: np.ndarray | None, size: int, batch_size: int,
         batch_size=batch_size,
         num_workers=threads,
         order=OrderOption.SEQUENTIAL,
+        indices=None if order is None else order.astype(np.uint64),
+        batches_ahead=AHEAD,
         drop_last=False,
         pipelines={"image": [decoder, RandomHorizontalFlip()], "label": None},
     )

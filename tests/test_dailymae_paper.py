@@ -2,19 +2,20 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 
-from replicate.params import PretrainRun, ScoreRun, load
+from replicate.params import EvaluateRun, PretrainRun, ScoreRun, TeacherRun, load
 from replicate.report import computed, dailymae, dailymae_figures, loader_runs, published, tables
+from replicate.report.book import Book
 from replicate.report.quantities import Reader
-from replicate.report.results import Results
+from replicate.report.results import Results, Run
 from replicate.schedules.stages import view_at
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ("table_2", "table_4", "table_5", "table_6", "table_7", "table_9", "table_11", "table_12", "table_13")
-DATA = {"500_95": "daily_500_95", "Train(500_95)": "daily_500_95"}
 
 
 @pytest.fixture(scope="module")
@@ -52,29 +53,136 @@ def test_every_own_cell_has_a_run_a_measurement_or_is_computed(params, cells, ta
         assert names <= set(params.runs) | speeds, line["id"]
 
 
-def test_a_cells_run_has_the_cells_setting(params, cells):
-    checked = 0
-    for line in cells.to_dict("records"):
-        if not line["run"] or line["run"].startswith("loader_"):
+def test_every_own_cell_leads_to_what_it_says(params):
+    """The run by what it trains or scores, and the metric, both derived from the printed setting alone."""
+    seen = []
+    for cell in own_cells():
+        rule = next((rule for rule in published.mapping("dailymae") if published.matches(cell, rule["match"])), {})
+        if "ours" not in rule:
+            assert cell["id"] in computed.numbers("dailymae").index, cell["id"]
             continue
-        run, setting = params.run(line["run"]), published.setting(line["row"])
-        if isinstance(run, ScoreRun):
-            continue
-        source = run if isinstance(run, PretrainRun) or line["table"] in ("table_9", "table_6") else params.run(run.pretrain_name)
-        if line["table"] in ("table_2", "table_12", "table_11") and "pretrain" not in line["row"] and setting.get("stage") == "finetune":
-            source = run
-        if "data" in setting:
-            assert (source.loader == "folder") == (setting["data"] == "IF"), line["id"]
-            assert source.dataset == "daily_500_95", line["id"]
-            checked += 1
-        scheme = setting.get("scheme", setting.get("config", ""))
-        if scheme.isdigit():
-            assert source.image_size == int(scheme) and not source.stages, line["id"]
-            checked += 1
-        elif scheme.startswith("s"):
-            assert len(source.stages) == 3, line["id"]
-            checked += 1
-    assert checked > 80
+        quantity = tables.fill(rule["ours"], published.setting(cell["row"]))
+        name, _, metric = (quantity["times"][1] if isinstance(quantity, dict) else quantity).partition("/")
+        assert (metric or "top1") == metric_of(cell), cell["id"]
+        assert (name if name.startswith("loader_") else does(params, name)) == expected(cell), cell["id"]
+        seen.append(cell["table"])
+    assert set(seen) == set(OWN) and len(seen) > 130
+
+
+def test_what_runs_do_tells_them_apart(params):
+    """Else the test above would let one stand for another. Table 6 has one image set and weights in common with Table 5, twice."""
+    named = [name for name in tables.runs_named("dailymae") if not name.startswith("loader_")]
+    kinds = [does(params, name) for name in named]
+    same = {frozenset(name for name, kind in zip(named, kinds, strict=True) if kind == one) for one in kinds}
+    assert {names for names in same if len(names) > 1} == {
+        frozenset({"daily_val_original", "daily_randaug_val_folder"}),
+        frozenset({"daily_val_500_100", "daily_randaug_val_500"}),
+    }
+
+
+def test_fine_tuning_runs_differ_in_nothing_but_what_their_cells_say(params):
+    free = {"pretrain", "loader", "dataset", "image_size", "stages", "auto_augment"}
+    recipe = params.run("daily_ft_224").model_dump(exclude=free)
+    found = [params.run(name) for name in tables.runs_named("dailymae") if not name.startswith("loader_")]
+    for run in (run for run in found if type(run) in (EvaluateRun, TeacherRun)):
+        assert run.model_dump(exclude=free) == recipe
+
+
+METRICS = {"runtime_hours": "train_hours", "online_probe_top1": "probe_train_top1", "file_size_gb": "file_bytes"}
+METRICS |= {"throughput_img_s": "images_per_second", "top5": "top5", "ft_top5": "top5"}
+COLOURS = {"RandAug": "rand-m9-mstd0.5-inc1", "3Aug": "three_augment", "3Aug+": "three_augment_plus"}
+STEPS = {"decode": "decode", "crop_decode": "decode", "crop_resize": "resize", "resize": "resize", "simple": "simple"}
+OFFICIAL = "full_75"  # MAE's own 1600 epochs stand for the released weights
+
+
+def own_cells() -> list[dict]:
+    frame = published.values()
+    return frame[(frame["paper"] == "dailymae") & frame["table"].isin(OWN)].to_dict("records")
+
+
+def metric_of(cell) -> str:
+    epoch = published.setting(cell["row"]).get("epoch", "100")
+    return METRICS.get(cell["column"], "top1" if epoch == "100" else f"top1_at_{epoch}")
+
+
+def does(params, name):
+    """What a run is, without its name: images, epochs and stages of what it trains, what it starts from, what it scores and how."""
+    run = params.run(name)
+    if isinstance(run, ScoreRun):
+        stored = run.encoding and f"{run.encoding.resolution}_{run.encoding.quality}"
+        return "scored", stored, run.codec, run.dct, does(params, run.classifier.rpartition("/")[2])
+    encoding = params.dataset(run.dataset, "paper").train
+    images = "IF" if run.loader == "folder" else f"{encoding.resolution}_{encoding.quality}"
+    assert run.loader != "folder" or run.dataset == "daily_500_95"
+    if isinstance(run, PretrainRun):
+        whole = [(1.0, run.image_size, run.mask_ratio)]
+        stages = [(stage.until, stage.image_size, run.mask_ratio if stage.mask_ratio is None else stage.mask_ratio) for stage in run.stages]
+        return "pretrained", images, run.epochs, stages or whole
+    whole = [(1.0, run.image_size, run.auto_augment, run.crop_scale[1])]
+    stages = [(stage.until, stage.image_size, stage.auto_augment, (stage.crop_scale or run.crop_scale)[1]) for stage in run.stages]
+    start = OFFICIAL if run.pretrain_name == OFFICIAL else does(params, run.pretrain_name)
+    return "fine-tuned", start, images, run.epochs, stages or whole
+
+
+def expected(cell):
+    """The same from a printed cell; the name of the benchmark's case for what is measured of a loader."""
+    setting, column = published.setting(cell["row"]), cell["column"]
+    kind = {"table_4": loader_case, "table_7": loader_case, "table_13": loader_case, "table_5": scored_table_5, "table_6": scored_table_6}
+    if column in ("file_size_gb", "throughput_img_s", "top1") and cell["table"] in kind:
+        return kind[cell["table"]](setting)
+    scheme = setting.get("scheme", setting.get("config", "224")).replace("fixed", "224")
+    stored = f"{setting['res']}_{setting['quality']}" if cell["table"] == "table_4" else setting.get("data", "").removeprefix("Train(").rstrip(")")
+    images = "IF" if stored.startswith("IF") else stored
+    if cell["table"] == "table_9" or setting.get("stage") == "finetune" or column == "finetune_top1":
+        return finetuned(OFFICIAL, images, scheme)
+    pretrained = "pretrained", images, int(setting.get("epochs", 800)), pretraining_stages(scheme)
+    return pretrained if column in ("runtime_hours", "online_probe_top1") else finetuned(pretrained, "500_95", "224")
+
+
+def pretraining_stages(scheme: str) -> list:
+    """Table 10, with the authors' stage ends."""
+    if scheme.isdigit():
+        return [(1.0, int(scheme), 0.75)]
+    stages = []
+    for number, until in enumerate((0.25, 0.5, 1.0), start=1):
+        where = {"paper": "dailymae", "table": "table_10", "scheme": scheme[1:], "stage": number}
+        stages.append((until, *(published.one(where | {"column": column})["value"] for column in ("resolution", "mask_ratio"))))
+    return stages
+
+
+def finetuned(start, images: str, scheme: str, colours: str = "3Aug"):
+    """Table 8's stages."""
+    if scheme.isdigit():
+        return "fine-tuned", start, images, 100, [(1.0, int(scheme), COLOURS[colours], 1.0)]
+    stages = []
+    for number, until in enumerate((0.3, 0.6, 1.0), start=1):
+        where = {"paper": "dailymae", "table": "table_8", "scheme": scheme[1:], "stage": number, "column": "e_sigma"}
+        stage = published.setting(published.one(where)["row"])
+        stages.append((until, int(stage["res"]), COLOURS[stage["augmentation"]], pytest.approx(float(stage["sigma_plus"]) ** 2)))
+    return "fine-tuned", start, images, 100, stages
+
+
+def loader_case(setting) -> str:
+    if "step" in setting:
+        first, *_, last = setting["step"].split("+") * 2
+        side = "crop" if first.startswith("crop") else "full"
+        return "loader_step_read" if first == "read_only" else f"loader_step_{side}_{STEPS[last]}"
+    if "augmentation" in setting:
+        return {"RandAug": "loader_randaug", "3Aug": "loader_three_augment"}[setting["augmentation"]]
+    return "loader_folder" if setting["res"] == "IF" else f"loader_{setting['res']}_{setting['quality']}"
+
+
+def scored_table_5(setting):
+    """The classifier with RandAugment stands for the official fine-tuned weights."""
+    stored = f"{setting['res']}_{setting['quality']}" if "res" in setting else None
+    codec = "turbo" if "FFCV" in setting["implementation"] else "pillow"
+    return "scored", stored, codec, None, finetuned(OFFICIAL, "IF", "224", "RandAug")
+
+
+def scored_table_6(setting):
+    stored, codec = ("500_100", "turbo") if setting["test"] == "Val(500_100)" else (None, "pillow")
+    images = setting["train"].removeprefix("Train(").rstrip(")")
+    return "scored", stored, codec, None, finetuned(OFFICIAL, images, "224", setting["augmentation"])
 
 
 def test_schemes_are_tables_8_and_10(params):
@@ -93,15 +201,6 @@ def test_schemes_are_tables_8_and_10(params):
                 assert round(run.stages[stage].until * run.epochs) - epoch == int(setting["epochs"])
             else:
                 assert {"resolution": view.image_size, "mask_ratio": view.mask_ratio}[line["column"]] == line["value"], (name, stage)
-
-
-def test_recompressed_sets_are_table_5s(params, cells):
-    table = cells[(cells["table"] == "table_5") & (cells["panel"] != "")]
-    assert len(table) == 18
-    for line in table.to_dict("records"):
-        run, setting = params.run(line["run"]), published.setting(line["row"])
-        assert (run.encoding.resolution, run.encoding.quality) == (int(setting["res"]), int(setting["quality"]))
-        assert run.codec == ("turbo" if "FFCV" in setting["implementation"] else "pillow")
 
 
 def test_data_sets_are_compressed_as_table_4_says(params):
@@ -193,6 +292,26 @@ def test_a_palindrome_spends_its_first_and_last_stage_at_one_view(params):
     assert all(sum(dailymae.stage_shares(params.run(f"daily_{name}")).values()) == pytest.approx(1) for name in dailymae.SCHEMES)
 
 
+def test_contrasts_name_runs_that_differ_in_one_thing(params):
+    for left, right in (dailymae.codec_contrasts() | dailymae.stage_contrasts()).values():
+        one, other = (params.run(name).model_dump() for name in (left, right))
+        differ = {key for key in one if one[key] != other[key]}
+        assert differ == ({"pretrain"} if left.endswith("_ft") else {"dct"} if right.endswith("accurate") else {"codec"})
+
+
+def test_equal_stages_have_their_lines(params):
+    """By two runs made up at a budget: their hours and accuracies stand beside the authors' stages."""
+    hours = {"daily_224": 2.0, "daily_s5": 1.8, "daily_s5_thirds": 1.7}
+    accuracies = {"daily_s5_ft": 50.0, "daily_s5_thirds_ft": 49.0}
+    made = {name: Run("dailymae", name, None, (0,), ({"train_hours": value},)) for name, value in hours.items()}
+    made |= {name: Run("dailymae", name, None, (0,), ({"top1": value},)) for name, value in accuracies.items()}
+    reader = Reader(Results("laptop", made))
+    costs, probes = dailymae.schedule_costs(params, reader, {}), dailymae.probes(reader)
+    assert costs.loc["s5", ["runs here", "runs here, equal stages"]].tolist() == ["90.0", "85.0"]
+    assert probes.loc[["s5", "s5, equal stages"], "fine-tuned"].tolist() == ["50.0", "49.0"]
+    assert probes.loc["s5", "fine-tuned, printed"] == "82.62" and probes.loc["s5, equal stages", "fine-tuned, printed"] == ""
+
+
 def test_stage_lengths_from_printed_times():
     """s2 and s3 differ by (last - first share) of the gap between fixed 224 and 160."""
     table = dailymae.inferred_stages()
@@ -206,11 +325,15 @@ def test_what_codecs_change_is_small_and_adds_up():
     assert table["all three"] >= table["decoder's fast DCT"]
 
 
-def test_the_notebook_shows_every_table_and_figure():
+@pytest.fixture(scope="module")
+def notebook_code():
     notebook = json.loads((ROOT / "notebooks" / "dailymae.ipynb").read_text())
-    code = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
-    shown = [f"table_{n}" for n in (2, 3, 4, 6, 7, 9, 10, 11, 12, 13)] + ["figure_5"]
-    assert all(f'book.table("{name}")' in code for name in shown)
+    return "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+
+
+def test_the_notebook_shows_every_table_and_figure(notebook_code):
+    shown = [f"table_{n}" for n in (2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13)] + ["figure_5", "figure_6"]
+    assert all(f'book.table("{name}")' in notebook_code for name in shown)
     for call in (
         "recipes",
         "crops",
@@ -221,11 +344,22 @@ def test_the_notebook_shows_every_table_and_figure():
         "compression",
         "decomposition",
         "codec_differences",
+        "codec_contrasts",
+        "stage_contrasts",
     ):
-        assert f"dailymae.{call}(" in code
+        assert f"dailymae.{call}(" in notebook_code
     for figure in ("loading", "probe", "crop_decode", "crops", "run_times"):
-        assert f'"{figure}")' in code
-    assert "book.verdicts()" in code and "book.save_tables()" in code
+        assert f'"{figure}")' in notebook_code
+    assert "book.verdicts()" in notebook_code and "book.save_tables()" in notebook_code
+
+
+def test_every_own_cell_has_its_place_in_the_notebook(notebook_code, tmp_path):
+    """By the calls that the notebook makes, at smoke: a panel's name left out, or a cell in no panel, would lose cells."""
+    book = Book("dailymae", "smoke", root=tmp_path)
+    calls = re.findall(r'book\.table\("(\w+)"(?:, "(\w*)")?\)', notebook_code)
+    shown = [name for table, panel in calls for name in book.compared(table, None, "scheme", panel or None)["id"]]
+    assert {cell["id"] for cell in own_cells()} <= set(shown) and len(shown) == len(set(shown))
+    assert sum(len(book.table(table, panel or None)) for table, panel in calls) == len(shown)
 
 
 def test_a_whole_benchmark_on_own_images(tmp_path, monkeypatch):

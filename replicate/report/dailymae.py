@@ -107,8 +107,8 @@ def _whole(run: PretrainRun) -> Any:
 
 def schedule_costs(params: Params, reader: Reader, steps: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Table 11's run times as shares of fixed 224's: by tokens and by multiply-adds (the authors' stage ends, and thirds), printed, by
-    ViT-B's own steps with their quartiles (`steps`, what `benchmarks/schedules.py` wrote, by run), and by this budget's runs with the
-    interval over seeds.
+    ViT-B's own steps with their quartiles (`steps`, what `benchmarks/schedules.py` wrote, by run), and by this budget's runs, of either
+    stage ends, with the interval over seeds.
     """
     fixed, lines = params.run("daily_224"), {}
     base = printed_hours("224")
@@ -124,6 +124,7 @@ def schedule_costs(params: Params, reader: Reader, steps: Mapping[str, Mapping[s
             "steps of ViT-B": _step_share(steps.get(f"daily_{scheme}")),
             "steps of ViT-B, equal stages": _step_share(steps.get(name)),
             "runs here": _measured(reader, {"over": [f"daily_{scheme}/train_hours", "daily_224/train_hours"]}, 100),
+            "runs here, equal stages": _measured(reader, {"over": [f"{name}/train_hours", "daily_224/train_hours"]}, 100),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
 
@@ -132,6 +133,8 @@ def inferred_stages() -> pd.DataFrame:
     """Stage lengths that the printed times of Table 11 imply, if an epoch at each size takes what its fixed-size run took.
 
     s2 and s3 hold the same stages in opposite order, so their difference is (last - first share) * (T224 - T160); s5's is its middle share.
+    T192 and T160 are shorter than the paper's own loader allows (`loader_hours` of computed.yaml), so that nothing here is a finding about
+    stages: it shows that no stage lengths reconcile the printed times.
     """
     long, middle, short = (printed_hours(scheme) for scheme in FIXED)
     lean = (printed_hours("s2") - printed_hours("s3")) / (long - short)
@@ -178,17 +181,42 @@ def split_speedup(reader: Reader) -> pd.DataFrame:
 
 
 def probes(reader: Reader) -> pd.DataFrame:
-    """Tables 11 and 12: the online probe as printed, on our training batches (the authors' way), and on validation images."""
+    """Tables 11 and 12: the online probe as printed, on our training batches (the authors' way), and on validation images.
+
+    A scheme's second line is the same scheme with equal stages, of which the paper prints nothing.
+    """
     lines = {}
     for scheme in ("224", *SCHEMES):
-        where = {"paper": PAPER, "table": "table_11", "column": "online_probe_top1", "scheme": scheme}
-        lines[scheme] = {
-            "printed": published.one(where)["printed"],
-            "training batches": _measured(reader, f"daily_{scheme}/probe_train_top1"),
-            "validation images": _measured(reader, f"daily_{scheme}/probe_top1"),
-            "fine-tuned": _measured(reader, f"daily_{scheme}_ft"),
-        }
+        where = {"paper": PAPER, "table": "table_11", "scheme": scheme}
+        probe, tuned = (published.one(where | {"column": column})["printed"] for column in ("online_probe_top1", "ft_top1"))
+        lines[scheme] = {"probe, printed": probe} | _accuracies(reader, f"daily_{scheme}", tuned)
+        if scheme in SCHEMES:
+            lines[f"{scheme}, equal stages"] = {"probe, printed": ""} | _accuracies(reader, f"daily_{scheme}_thirds", "")
     return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def _accuracies(reader: Reader, run: str, tuned: str) -> dict[str, str]:
+    return {
+        "training batches": _measured(reader, f"{run}/probe_train_top1"),
+        "validation images": _measured(reader, f"{run}/probe_top1"),
+        "fine-tuned, printed": tuned,
+        "fine-tuned": _measured(reader, f"{run}_ft"),
+    }
+
+
+def stage_contrasts() -> dict[str, tuple[str, str]]:
+    """Each scheme fine-tuned after the authors' stage ends and after equal stages, for `Book.contrasts`."""
+    return {f"{scheme}: the authors' stage ends over equal stages": (f"daily_{scheme}_ft", f"daily_{scheme}_thirds_ft") for scheme in SCHEMES}
+
+
+def codec_contrasts() -> dict[str, tuple[str, str]]:
+    """What could make FFCV's images score lower, each alone, for `Book.contrasts`: its decoder's DCT, and all of its way but the resize."""
+    found = {}
+    for stored in ("256_90", "256_95", "500_90", "500_95"):
+        found[f"turbo, fast DCT over accurate, {stored}"] = (f"daily_val_{stored}", f"daily_val_{stored}_accurate")
+    for quality in (100, 95, 90):
+        found[f"turbo over pillow, no resize, quality {quality}"] = (f"daily_val_none_{quality}", f"daily_val_pil_none_{quality}")
+    return found
 
 
 def compression(reader: Reader) -> pd.DataFrame:
@@ -261,8 +289,15 @@ def _printed_rate(run: str) -> float:
     return math.nan
 
 
-def probe_curves(book: Book, runs: Mapping[str, str], metric: str = "probe_top1") -> dict[str, pd.DataFrame]:
-    """Figure 2: the online probe against training time, one curve a run: mean over seeds, indexed by minutes."""
+PROBES = {"training batches, as the paper": "probe_train_top1", "validation images": "probe_top1"}
+
+
+def probe_curves(book: Book, runs: Mapping[str, str]) -> dict[str, dict[str, pd.DataFrame]]:
+    """Figure 2, for each of the two probes: its accuracy against training time, one curve a run: mean over seeds, indexed by minutes."""
+    return {probe: _probe_curves(book, runs, metric) for probe, metric in PROBES.items()}
+
+
+def _probe_curves(book: Book, runs: Mapping[str, str], metric: str) -> dict[str, pd.DataFrame]:
     found = {}
     for label, run in runs.items():
         history = book.results.history(run) if run in book.results else pd.DataFrame()

@@ -160,7 +160,7 @@ def unit(spec: Mapping[str, Any]) -> str:
     if spec["kind"].startswith("ratio") or any("over" in part for part in _expressions(spec)):
         return "times"
     metrics = {text.partition("/")[2] for text in named} - {""} or {spec.get("metric", DEFAULT_METRIC)}
-    if all(metric.endswith("top1") for metric in metrics):
+    if all("top1" in metric for metric in metrics):
         return "points"
     return "images/s" if metrics == {"images_per_second"} else "dB" if all(metric.startswith("psnr") for metric in metrics) else ""
 

@@ -240,12 +240,19 @@ class ScoreRun(EvaluateRun):
 
     `classifier` is a run of grid.teach. Each validation image is capped at `encoding.resolution`, encoded and decoded again before the
     centre crop; None scores the images as they came. `codec` "turbo" is FFCV's way (OpenCV's area resize, libjpeg's fast DCT), "pillow"
-    an image folder's (bicubic resize, accurate DCT).
+    an image folder's (bicubic resize, accurate DCT). `dct` decodes what "turbo" encoded by another DCT than FFCV's.
     """
 
     classifier: str
     encoding: Encoding | None = None
     codec: Literal["pillow", "turbo"] = "pillow"
+    dct: Literal["fast", "accurate"] | None = None
+
+    @model_validator(mode="after")
+    def _a_dct_to_choose(self):
+        if self.dct and (self.codec != "turbo" or self.encoding is None):
+            raise ValueError("dct is a choice of codec turbo's decoder; Pillow's is the accurate one, and without an encoding nothing is decoded")
+        return self
 
 
 class Search(EvaluateRun):

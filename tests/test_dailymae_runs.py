@@ -12,15 +12,17 @@ import torch
 import yaml
 from PIL import Image
 
-from replicate.loaders import Augmentation, open_loader
+from replicate.loaders import Augmentation, crop_decode, open_loader
+from replicate.loaders.crops import center_boxes
 from replicate.loaders.data import DataSettings, write
+from replicate.loaders.decode import decode_image, resize_crop
 from replicate.loaders.folder import StoredSource
 from replicate.loaders.writer import WriteSettings
 from replicate.models.weights import load_weights
-from replicate.params import Encoding, Params, load
+from replicate.params import Encoding, Params, ScoreRun, load
 from replicate.report.results import read
 from replicate.schedules.stages import expand, view_at
-from replicate.trainers import launch
+from replicate.trainers import launch, score
 from replicate.trainers.online_probe import OnlineProbe
 from replicate.trainers.score import recompressed
 from replicate.trainers.seeds import weights_path
@@ -129,6 +131,30 @@ def test_recompressed_images_are_scored_by_either_codec(train):
     assert pillow["bytes_per_image"] < original["bytes_per_image"] and turbo["bytes_per_image"] < original["bytes_per_image"]
 
 
+@pytest.mark.skipif(not crop_decode.available(), reason="the fast DCT needs the C library")
+def test_the_dct_alone_can_be_chosen(small_params):
+    """The same JPEG: by the accurate DCT it is what Pillow decodes, and the fast one differs from it a little."""
+    smooth = np.cumsum(np.random.default_rng(0).normal(size=(90, 70, 3)), axis=1)
+    pixels = (255 * (smooth - smooth.min()) / np.ptp(smooth)).astype(np.uint8)
+    run = small_params.run("daily_val_256_90_accurate").model_copy(update={"image_size": 32, "encoding": Encoding(resolution=64, quality=90)})
+    assert run.model_copy(update={"dct": None, "encoding": None}) == small_params.run("daily_val_256_90").model_copy(
+        update={"image_size": 32, "encoding": None}
+    )
+    crops = {dct: score.crop(pixels, "a photograph", run.model_copy(update={"dct": dct}))[0].astype(int) for dct in (None, "fast", "accurate")}
+    jpeg = recompressed(pixels, run.encoding, "turbo")
+    decoded = decode_image(jpeg, "a photograph")
+    pillow = resize_crop(decoded, center_boxes(np.array([decoded.shape[:2]]))[0], False, 32, run.interpolation)
+    assert (crops[None] == crops["fast"]).all() and (crops["accurate"] == pillow).all()
+    assert 0 < np.abs(crops["fast"] - crops["accurate"]).mean() < 1
+
+
+@pytest.mark.parametrize("stated", [{"codec": "pillow", "encoding": {"quality": 90}}, {"codec": "turbo"}])
+def test_a_dct_that_nothing_reads_is_refused(small_params, stated):
+    run = small_params.run("daily_val_original").model_dump(exclude={"encoding", "codec", "dct"})
+    with pytest.raises(ValueError, match="dct is a choice of codec turbo's decoder"):
+        ScoreRun(**run, **stated, dct="accurate")
+
+
 @pytest.mark.parametrize("codec", ["pillow", "turbo"])
 def test_recompression_keeps_to_cap_and_quality(codec):
     pixels = np.random.default_rng(0).integers(0, 256, (100, 60, 3), dtype=np.uint8)
@@ -136,6 +162,18 @@ def test_recompression_keeps_to_cap_and_quality(codec):
     assert len(sizes[90]) < len(sizes[95]) < len(sizes[100])
     with Image.open(io.BytesIO(sizes[95])) as image:
         assert image.size == (30, 50)
+
+
+def test_writing_says_what_became_of_the_images(small_folder, small_params, monkeypatch, capsys):
+    monkeypatch.chdir(small_folder)
+    launch.write_dataset(small_params, "daily_256_95")
+    images = small_params.dataset("daily_256_95").train_images
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0].rpartition("/")[2] for line in told] == ["train.beton", "val.beton"]
+    assert told[0].endswith(f"{images} images: 0 kept their bytes, {images} were encoded by the writer, {images} were made smaller")
+    assert launch.what_was_done(5, {"kept": 3, "transcoded": 0, "encoded": 2, "raw": 0, "resized": 0}) == (
+        "5 images: 3 kept their bytes, 2 were encoded by the writer"
+    )
 
 
 def test_a_folder_of_made_up_photos_reads_their_stored_files(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from replicate.params import Params
 
 
+STORED = {"transcoded": "kept their coefficients, with restart markers", "raw": "are stored as pixels", "resized": "were made smaller"}
 STEPS_WORTH_A_PROCESS = 60
 """A run of fewer steps is over before another process has imported torch."""
 
@@ -60,10 +61,20 @@ def show_log(params: Params, name: str) -> None:
 
 
 def write_dataset(params: Params, name: str) -> None:
-    """Write a data set's .beton files and manifest as the active budget sees it."""
+    """Write a data set's .beton files and manifest as the active budget sees it, and say of each split what became of its images."""
     from replicate.loaders.data import write
 
-    write(params.dataset(name), params.data_folder(name), workers=params.machine.workers)
+    folder = params.data_folder(name)
+    manifest = write(params.dataset(name), folder, workers=params.machine.workers)
+    for split in manifest.splits.values():
+        print(f"{folder / split['file']}: {what_was_done(split['images'], split['counts'])}")
+
+
+def what_was_done(images: int, counts: Mapping[str, int]) -> str:
+    """A split's images by how they were stored: bytes kept or encoded, always, and what else there is."""
+    parts = [f"{counts['kept']} kept their bytes", f"{counts['encoded']} were encoded by the writer"]
+    parts += [f"{counts[how]} {words}" for how, words in STORED.items() if counts[how]]
+    return f"{images} images: {', '.join(parts)}"
 
 
 def launch_all(params: Params, papers: list[str]) -> None:

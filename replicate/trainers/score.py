@@ -43,7 +43,7 @@ def _accuracy(model: nn.Module, context: RunContext) -> dict[str, float]:
     mine = np.arange(session.rank, len(source), session.world_size)
     for start in range(0, len(mine), EVALUATION_BATCH):
         index = mine[start : start + EVALUATION_BATCH]
-        crops, sizes = zip(*(_crop(source.read(i), source.names[i], context.run) for i in index), strict=True)
+        crops, sizes = zip(*(crop(source.read(i), source.names[i], context.run) for i in index), strict=True)
         batch = as_batch(np.stack(crops), source.labels[index], index, planar=False)
         with session.autocast():
             logits = model(normalise(batch.images.to(session.device)))
@@ -54,7 +54,7 @@ def _accuracy(model: nn.Module, context: RunContext) -> dict[str, float]:
     return {"top1": 100.0 * right1 / count, "top5": 100.0 * right5 / count, "bytes_per_image": stored / count}
 
 
-def _crop(stored: bytes | np.ndarray, name: str, run: ScoreRun) -> tuple[np.ndarray, int]:
+def crop(stored: bytes | np.ndarray, name: str, run: ScoreRun) -> tuple[np.ndarray, int]:
     """The centre crop (S, S, 3) that the classifier sees of one image, and the bytes that the image took."""
     pixels = decode_image(stored, name) if isinstance(stored, bytes) else stored
     if run.encoding is None:
@@ -64,7 +64,7 @@ def _crop(stored: bytes | np.ndarray, name: str, run: ScoreRun) -> tuple[np.ndar
         return _centre(decode_image(jpeg, name), run), len(jpeg)
     small = shrink(pixels, run.encoding.resolution).shape[:2]
     box = center_boxes(np.array([small]))[0]
-    decoding = Decoding(dct="fast", interpolation=run.interpolation)
+    decoding = Decoding(dct=run.dct or "fast", interpolation=run.interpolation)
     return decode_crop_resize(jpeg, box, False, run.image_size, decoding, name=name), len(jpeg)
 
 

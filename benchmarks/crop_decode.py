@@ -93,6 +93,9 @@ class Crops:
         self.bytes = np.memmap(path, np.uint8, mode="r")
         self.addresses = (self.tables.pointers + self.bytes.ctypes.data).astype(np.uint64)
         self.seek = SeekIndex(path.with_suffix(".seek"), len(self.tables)) if seek else None
+        if self.seek is not None:
+            self.seek_bytes = np.fromfile(self.seek.path, np.uint8)
+            self.seek_addresses = np.where(self.seek.lengths > 0, self.seek.offsets + self.seek_bytes.ctypes.data, 0).astype(np.uint64)
         number = np.arange(len(self.tables))
         self.boxes = crops.random_resized_crop_boxes(self.tables.sizes, number, seed=0, epoch=0)
         self.flips = crops.flips(number, seed=0, epoch=0)
@@ -101,7 +104,7 @@ class Crops:
         return [slice(start, start + BATCH) for start in range(0, len(self.tables), BATCH)]
 
     def decode(self, decoding: Decoding, threads: int, out: np.ndarray, part: slice) -> np.ndarray:
-        where = (None, None) if self.seek is None else (self.seek.addresses[part], self.seek.lengths[part])
+        where = (None, None) if self.seek is None else (self.seek_addresses[part], self.seek.lengths[part])
         addresses, lengths = self.addresses[part], self.tables.lengths[part]
         result = crop_decode.decode_batch(
             *(addresses, lengths, self.boxes[part], self.flips[part], self.size, decoding),

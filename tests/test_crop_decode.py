@@ -305,19 +305,25 @@ def test_batch_with_seek_indices(photos, tmp_path):
     jpegs = [encode(photo, "420") for photo in photos]
     restart.write_index(tmp_path / "train.seek", [restart.build_index(jpegs[0]), b"", restart.build_index(jpegs[2], 3)])
     index = restart.SeekIndex(tmp_path / "train.seek", 3)
-    assert index.addresses[1] == 0 and index.lengths[1] == 0
+    assert [index.read(i) for i in range(3)] == [restart.build_index(jpegs[0]), None, restart.build_index(jpegs[2], 3)]
+    stored = np.fromfile(index.path, np.uint8)
+    seek_addresses = np.where(index.lengths > 0, stored.ctypes.data + index.offsets, 0).astype(np.uint64)
     views = [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs]
     where, lengths = np.array([v.ctypes.data for v in views], np.uint64), np.array([v.size for v in views])
     boxes, flips = np.array([[40, 60, 100, 90]] * 3), np.array([True, False, True])
-    got = crop_decode.decode_batch(where, lengths, boxes, flips, 48, index_addresses=index.addresses, index_lengths=index.lengths)
+    got = crop_decode.decode_batch(where, lengths, boxes, flips, 48, index_addresses=seek_addresses, index_lengths=index.lengths)
     np.testing.assert_array_equal(got.images, crop_decode.decode_files(jpegs, boxes, flips, 48).images)
-    wrong = crop_decode.decode_batch(where, lengths, boxes, flips, 48, index_addresses=index.addresses[::-1], index_lengths=index.lengths[::-1])
+    wrong = crop_decode.decode_batch(where, lengths, boxes, flips, 48, index_addresses=seek_addresses[::-1], index_lengths=index.lengths[::-1])
     assert [crop_decode.STATUS[s] for s in wrong.status] == ["index", "ok", "index"]
+    index.close()
     with pytest.raises(UserError, match="3 samples beside a data set of 4"):
         restart.SeekIndex(tmp_path / "train.seek", 4)
     (tmp_path / "cut.seek").write_bytes((tmp_path / "train.seek").read_bytes()[:-5])
     with pytest.raises(UserError, match="damaged seek index"):
         restart.SeekIndex(tmp_path / "cut.seek", 3)
+    (tmp_path / "old.seek").write_bytes(b"RPLSEEK1" + stored[8:].tobytes())
+    with pytest.raises(UserError, match="old.seek: seek index of an older version.*write the data set again"):
+        restart.SeekIndex(tmp_path / "old.seek", 3)
 
 
 def test_batch_refuses_arrays_that_do_not_fit(example):
@@ -386,19 +392,70 @@ def test_one_image_leaves_nothing_to_the_next(example):
         crop_decode.decode_crop(jpeg.replace(b"\xff\xdb", b"\xff\xee"), (0, 0, 50, 50))
 
 
-def test_damaged_seek_index_is_refused_or_harmless(example):
-    """Whatever stands in an index, the answer is an error or the right pixels of some parse, never a crash; most damage is an error."""
-    jpeg, whole = example
-    index, rng = np.frombuffer(restart.build_index(jpeg, 4), np.uint8), np.random.default_rng(9)
-    refused = 0
-    for _ in range(300):
+def refused(jpeg: bytes, box: tuple[int, int, int, int], expected: np.ndarray, index: bytes | np.ndarray) -> bool:
+    """Whether the index was refused. Where it was accepted, the pixels are those of the full decode."""
+    try:
+        got = crop_decode.decode_crop(jpeg, box, index=index)
+    except DecodeError as error:
+        assert error.status == "index", str(error)
+        return True
+    np.testing.assert_array_equal(got, expected)
+    return False
+
+
+@pytest.mark.parametrize("form", ["420", "restart_7"])
+def test_damaged_seek_index_is_refused_or_harmless(photos, form):
+    """Whatever stands in an index, the answer is an error or the full decode's pixels, to the last bit of the index."""
+    jpeg, box = encode(photos[0], form), (20, 20, 280, 280)
+    expected, rng = cut(decode_whole(jpeg), box), np.random.default_rng(9)
+    index = np.frombuffer(restart.build_index(jpeg, 4), np.uint8)
+    assert not refused(jpeg, box, expected, index)
+    for i in range(300):
+        bad, changed = index.copy(), 1 + i % 20
+        bad[rng.integers(0, len(bad), changed)] ^= rng.integers(1, 256, changed, dtype=np.uint8)
+        assert refused(jpeg, box, expected, bad) == (bad != index).any()
+    for bit in range(0, 8 * len(index), 5):
         bad = index.copy()
-        bad[rng.integers(0, len(bad), 20)] = rng.integers(0, 256, 20)
-        try:
-            crop_decode.decode_crop(jpeg, (20, 20, 280, 280), index=bad)
-        except DecodeError:
-            refused += 1
-    assert refused > 290
+        bad[bit // 8] ^= 1 << bit % 8
+        assert refused(jpeg, box, expected, bad)
+
+
+def test_a_jpeg_that_changed_after_its_index_was_made_is_refused(example):
+    """Any one bit of it: an index of the bytes that were there leads past what the damage does to the rows before the crop."""
+    jpeg, _ = example
+    index, rng = restart.build_index(jpeg), np.random.default_rng(14)
+    for _ in range(200):
+        bad = bytearray(jpeg)
+        bad[rng.integers(400, len(jpeg) - 2)] ^= 1 << int(rng.integers(8))
+        with pytest.raises(DecodeError) as caught:
+            crop_decode.decode_crop(bytes(bad), (200, 100, 90, 80), index=index)
+        assert caught.value.status in ("index", "corrupt")
+
+
+def test_the_index_of_another_jpeg_of_the_same_length_is_refused(photos):
+    """Same header, size, length and place of the scan: only the bytes differ."""
+    first, box = encode(photos[0], "420"), (30, 40, 200, 100)
+    second = bytearray(first)
+    second[-2000:-1000] = second[-3000:-2000]
+    try:
+        index = restart.build_index(bytes(second))
+    except DecodeError:
+        second = bytearray(first)
+        second[-1000] ^= 1
+        index = restart.build_index(bytes(second))
+    assert refused(first, box, cut(decode_whole(first), box), index)
+
+
+def test_both_cores_agree_on_an_index(example, tmp_path):
+    jpeg, _ = example
+    (tmp_path / "a.jpg").write_bytes(jpeg)
+    script = (
+        "import sys; from pathlib import Path; from replicate.loaders import crop_decode, restart\n"
+        "print(crop_decode.library().crop_decode_isa().decode(), restart.build_index(Path(sys.argv[1]).read_bytes()).hex())\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "a.jpg")]
+    generic = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CROP_DECODE_GENERIC": "1"}, check=True).stdout.split()
+    assert generic == ["generic", restart.build_index(jpeg).hex()]
 
 
 @pytest.mark.parametrize("key, value", [("dct", "slow"), ("interpolation", "linear"), ("resize", "dct"), ("entropy", "none")])

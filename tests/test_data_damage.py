@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from replicate.errors import UserError
-from replicate.loaders import Augmentation, data, open_loader
+from replicate.loaders import Augmentation, crop_decode, data, open_loader, restart
 from replicate.loaders import beton_format as fmt
 from replicate.loaders.manifest import Manifest
 from replicate.loaders.reader import BetonReader
@@ -237,6 +237,22 @@ def test_a_file_that_shrinks_after_opening_is_told(folder: Path) -> None:
         _cut(folder / "train.beton", 4000)
         with pytest.raises(UserError, match="has shrunk since it was opened"):
             list(loader.epoch(0))
+
+
+@pytest.mark.skipif(not crop_decode.available(), reason="the C library is not built")
+def test_a_seek_index_of_other_bytes_names_the_sample(folder: Path) -> None:
+    """Two entries of the index change places: each belongs to another image then."""
+    source = Manifest.read(folder / "manifest.json").source["source"]
+    data.write(data.DataSettings(source, train=WriteSettings(seek=2)), folder / "seek", progress=False)
+    path = folder / "seek" / "train.beton"
+    with BetonReader(path) as reader:
+        indices = [reader.seek.read(sample) for sample in range(COUNT)]
+    indices[3], indices[13] = indices[13], indices[3]
+    restart.write_index(path.with_suffix(".seek"), indices)
+    with _open(path) as loader, pytest.raises(UserError, match=r"train.beton: sample (3 \(train/cat/03|13 \(train/dog/01).jpg\): wrong seek index"):
+        list(loader.epoch(0))
+    with _open(path, on_error="skip") as loader:
+        assert sum(len(batch.index) for batch in loader.epoch(0)) == COUNT - 2 and loader.num_skipped == 2
 
 
 def test_another_run_of_the_writer_is_told_from_the_manifest(folder: Path) -> None:

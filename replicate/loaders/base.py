@@ -16,6 +16,7 @@ import torch
 
 from replicate.errors import UserError
 from replicate.loaders import Augmentation, Batch, crops
+from replicate.loaders.beton_format import FileCutError
 
 S, T = TypeVar("S"), TypeVar("T")
 ON_ERROR = ("raise", "skip")
@@ -170,7 +171,7 @@ class BaseLoader(ABC):
 
     def sample_failed(self, error: UserError) -> None:
         """The error policy for one damaged image: raise, or count it in `num_skipped` and leave it out of its batch."""
-        if self.on_error == "raise":
+        if self.on_error == "raise" or isinstance(error, FileCutError):
             raise error
         self.num_skipped += 1
 

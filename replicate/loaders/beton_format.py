@@ -29,6 +29,14 @@ MAX_SIDE = np.iinfo(np.uint16).max
 _RECORDS = {FLOAT: np.dtype("<f8"), INT: np.dtype("<i8"), RGB_IMAGE: IMAGE}
 
 
+class FileCutError(UserError):
+    """A data file that has shrunk since it was opened: no damaged sample to skip, whatever the error policy."""
+
+    def __init__(self, path: Path, sample: str = "") -> None:
+        super().__init__(f"{path}: {sample and sample + ': '}the file has shrunk since it was opened; write it again")
+        self.path = path
+
+
 def metadata_dtype(type_ids: list[int]) -> np.dtype:
     """One sample's record: fields f0, f1, ... aligned as a C compiler would."""
     return np.dtype([("", _RECORDS[type_id]) for type_id in type_ids], align=True)

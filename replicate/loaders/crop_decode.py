@@ -34,15 +34,18 @@ import numpy as np
 from replicate.errors import UserError
 
 LIBRARY = Path(__file__).resolve().parent / "_crop_decode" / "libcrop_decode.so"
-VERSION = 2
+VERSION = 3
 MESSAGE_BYTES = 160
-STATUS = ("ok", "corrupt", "unsupported", "box", "too large", "memory", "index")
+STATUS = ("ok", "corrupt", "unsupported", "box", "too large", "memory", "index", "file")
+_WORDS = {"corrupt": "damaged JPEG", "unsupported": "unsupported JPEG", "index": "wrong seek index"}
 _FAST_DCT, _PLANAR, _FUSED, _LIBJPEG_HUFFMAN, _NO_SEEK, _FULL, _BICUBIC, _VERIFY = (1 << bit for bit in range(8))
 _ARGUMENTS = {
     "crop_decode_info": 4,
     "crop_decode_pixels": 12,
     "crop_decode_resize": 10,
     "crop_decode_resize_indexed": 14,
+    "crop_decode_resize_stored": 14,
+    "crop_decode_resize_stored_pixels": 11,
     "crop_decode_batch": 14,
     "crop_decode_resize_pixels": 9,
     "crop_decode_transcode": 8,
@@ -170,9 +173,15 @@ def address_of(data: bytes | memoryview | np.ndarray | None) -> tuple[int, int, 
     return array.ctypes.data, array.size, array
 
 
+def fault(status: int) -> str:
+    """A status other than 0 in words."""
+    kind = STATUS[status] if 0 <= status < len(STATUS) else "corrupt"
+    return f"{_WORDS.get(kind, 'cannot be decoded')} ({kind})"
+
+
 def raise_decode_error(status: int, message: ctypes.Array, name: str) -> None:
     kind = STATUS[status]
-    what = {"corrupt": "damaged JPEG", "unsupported": "unsupported JPEG", "index": "wrong seek index"}.get(kind, "cannot be decoded")
+    what = _WORDS.get(kind, "cannot be decoded")
     raise DecodeError(f"{name}: {what} ({message.value.decode('utf-8', 'replace')})", kind)
 
 
@@ -198,8 +207,8 @@ def decode_crop(
 ) -> np.ndarray:
     """The pixels in `box` = (top, left, height, width), uint8 (height, width, 3) RGB, mirrored if `flip`; grey becomes RGB.
 
-    `index` is the file's seek index (`restart.build_index`). Raises DecodeError naming `name` for a damaged or unsupported JPEG, or a box
-    that leaves the image.
+    `index` is the file's seek index (`restart.build_index`); one that is damaged, or was made of other bytes, is an error too. Raises
+    DecodeError naming `name` for a damaged or unsupported JPEG, or a box that leaves the image.
     """
     top, left, height, width = (int(side) for side in box)
     if not available():

@@ -5,7 +5,10 @@ fails, serves garbage for a damaged image, and sets torch's thread count for the
 positions stand in one shared table by sample number, read by address, so nothing is compiled again between epochs; - each
 sample's decode status comes back in that table and is raised, or skipped and counted, with the sample's name; - the thread that
 runs the pipeline hands its exception over, ends when the consumer leaves, and is joined; - batches are copied out of FFCV's
-ring of buffers.
+ring of buffers; - images are read from the file, not from FFCV's memory map, so that a file that is cut while it is being read is
+an error and not a bus error that ends the process. One gap is left: without the package's C library (`FullDecoder`) FFCV's own
+decoder works from the map, and a file cut between the look at its size, before each batch, and the end of that batch still ends the
+process with SIGBUS.
 """
 
 import queue
@@ -25,6 +28,7 @@ from numba.extending import intrinsic
 from replicate.errors import UserError
 from replicate.loaders import Batch, beton_format, crop_decode
 from replicate.loaders.base import BaseLoader, Epoch, ahead, as_batch
+from replicate.loaders.beton_format import FileCutError
 from replicate.loaders.crop_decode import Decoding
 from replicate.loaders.reader import BetonReader
 
@@ -58,6 +62,7 @@ _POLL_SECONDS = 0.2
 TOP, LEFT, HEIGHT, WIDTH, FLIP, POINTER, LENGTH, MODE, ROWS, COLUMNS, SEEK, SEEK_LENGTH, STATUS = range(13)
 _FIELDS = 13
 _RAW = beton_format.RAW
+_FILE = crop_decode.STATUS.index("file")
 
 
 class SampleTable:
@@ -68,8 +73,10 @@ class SampleTable:
         self.rows = np.zeros((len(tables), _FIELDS), np.int64)
         self.rows[:, POINTER], self.rows[:, LENGTH], self.rows[:, MODE] = tables.pointers, tables.lengths, tables.modes
         self.rows[:, ROWS : COLUMNS + 1] = tables.sizes
+        self.file, self.seek_file = reader.file, -1
         if reader.seek is not None:
-            self.rows[:, SEEK], self.rows[:, SEEK_LENGTH] = reader.seek.addresses, reader.seek.lengths
+            self.seek_file = reader.seek.file
+            self.rows[:, SEEK], self.rows[:, SEEK_LENGTH] = reader.seek.offsets, reader.seek.lengths
 
     @property
     def address(self) -> int:
@@ -122,20 +129,19 @@ def _rows_at(address: int, count: int) -> np.ndarray:
 @cache
 def _crop_decode_batch(parallel: bool) -> Callable[..., None]:
     """Compiled once a process: crops of a batch decoded by the package's C library, straight into FFCV's buffer."""
-    decode_jpeg, resize_pixels = crop_decode.function("crop_decode_resize_indexed"), crop_decode.function("crop_decode_resize_pixels")
+    decode_jpeg, resize_pixels = crop_decode.function("crop_decode_resize_stored"), crop_decode.function("crop_decode_resize_stored_pixels")
 
-    def decode(indices, destination, data, address, count, size, flags):
+    def decode(indices, destination, file, seek_file, address, count, size, flags):
         rows = _rows_at(address, count)
         for i in numba.prange(len(indices)):
             row = rows[indices[i]]
-            source, target = data.ctypes.data + row[POINTER], destination[i].ctypes.data
+            start, length, target = row[POINTER], row[LENGTH], destination[i].ctypes.data
+            top, left, height, width, flip = row[TOP], row[LEFT], row[HEIGHT], row[WIDTH], row[FLIP]
             if row[MODE] == _RAW:
-                corner = source + 3 * (row[TOP] * row[COLUMNS] + row[LEFT])
-                row[STATUS] = resize_pixels(corner, 3 * row[COLUMNS], row[HEIGHT], row[WIDTH], target, size, size, row[FLIP], flags)
+                row[STATUS] = resize_pixels(file, start, row[COLUMNS], target, size, top, left, height, width, flip, flags)
             else:
-                top, left, height, width = row[TOP], row[LEFT], row[HEIGHT], row[WIDTH]
-                seek, seek_length, length, flip = row[SEEK], row[SEEK_LENGTH], row[LENGTH], row[FLIP]
-                row[STATUS] = decode_jpeg(source, length, seek, seek_length, target, size, size, top, left, height, width, flip, flags, 0)
+                seek, seek_length = row[SEEK], row[SEEK_LENGTH]
+                row[STATUS] = decode_jpeg(file, start, length, seek_file, seek, seek_length, target, size, top, left, height, width, flip, flags)
 
     return _compile(decode, parallel)
 
@@ -184,10 +190,11 @@ class CropDecoder(SimpleRGBImageDecoder):
     def generate_code(self) -> Callable[..., np.ndarray]:
         run = _crop_decode_batch(Compiler.num_threads > 1)
         address, count, flags = self.table.address, len(self.table.rows), self.decoding.flags
+        file, seek_file = self.table.file, self.table.seek_file
 
         def decode(batch_indices, destination, metadata, storage_state):
             # Square outputs: the middle axis is the side in either order of axes.
-            run(batch_indices, destination, storage_state[0], address, count, destination.shape[2], flags)
+            run(batch_indices, destination, file, seek_file, address, count, destination.shape[2], flags)
             return destination[: len(batch_indices)]
 
         return decode
@@ -332,9 +339,13 @@ class FfcvLoader(BaseLoader):
         what is wrong.
         """
         failed = np.flatnonzero(status)
+        for position in np.flatnonzero(status == _FILE)[:1]:
+            try:
+                self.reader.check_unchanged()
+            except FileCutError as error:
+                raise FileCutError(error.path, f"sample {int(index[position])}") from error
         for position in failed:
-            what = crop_decode.STATUS[status[position]] if 0 <= status[position] < len(crop_decode.STATUS) else "corrupt"
-            self.sample_failed(UserError(f"{self.reader.name(int(index[position]))}: damaged JPEG ({what})"))
+            self.sample_failed(UserError(f"{self.reader.name(int(index[position]))}: {crop_decode.fault(int(status[position]))}"))
         return np.flatnonzero(status == 0)
 
     def _finish(self, epoch: int, item: tuple[np.ndarray, np.ndarray]) -> Batch:

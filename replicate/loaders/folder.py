@@ -8,7 +8,9 @@ that is read.
 The made-up photos have no files: their JPEGs in the .beton stand for them, since drawing each anew would time the drawing.
 """
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from replicate.loaders.manifest import Manifest
 from replicate.loaders.photos import PhotosSource
 from replicate.loaders.reader import BetonReader
 from replicate.loaders.sources import FolderSource, Source, class_folders, images_in
+
+# How long an ended epoch waits for a thread that feeds a worker's queue.
+_JOIN_SECONDS = 2.0
 
 
 def source_behind(path: Path) -> Source:
@@ -84,6 +89,25 @@ class _Crops(Dataset):
         return self.loader.augment(np.ascontiguousarray(crop)[None], one, self.number)[0]
 
 
+@contextmanager
+def _running(images: DataLoader) -> Iterator[Iterator[list[np.ndarray | UserError]]]:
+    """Its iterator, whose worker processes and threads have ended when the epoch is left, by whatever way.
+
+    By itself the iterator lives for as long as an exception's traceback holds it, and the threads that feed its queues a moment
+    longer.
+    """
+    before = set(threading.enumerate())
+    running = iter(images)
+    try:
+        yield running
+    finally:
+        feeders = [thread for thread in set(threading.enumerate()) - before if thread.name == "QueueFeederThread"]
+        if hasattr(running, "_shutdown_workers"):
+            running._shutdown_workers()
+        for thread in feeders:
+            thread.join(_JOIN_SECONDS)
+
+
 class FolderLoader(BaseLoader):
     """`workers` processes as DataLoader's num_workers; with one, the images are read in the training process."""
 
@@ -104,8 +128,9 @@ class FolderLoader(BaseLoader):
         batches = self.batches(epoch)
         workers = self.workers if self.workers > 1 else 0
         images = DataLoader(_Crops(self, epoch), batch_sampler=[batch.tolist() for batch in batches], num_workers=workers, collate_fn=list)
-        for index, crops_of_batch in zip(batches, images, strict=True):
-            yield self._collate(index, crops_of_batch)
+        with _running(images) as running:
+            for index, crops_of_batch in zip(batches, running, strict=True):
+                yield self._collate(index, crops_of_batch)
 
     def close(self) -> None:
         """Worker processes end with their epoch; nothing else is held."""

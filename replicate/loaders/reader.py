@@ -1,6 +1,5 @@
 """Reads .beton files without ffcv: NumPy for the tables, one positioned read an image, and a decoder for the crop."""
 
-import ctypes
 import os
 from pathlib import Path
 
@@ -27,18 +26,18 @@ class BetonReader:
         if self.manifest is not None:
             self.manifest.check_tables(self.tables)
         self._file = os.open(path, os.O_RDONLY)
-        self.seek = self._open_seek()
+        self.seek: SeekIndex | None = None
+        try:
+            self.seek = self._open_seek()
+        except UserError:
+            self.close()
+            raise
 
     def _open_seek(self) -> SeekIndex | None:
         """The index beside the file, where the manifest says that it was written with this one and the C library can use it."""
         if self.manifest is None or not self.manifest.record(self.path)["settings"].get("seek") or not available():
             return None
         return SeekIndex(self.path.with_suffix(".seek"), len(self.tables))
-
-    def _seek_of(self, index: int) -> np.ndarray | None:
-        if self.seek is None or not self.seek.lengths[index]:
-            return None
-        return np.ctypeslib.as_array((ctypes.c_uint8 * int(self.seek.lengths[index])).from_address(int(self.seek.addresses[index])))
 
     def __len__(self) -> int:
         return len(self.tables)
@@ -54,10 +53,17 @@ class BetonReader:
         """How messages call sample `index`: its number, this file, and the file it was made from where that is known."""
         return f"{self.path}: sample {index}{sample_name(self.path, index)}"
 
+    @property
+    def file(self) -> int:
+        """The open file's descriptor, for positioned reads from C."""
+        return self._file
+
     def check_unchanged(self) -> None:
-        """Raises UserError when the file has shrunk since it was opened: whoever maps it into memory would crash on reading on."""
+        """Raises FileCutError when this file, or the seek index beside it, has shrunk since it was opened."""
         if os.fstat(self._file).st_size < self.tables.num_bytes:
-            raise UserError(f"{self.path}: the file has shrunk since it was opened; write it again")
+            raise fmt.FileCutError(self.path)
+        if self.seek is not None:
+            self.seek.check_unchanged()
 
     def read(self, index: int) -> bytes:
         """The stored bytes of sample `index`. A positioned read, not a memory map: a file that shrinks is a message then, not a
@@ -66,7 +72,7 @@ class BetonReader:
         length = int(self.tables.lengths[index])
         data = os.pread(self._file, length, int(self.tables.pointers[index]))
         if len(data) != length:
-            raise UserError(f"{self.name(index)}: the file has shrunk since it was opened; write it again")
+            raise fmt.FileCutError(self.path, f"sample {index}")
         return data
 
     def crop(self, index: int, box: np.ndarray, flip: bool, image_size: int, decoding: Decoding = EXACT, out: np.ndarray | None = None) -> np.ndarray:
@@ -77,9 +83,10 @@ class BetonReader:
         the sample.
         """
         data = self.read(index)
+        seek = self.seek.read(index) if self.seek is not None else None
         try:
             if self.tables.modes[index] == fmt.JPG:
-                return decode_crop_resize(data, box, flip, image_size, decoding, index=self._seek_of(index), out=out, name="")
+                return decode_crop_resize(data, box, flip, image_size, decoding, index=seek, out=out, name="")
         except UserError as error:
             raise UserError(f"{self.name(index)}{error}") from error
         top, left, height, width = (int(side) for side in box)
@@ -94,6 +101,8 @@ class BetonReader:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+        if self.seek is not None:
+            self.seek.close()
 
     def __enter__(self) -> "BetonReader":
         return self

@@ -6,7 +6,8 @@ from its start. Two ways out, both lossless and both done once, when a data set 
 - `add_restarts` rewrites the same coefficients with a restart marker every few MCUs (ITU-T T.81, B.2.4.4). The markers are found by a scan for
   0xFF bytes, so the file alone is enough, any JPEG decoder still reads it, and damage shows at the next marker. Progressive files become baseline.
 - `build_index` leaves the file as it is and notes bit positions and DC predictors every few MCUs; `write_index` and `SeekIndex` keep the notes of
-  a whole data set beside its .beton.
+  a whole data set beside its .beton. An index holds a fingerprint of all its JPEG's bytes and of its own, so that damage to either is an error
+  where it would otherwise be wrong pixels.
 """
 
 import ctypes
@@ -17,11 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from replicate.errors import UserError
+from replicate.loaders.beton_format import FileCutError
 from replicate.loaders.crop_decode import MESSAGE_BYTES, address_of, jpeg_info, raise_decode_error, require
 
 INTERVAL = 8
-_MAGIC = b"RPLSEEK1"
-_HEADER_BYTES, _ENTRY_BYTES = 24, 12
+_MAGIC, _OLD_MAGIC = b"RPLSEEK2", b"RPLSEEK1"
+_HEADER_BYTES, _ENTRY_BYTES = 32, 12
 
 
 def add_restarts(
@@ -85,21 +87,60 @@ def write_index(path: Path, indices: Iterable[bytes]) -> None:
 
 
 class SeekIndex:
-    """The seek indices of a data set, memory-mapped: `addresses` and `lengths` (N,) for `crop_decode.decode_batch`, 0 where there is none."""
+    """The seek indices of a data set, read one at a time: `offsets` and `lengths` (N,) int64 say where each stands in the open `file`, length 0
+    for none.
+
+    Neither mapped nor held in memory: a file that somebody cuts is an error then, not the process's end.
+    """
 
     def __init__(self, path: Path, num_samples: int) -> None:
         """Opens `path`. Raises UserError when it is missing, cut, or made for another number of samples."""
-        if not path.is_file():
-            raise UserError(f"{path}: no such seek index")
-        self._bytes = np.memmap(path, np.uint8, mode="r") if path.stat().st_size >= 24 else np.zeros(0, np.uint8)
-        if len(self._bytes) == 0 or self._bytes[:8].tobytes() != _MAGIC:
-            raise UserError(f"{path}: not a seek index")
-        count = int(self._bytes[8:16].view("<u8")[0])
+        self.path, self.file = path, -1
+        try:
+            self.file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{path}: no such seek index") from error
+        try:
+            ends = self._read_table(num_samples)
+        except BaseException:
+            self.close()
+            raise
+        self.offsets = ends[:-1] + (16 + 8 * len(ends))
+        self.lengths = np.diff(ends)
+
+    def _read_table(self, num_samples: int) -> np.ndarray:
+        self.num_bytes = os.fstat(self.file).st_size
+        header = os.pread(self.file, 16, 0)
+        if header[:8] == _OLD_MAGIC:
+            raise UserError(f"{self.path}: seek index of an older version, without the checks of this one; write the data set again")
+        if len(header) < 16 or header[:8] != _MAGIC:
+            raise UserError(f"{self.path}: not a seek index")
+        count = int.from_bytes(header[8:], "little")
         if count != num_samples:
-            raise UserError(f"{path}: seek index of {count} samples beside a data set of {num_samples}; write the data set again")
-        table_end = 16 + 8 * (count + 1)
-        ends = self._bytes[16:table_end].view("<u8") if table_end <= len(self._bytes) else np.zeros(0, np.uint64)
-        if len(ends) != count + 1 or table_end + int(ends[-1]) != len(self._bytes) or (np.diff(ends.astype(np.int64)) < 0).any():
-            raise UserError(f"{path}: damaged seek index; write the data set again")
-        self.lengths = np.diff(ends).astype(np.uint64)
-        self.addresses = np.where(self.lengths > 0, ends[:-1] + np.uint64(self._bytes.ctypes.data + table_end), 0).astype(np.uint64)
+            raise UserError(f"{self.path}: seek index of {count} samples beside a data set of {num_samples}; write the data set again")
+        ends = np.frombuffer(os.pread(self.file, 8 * (count + 1), 16), np.uint8)
+        ends = ends[: len(ends) // 8 * 8].view("<u8")
+        whole = len(ends) == count + 1 and ends[0] == 0 and (ends[1:] >= ends[:-1]).all()
+        if not whole or 16 + ends.nbytes + int(ends[-1]) != self.num_bytes:
+            raise UserError(f"{self.path}: damaged seek index; write the data set again")
+        return ends.astype(np.int64)
+
+    def read(self, sample: int) -> bytes | None:
+        """The index of `sample`, or None where it has none. Raises FileCutError when the file has shrunk."""
+        length = int(self.lengths[sample])
+        if not length:
+            return None
+        data = os.pread(self.file, length, int(self.offsets[sample]))
+        if len(data) != length:
+            raise FileCutError(self.path, f"sample {sample}")
+        return data
+
+    def check_unchanged(self) -> None:
+        """Raises FileCutError when the file has shrunk since it was opened."""
+        if os.fstat(self.file).st_size < self.num_bytes:
+            raise FileCutError(self.path)
+
+    def close(self) -> None:
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1

@@ -4,7 +4,8 @@ speaks for itself. --write only writes the mutations, for `decode_files.c`.
 For each mutated file and a random crop, in every mode:
 - an error, or pixels; never a crash or a read out of bounds (run it under valgrind or a sanitizer to see those too);
 - pixels equal what libjpeg's full decode of the same damaged bytes gives there, as long as libjpeg did not complain;
-- with verify=True, pixels only where libjpeg's full decode had no complaint.
+- with verify=True, pixels only where libjpeg's full decode had no complaint;
+- with a seek index (of the file before its mutation, mutated itself, or of another file) an error, or the full decode's pixels.
 """
 
 import argparse
@@ -105,6 +106,36 @@ def box_of(rng: np.random.Generator, data: bytes) -> tuple[int, ...]:
     return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
 
 
+def check_index(box: tuple[int, ...], data: bytes, index: bytes, what: str, counts: Counter) -> str | None:
+    """What is wrong with how `data` was decoded with `index`, or None."""
+    for decoding in (Decoding(), Decoding(resize="fused")):
+        pixels = attempt(data, box, decoding, index)
+        counts[f"{what}, {decoding.resize}: {'refused' if pixels is None else 'pixels'}"] += 1
+        if pixels is None:
+            continue
+        reference = attempt(data, box, REFERENCE)
+        if reference is None:
+            return f"{what}: accepted for a file that libjpeg refuses, box {box}"
+        if not np.array_equal(pixels, reference):
+            return f"{what}: other pixels than the full decode, box {box}"
+    return None
+
+
+def check_indices(rng: np.random.Generator, which: int, files: list[bytes], indices: list[bytes | None], counts: Counter) -> str | None:
+    """The undamaged file number `which` with its own index, a mutated one, and another file's."""
+    own, other = indices[which], indices[int(rng.integers(len(files)))]
+    if own is None:
+        return None
+    box = box_of(rng, files[which])
+    bad = mutate(rng, own)
+    wrong = check_index(box, files[which], bad, "mutated index", counts)
+    if other is not None and other != own:
+        wrong = wrong or check_index(box, files[which], other, "another file's index", counts)
+    before = counts["index, exact: refused"]
+    wrong = wrong or check_index(box, files[which], own, "index", counts)
+    return wrong or ("index: refused beside its undamaged file" if counts["index, exact: refused"] > before else None)
+
+
 def check(rng: np.random.Generator, data: bytes, index: bytes | None, counts: Counter) -> str | None:
     """What is wrong with how `data` was treated, or None."""
     box = box_of(rng, data)
@@ -117,12 +148,7 @@ def check(rng: np.random.Generator, data: bytes, index: bytes | None, counts: Co
             return f"{name}: other pixels than the full decode, box {box}"
         if name == "verify" and pixels is not None and reference is None:
             return f"verify: accepted what libjpeg refuses, box {box}"
-    if index is not None:
-        pixels = attempt(data, box, Decoding(), index)
-        counts[f"index: {'refused' if pixels is None else 'pixels'}"] += 1
-        if pixels is not None and reference is not None and not np.array_equal(pixels, reference):
-            counts["index: other pixels than the full decode"] += 1
-    return None
+    return None if index is None else check_index(box, data, index, "index of a mutated file", counts)
 
 
 def write(folder: Path, count: int, seed: int) -> None:
@@ -144,7 +170,7 @@ def main(count: int, seed: int = 0) -> int:
     for i in range(count):
         which = int(rng.integers(len(files)))
         data = mutate(rng, files[which])
-        wrong = check(rng, data, indices[which], counts)
+        wrong = check(rng, data, indices[which], counts) or check_indices(rng, which, files, indices, counts)
         if wrong:
             Path("mistreated.jpg").write_bytes(data)
             print(f"mutation {i} of seed {seed}: {wrong}; the file is mistreated.jpg")

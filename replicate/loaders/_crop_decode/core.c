@@ -8,6 +8,7 @@
 #include "errors.c"
 #include "header.c"
 #include "huffman.c"
+#include "fingerprint.c"
 #include "entropy.c"
 #include "exact.c"
 #include "area.c"

@@ -12,7 +12,7 @@
 
 #define CD_PUBLIC __attribute__((visibility("default")))
 
-#define CROP_DECODE_VERSION 2
+#define CROP_DECODE_VERSION 3
 #define CROP_DECODE_MESSAGE 160 /* bytes of an error message, final zero included */
 
 /* Status of one sample. */
@@ -23,7 +23,8 @@ enum {
     CD_BOX = 3,         /* the box does not lie in the image */
     CD_TOO_LARGE = 4,   /* more pixels than the library agrees to handle */
     CD_MEMORY = 5,
-    CD_INDEX = 6 /* the seek index does not belong to this JPEG */
+    CD_INDEX = 6, /* the seek index does not belong to this JPEG, or one of them has changed */
+    CD_FILE = 7   /* the file is shorter than it was, or cannot be read */
 };
 
 /* Flags, or-ed together. */
@@ -65,6 +66,16 @@ CD_PUBLIC int64_t crop_decode_resize(int64_t jpeg, int64_t length, int64_t out, 
 CD_PUBLIC int64_t crop_decode_resize_indexed(int64_t jpeg, int64_t length, int64_t index, int64_t index_length, int64_t out,
                                    int64_t out_height, int64_t out_width, int64_t top, int64_t left, int64_t height,
                                    int64_t width, int64_t flip, int64_t flags, int64_t message);
+
+/* The same for bytes that stand in open files, `index_length` 0 for none: they are read, not mapped, so that a file that somebody cuts
+   meanwhile is a status and not a signal. */
+CD_PUBLIC int64_t crop_decode_resize_stored(int64_t file, int64_t offset, int64_t length, int64_t index_file, int64_t index_offset,
+                                  int64_t index_length, int64_t out, int64_t size, int64_t top, int64_t left, int64_t height,
+                                  int64_t width, int64_t flip, int64_t flags);
+
+/* The box of an image stored as (rows, columns, 3) uint8 pixels in an open file. */
+CD_PUBLIC int64_t crop_decode_resize_stored_pixels(int64_t file, int64_t offset, int64_t columns, int64_t out, int64_t size, int64_t top,
+                                         int64_t left, int64_t height, int64_t width, int64_t flip, int64_t flags);
 
 /* n samples on `threads` threads. jpegs, lengths, indices, index_lengths: n uint64 each (indices may be 0); boxes: (n, 4) int32
    top, left, height, width; flips: n uint8 or 0; out: n contiguous outputs; status: n int32; messages: n x CROP_DECODE_MESSAGE

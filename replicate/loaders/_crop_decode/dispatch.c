@@ -1,6 +1,8 @@
 /* The public functions: one context a thread, the core that suits the processor, batches on threads. */
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <unistd.h>
 
 #include "internal.h"
 
@@ -30,6 +32,7 @@ static void free_context(void *pointer)
     context *c = pointer;
     if (!c) return;
     for (int i = 0; i < SCRATCH_KINDS; i++) free(c->scratch[i].data);
+    for (int i = 0; i < 2; i++) free(c->stored[i].data);
     free(c);
 }
 
@@ -75,13 +78,17 @@ static unsigned allowed(int64_t flags)
 int64_t crop_decode_trusted(void) { return allowed(0) == 0; }
 
 /* One huge image must not keep its memory for as long as the thread lives. */
+static void release_if_large(scratch_buffer *buffer)
+{
+    if (buffer->capacity <= (size_t)16 << 20) return;
+    free(buffer->data);
+    *buffer = (scratch_buffer){0};
+}
+
 static void release_large_scratch(context *c)
 {
-    for (int i = 0; i < SCRATCH_KINDS; i++)
-        if (c->scratch[i].capacity > ((size_t)16 << 20)) {
-            free(c->scratch[i].data);
-            c->scratch[i] = (scratch_buffer){0};
-        }
+    for (int i = 0; i < SCRATCH_KINDS; i++) release_if_large(&c->scratch[i]);
+    for (int i = 0; i < 2; i++) release_if_large(&c->stored[i]);
 }
 
 static void tell(const context *c, int64_t message, int status)
@@ -173,6 +180,53 @@ int64_t crop_decode_build_index(int64_t jpeg, int64_t length, int64_t step, int6
     if (c) result = chosen_core()->build_index(c, bytes_at(jpeg), length, step, (uint8_t *)(intptr_t)out, capacity);
     tell(c, message, result < 0 ? (int)-result : CD_OK);
     return result;
+}
+
+/* `length` bytes of an open file at `offset` into memory that the context keeps. */
+static int read_stored(scratch_buffer *buffer, int64_t file, int64_t offset, int64_t length)
+{
+    if (length < 0 || length >= MAX_JPEG_BYTES) return CD_TOO_LARGE;
+    if (buffer->capacity < (size_t)length) {
+        size_t capacity = (size_t)length + (size_t)length / 4;
+        free(buffer->data);
+        *buffer = (scratch_buffer){malloc(capacity), 0};
+        if (!buffer->data) return CD_MEMORY;
+        buffer->capacity = capacity;
+    }
+    for (int64_t done = 0; done < length;) {
+        ssize_t count = pread((int)file, (char *)buffer->data + done, (size_t)(length - done), offset + done);
+        if (count < 0 && errno == EINTR) continue;
+        if (count <= 0) return CD_FILE;
+        done += count;
+    }
+    return CD_OK;
+}
+
+int64_t crop_decode_resize_stored(int64_t file, int64_t offset, int64_t length, int64_t index_file, int64_t index_offset,
+                                  int64_t index_length, int64_t out, int64_t size, int64_t top, int64_t left, int64_t height,
+                                  int64_t width, int64_t flip, int64_t flags)
+{
+    context *c = thread_context();
+    if (!c) return CD_MEMORY;
+    int status = read_stored(&c->stored[0], file, offset, length);
+    if (status == CD_OK && index_length) status = read_stored(&c->stored[1], index_file, index_offset, index_length);
+    if (status != CD_OK) return status;
+    return crop_decode_resize_indexed((int64_t)(intptr_t)c->stored[0].data, length, index_length ? (int64_t)(intptr_t)c->stored[1].data : 0,
+                                      index_length, out, size, size, top, left, height, width, flip, flags, 0);
+}
+
+int64_t crop_decode_resize_stored_pixels(int64_t file, int64_t offset, int64_t columns, int64_t out, int64_t size, int64_t top,
+                                         int64_t left, int64_t height, int64_t width, int64_t flip, int64_t flags)
+{
+    context *c = thread_context();
+    if (!c) return CD_MEMORY;
+    if (columns < 1 || columns > MAX_PIXELS || height < 1 || height > MAX_PIXELS / columns || width < 1 || left < 0 || top < 0 ||
+        left + width > columns)
+        return CD_BOX;
+    int status = read_stored(&c->stored[0], file, offset + 3 * columns * top, 3 * columns * height);
+    if (status != CD_OK) return status;
+    return crop_decode_resize_pixels((int64_t)(intptr_t)c->stored[0].data + 3 * left, 3 * columns, height, width, out, size, size, flip,
+                                     flags);
 }
 
 typedef struct {

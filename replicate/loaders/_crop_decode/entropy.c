@@ -5,14 +5,16 @@
    file was written. Without either, the scan is one segment. libjpeg calls `decode_mcu` for every MCU in order; calls outside the
    window return at once, the first call inside it moves to the segment that holds the MCU. */
 
-#define INDEX_MAGIC 0x31584449u /* "IDX1" */
+#define INDEX_MAGIC 0x32584449u /* "IDX2" */
 #define INDEX_RESTARTS 1u
-#define INDEX_HEADER 24
+#define INDEX_HEADER 32
+#define INDEX_FINGERPRINT 24 /* where it stands */
 #define INDEX_ENTRY 12
 #define MCU_SLACK (D_MAX_BLOCKS_IN_MCU * DCTSIZE2 * 4 + 64) /* bytes that one MCU of garbage may read past the end */
 
-/* Index: magic, flags, jpeg length, start of entropy data, step, entries (uint32 each), then an entry a segment:
-   byte offset in the jpeg (uint32), bit (uint8), zero (uint8), DC predictors (3 x int16). Little endian. */
+/* Index: magic, flags, jpeg length, start of entropy data, step, entries (uint32 each), fingerprint of the jpeg and of the rest of
+   the index (uint64), then an entry a segment: byte offset in the jpeg (uint32), bit (uint8), zero (uint8), DC predictors
+   (3 x int16). Little endian. */
 static inline uint32_t read_u32(const uint8_t *p)
 {
     uint32_t v;
@@ -34,6 +36,24 @@ static inline index_entry read_entry(const entropy *e, int64_t i)
     return entry;
 }
 
+static uint64_t index_fingerprint(const uint8_t *jpeg, int64_t length, const uint8_t *index, int64_t segments)
+{
+    uint64_t hash = fingerprint(fingerprint(0, jpeg, length), index, INDEX_FINGERPRINT);
+    return fingerprint(hash, index + INDEX_HEADER, segments * INDEX_ENTRY);
+}
+
+static void check_fingerprint(context *c, const request *r, int64_t segments)
+{
+#ifdef CD_FUZZING /* so that damaged indices reach what lies behind */
+    (void)c, (void)r, (void)segments;
+#else
+    uint64_t expected;
+    memcpy(&expected, r->index + INDEX_FINGERPRINT, 8);
+    if (index_fingerprint(r->jpeg, r->length, r->index, segments) != expected)
+        fail(c, CD_INDEX, "the seek index or the JPEG has changed since the index was made");
+#endif
+}
+
 static void attach_index(context *c, const request *r)
 {
     entropy *e = &c->entropy;
@@ -43,11 +63,12 @@ static void attach_index(context *c, const request *r)
     e->step = read_u32(p + 16);
     segments = read_u32(p + 20);
     if (read_u32(p + 8) != r->length || read_u32(p + 12) != e->start - e->jpeg || e->step < 1 ||
-        segments != ceil_div(e->mcus, e->step) || r->index_length < INDEX_HEADER + segments * INDEX_ENTRY)
+        segments != ceil_div(e->mcus, e->step) || r->index_length != INDEX_HEADER + segments * INDEX_ENTRY)
         fail(c, CD_INDEX, "the seek index belongs to another file");
     if (!!(read_u32(p + 4) & INDEX_RESTARTS) != (c->cinfo.restart_interval > 0) ||
         (c->cinfo.restart_interval && e->step != c->cinfo.restart_interval))
         fail(c, CD_INDEX, "the seek index belongs to a file with other restart intervals");
+    check_fingerprint(c, r, segments);
     e->index = p + INDEX_HEADER;
 }
 

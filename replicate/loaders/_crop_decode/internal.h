@@ -91,7 +91,7 @@ typedef struct context {
     jmp_buf escape;
     int status;
     char message[CROP_DECODE_MESSAGE];
-    scratch_buffer scratch[SCRATCH_KINDS], written;
+    scratch_buffer scratch[SCRATCH_KINDS], written, stored[2]; /* stored: a JPEG and its index, read from files */
     entropy entropy;
 } context;
 

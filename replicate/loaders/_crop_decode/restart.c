@@ -87,6 +87,8 @@ static int64_t index_scan(context *c, int64_t length, int64_t step, uint8_t *out
             write_entry(p, raw_offset(e, &cursor, used >> 3), used & 7, e->pred, e->components);
     }
     skip_to(c, e->mcus);
+    uint64_t hash = index_fingerprint(e->jpeg, length, out, entries);
+    memcpy(out + INDEX_FINGERPRINT, &hash, 8);
     return bytes;
 }
 

@@ -1,0 +1,195 @@
+"""How an epoch may end before its end, played through in a process of its own: `python tests/loader_endings.py KIND FOLDER`.
+
+Prints one JSON object a case as it is done: what was raised, seconds from there to the consumer, and the threads and child processes
+that are left. FOLDER holds train.beton with a seek index (for kind folder: train/ with class folders). A bus error would end the process,
+hence one of its own.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from replicate.loaders import Augmentation, open_loader
+from replicate.loaders.base import BaseLoader
+
+KIND, FOLDER = sys.argv[1], Path(sys.argv[2])
+COLOURS = Augmentation(auto="three_augment")
+
+
+def opened(path: Path, **options: Any) -> BaseLoader:
+    defaults: dict[str, Any] = dict(batch_size=4, image_size=24, augmentation=Augmentation(), seed=0, train=True, workers=2, drop_last=False)
+    return open_loader(KIND, path, **(defaults | options))
+
+
+def data() -> Path:
+    return FOLDER / "train" if KIND == "folder" else FOLDER / "train.beton"
+
+
+class Failing:
+    """Stands in for a function: works until `after` calls are done, then raises and remembers when, in worker processes too."""
+
+    def __init__(self, function: Callable[..., Any], after: int) -> None:
+        self.function, self.left, self.raised_at = function, after, multiprocessing.Value("d", 0.0)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            with self.raised_at.get_lock():
+                self.raised_at.value = self.raised_at.value or time.monotonic()
+            raise RuntimeError("boom")
+        return self.function(*arguments, **options)
+
+
+def again_if_late(case: Callable[[], None]) -> Callable[[], None]:
+    """Thrice at most: on a busy machine a process may wait for its turn longer than the two seconds that are allowed."""
+
+    @wraps(case)
+    def repeated() -> None:
+        for _ in range(3):
+            case()
+            if told.get("seconds", math.inf) < 2:
+                return
+
+    return repeated
+
+
+@again_if_late
+def decode_fails() -> None:
+    with opened(data()) as loader:
+        list(loader.epoch(0))
+        if KIND == "ffcv":
+            from replicate.loaders import ffcv
+
+            owner, name, after = ffcv._WatchedEpoch, "run_pipeline", 3
+        else:
+            owner, name, after = (loader.source, "read", 5) if KIND == "folder" else (loader, "_decode", 9)
+        fails(loader, owner, name, after)
+
+
+@again_if_late
+def augment_fails() -> None:
+    with opened(data(), augmentation=COLOURS) as loader:
+        fails(loader, loader, "augment", 1)
+
+
+def fails(loader: BaseLoader, owner: Any, name: str, after: int) -> None:
+    whole = getattr(owner, name)
+    failing = Failing(whole, after)
+    # A class's function needs its instance: a plain function finds it, an object would not.
+    setattr(owner, name, (lambda *arguments: failing(*arguments)) if isinstance(owner, type) else failing)
+    try:
+        for _ in loader.epoch(1):
+            pass
+    except RuntimeError as error:
+        told["seconds"] = min(time.monotonic() - failing.raised_at.value, told.get("seconds", math.inf))
+        told["error"] = str(error)
+    finally:
+        setattr(owner, name, whole)
+
+
+def interrupted() -> None:
+    def send() -> None:
+        asked.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    asked, sender = threading.Event(), threading.Thread(target=send)
+    sender.start()
+    with opened(data()) as loader:
+        try:
+            for epoch in range(10_000):
+                for number, _ in enumerate(loader.epoch(epoch)):
+                    if number == 2:
+                        asked.set()
+        except KeyboardInterrupt as error:
+            told["error"] = type(error).__name__
+    sender.join()
+
+
+def left_early() -> None:
+    with opened(data()) as loader:
+        for _ in loader.epoch(0):
+            break
+        told["error"] = "left"
+        told["while open"] = [thread.name for thread in threads_left()]
+
+
+@contextmanager
+def copied() -> Iterator[Path]:
+    folder = FOLDER / "copy"
+    shutil.copytree(FOLDER, folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def cut(suffix: str, **options: Any) -> None:
+    with copied() as folder, opened(folder / "train.beton", **options) as loader:
+        list(loader.epoch(0))
+        batches = loader.epoch(1)
+        next(batches)
+        os.truncate(folder / f"train{suffix}", 3000)
+        try:
+            list(batches)
+        except Exception as error:
+            told["error"] = f"{type(error).__name__}: {error}"
+
+
+def forget_size_check(loader: BaseLoader) -> None:
+    """As if the file were cut just after the pipeline's thread looked at its size."""
+    check, consumer = loader.reader.check_unchanged, threading.current_thread()
+    loader.reader.check_unchanged = lambda: check() if threading.current_thread() is consumer else None
+
+
+def cut_data() -> None:
+    cut(".beton")
+
+
+def cut_data_skipping() -> None:
+    cut(".beton", on_error="skip")
+
+
+def cut_index() -> None:
+    cut(".seek")
+
+
+def cut_after_the_look() -> None:
+    """Kind ffcv: the thread's own look at the sizes is done away with, so that the decoder itself meets the end of both files."""
+    for suffix in (".beton", ".seek"):
+        with copied() as folder, opened(folder / "train.beton", batch_size=8) as loader:
+            forget_size_check(loader)
+            os.truncate(folder / f"train{suffix}", 3000)
+            try:
+                list(loader.epoch(0))
+            except Exception as error:
+                told["error"] = told.get("error", "") + f"{type(error).__name__}: {error}\n"
+
+
+def threads_left() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+
+
+CASES = [decode_fails, augment_fails, interrupted, left_early]
+if KIND != "folder":
+    CASES += [cut_data, cut_data_skipping, cut_index]
+if KIND == "ffcv":
+    CASES += [cut_after_the_look]
+
+if __name__ == "__main__":
+    for case in CASES:
+        told: dict[str, Any] = {"case": case.__name__}
+        case()
+        told["threads"] = [thread.name for thread in threads_left()]
+        told["children"] = len(multiprocessing.active_children())
+        print(json.dumps(told), flush=True)

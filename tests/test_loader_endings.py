@@ -1,0 +1,105 @@
+"""Epochs that end early, in every kind of loader: an exception surfaces within two seconds, nothing hangs, no thread stays behind, and a
+file that is cut while it is read is an error, not a bus error.
+"""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from replicate.loaders import crop_decode, data
+from replicate.loaders.writer import WriteSettings
+
+SCRIPT = Path(__file__).parent / "loader_endings.py"
+COUNT = 40
+SECONDS = 2.0
+# A hang fails the test. Long enough for the kind ffcv to compile on a busy machine.
+TIMEOUT = 240
+needs_ffcv = pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="ffcv is not installed")
+needs_c_library = pytest.mark.skipif(not crop_decode.available(), reason="the C library is not built")
+FFCV = pytest.param("ffcv", marks=[needs_ffcv, needs_c_library, pytest.mark.slow])
+KINDS = ["beton", "folder", FFCV]
+FILES = ["beton", FFCV]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", COUNT), ("val", 2)):
+        for i in range(count):
+            folder = root / split / "ab"[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(folder / f"{i:02d}.jpg", quality=90)
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out, settings = tmp_path_factory.mktemp("written"), WriteSettings(seek=4 if crop_decode.available() else 0)
+    data.write(data.DataSettings(str(images), train=settings, val=settings), out, progress=False)
+    return out
+
+
+_TOLD: dict[str, dict[str, dict]] = {}
+
+
+@pytest.fixture
+def told(request: pytest.FixtureRequest, kind: str, images: Path, written: Path) -> dict[str, dict]:
+    """What became of each case in one process of this kind."""
+    if kind not in _TOLD:
+        command = [sys.executable, str(SCRIPT), kind, str(images if kind == "folder" else written)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        cases = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        assert done.returncode == 0, f"exit status {done.returncode} after {[case['case'] for case in cases]}\n{done.stderr[-3000:]}"
+        _TOLD[kind] = {case["case"]: case for case in cases}
+    return _TOLD[kind]
+
+
+def _names(message: str, file: str) -> bool:
+    return re.search(rf"{file}: (sample \d+: )?the file has shrunk since it was opened", message) is not None
+
+
+def _nothing_left(case: dict) -> bool:
+    return case["threads"] == [] and case["children"] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", ["decode_fails", "augment_fails"])
+def test_an_exception_surfaces_within_two_seconds(told: dict[str, dict], place: str) -> None:
+    assert "boom" in told[place]["error"]
+    assert told[place]["seconds"] < SECONDS
+    assert _nothing_left(told[place])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ctrl_c_and_an_early_break_leave_no_thread_behind(told: dict[str, dict]) -> None:
+    assert told["interrupted"]["error"] == "KeyboardInterrupt" and _nothing_left(told["interrupted"])
+    assert told["left_early"]["while open"] == [] and _nothing_left(told["left_early"])
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_cut_in_mid_epoch_is_told_whatever_the_error_policy(told: dict[str, dict]) -> None:
+    for case in ("cut_data", "cut_data_skipping"):
+        assert "FileCutError" in told[case]["error"] and _names(told[case]["error"], "train.beton")
+        assert _nothing_left(told[case])
+
+
+@needs_c_library
+@pytest.mark.parametrize("kind", FILES)
+def test_a_seek_index_cut_in_mid_epoch_is_told(told: dict[str, dict]) -> None:
+    assert _names(told["cut_index"]["error"], "train.seek")
+    assert _nothing_left(told["cut_index"])
+
+
+@pytest.mark.parametrize("kind", [FFCV])
+def test_a_cut_between_the_look_at_the_size_and_the_decoder_is_told(told: dict[str, dict]) -> None:
+    lines = told["cut_after_the_look"]["error"].splitlines()
+    for name, line in zip(("train.beton", "train.seek"), lines, strict=True):
+        assert _names(line, name) and "sample" in line

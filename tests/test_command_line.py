@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from project import ROOT, write_params
 
 from replicate.__main__ import main
+from replicate.params import load
+from replicate.report import loader_runs, tables
 
 
 @pytest.fixture
@@ -129,3 +132,26 @@ def test_a_nan_names_the_run_and_the_step(project, capsys):
     assert main(["data", "write"]) == 0
     assert "run light_90 seed 0: the loss became" in told(capsys, "pretrain", "light_90")
     assert not Path("results/smoke/efficient_learners/light_90/metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_a_papers_grid_fills_its_table(project):
+    """`grid fastmim` trains the runs that are stated, headline and grid, each after what it starts from; they show in the paper's tables."""
+    path = project / "params.yaml"
+    content = yaml.safe_load(path.read_text())
+    kept = {"fastmim_vit_pixel_128", "fastmim_swin_scratch", "fastmim_vit_hog_128", "fastmim_depth_10", "fastmim_invariance"}
+    kept |= {f"{name}_ft" for name in kept}
+    for runs in (content["pretrain"], content["evaluate"], *content["grid"].values()):
+        for name in [name for name, run in runs.items() if run.get("paper") == "fastmim" and name not in kept]:
+            del runs[name]
+    path.write_text(yaml.safe_dump(content))
+    stated = {name for name, run in load(path).runs.items() if run.paper == "fastmim"}
+    assert main(["grid", "fastmim"]) == 0
+    results = loader_runs.load("smoke", project)
+    assert stated == kept & stated == {name for name, run in results.runs.items() if run.paper == "fastmim"} and len(stated) == 9
+    cells = tables.cells("fastmim", results)
+    shown = cells[cells["run"].isin(stated)]
+    assert shown["ours"].notna().all() and set(shown["status"]) == {tables.SMOKE, tables.CONTRADICTION}
+    assert stated - set(shown["run"]) == {"fastmim_depth_10", "fastmim_swin_scratch", "fastmim_invariance"}  # in no table themselves
+    waiting = cells[cells["status"] == tables.NOT_RUN]
+    assert len(waiting) > 100 and waiting["ours"].isna().all()

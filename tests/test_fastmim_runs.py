@@ -110,3 +110,27 @@ def test_stages_reach_the_loader_and_the_learning_rate(train, small_folder):
         assert loader.num_batches == len(batches) == 4 and batches[0].images.shape == (16, 3, 24, 24)
         assert loader.augmentation.auto == "three_augment"
         assert batches[0].images.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("name", "sibling", "baseline", "image_size"),
+    [
+        ("fastmim_simmim_vit", "fastmim_vit_hog_128", "simmim", 224),
+        ("fastmim_simmim_swin", "fastmim_swin_hog_128_ep800", "simmim", 192),
+        ("fastmim_simmim_swin_l", "fastmim_swin_l_hog_128", "simmim", 192),
+        ("fastmim_maskfeat_vit", "fastmim_vit_hog_128", "maskfeat", 224),
+    ],
+)
+def test_the_baselines_are_fastmim_but_for_what_defines_them(name, sibling, baseline, image_size):
+    """SimMIM and MaskFeat: `BASELINES`, full resolution and, for SimMIM, raw pixels with an L1 loss; all else is FastMIM's recipe."""
+    from project import ROOT
+
+    from replicate.models.mim import BASELINES
+    from replicate.params import load
+
+    params = load(ROOT / "params.yaml")
+    stated, usual = (params.run(run).model_dump() for run in (name, sibling))
+    wanted = BASELINES[baseline] | {"image_size": image_size}
+    if baseline == "simmim":
+        wanted |= {"target": "pixel", "target_options": {"norm_pix": False}, "loss_norm": "l1"}
+    assert {key: value for key, value in stated.items() if value != usual[key]} == wanted

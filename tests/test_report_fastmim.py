@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -41,6 +42,15 @@ def test_curves_draw_what_has_run_and_name_the_rest() -> None:
     figure = fastmim.curves(book(hog_128=50.0, hog_224=52.0, pixel_128=48.0), sweeps, "pixels")
     assert "not run here: pixels" in figure.axes[0].get_title(loc="left")
     assert figure.axes[0].get_legend_handles_labels()[1] == ["HOG"]
+
+
+def test_nothing_is_drawn_of_nothing() -> None:
+    assert fastmim.curves(book(hog_128=50.0), {"HOG": {128: "hog_128", 224: "hog_224"}}, "pixels") is None
+    history = pd.DataFrame({"epoch": [0, 1], "seed": [0, 0], "loss": [0.5, 0.4]})
+    found = SimpleNamespace(histories=lambda runs: {run: history if run == "a" else pd.DataFrame() for run in runs if run != "c"})
+    assert fastmim.losses(found, {"HOG": "b", "pixels": "c"}) is None
+    drawn = fastmim.losses(found, {"HOG": "a", "pixels": "b"})
+    assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == ["HOG (2 epochs)"]
 
 
 def test_the_grid_search_shows_every_cell() -> None:

@@ -10,7 +10,7 @@ from scipy import stats
 
 from replicate import intervals
 from replicate.errors import UserError
-from replicate.report import published, verdicts
+from replicate.report import benchmarks, published, verdicts
 from replicate.report.published import Sweep
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Results, Run
@@ -182,7 +182,7 @@ def test_checks_make_a_claim(checks, verdict):
     outcome = verdicts.judge({**CLAIM, "checks": checks}, runs)
     assert outcome.verdict == verdict
     if ABSENT in checks and WINS in checks:
-        assert outcome.note.startswith("1 of 2 checks run")
+        assert outcome.note.startswith("1 of 2 checks run: 1 holds")
 
 
 def test_smoke_decides_nothing():
@@ -307,3 +307,20 @@ def test_an_effect_is_told_with_interval_and_unit():
     line = {"verdict": HOLDS, "effect": 1.234, "low": 0.5, "high": 2.0, "unit": "points"}
     assert verdicts.effect_text(line) == "1.23 [0.5, 2] points"
     assert verdicts.effect_text(line | {"effect": -1873.4, "low": -3220.0, "high": -520.4, "unit": "images/s"}) == "-1,873 [-3,220, -520] images/s"
+
+
+def test_a_committed_benchmark_is_decided_by_its_quartiles():
+    spec = {"kind": "benchmark", "file": "fastmim_step", "line": "step: FastMIM vs SimMIM", "case": "ViT-B", "bound": 0.0}
+    row = benchmarks.row(published.FOLDER.parent, "fastmim_step", spec["line"], "ViT-B")
+    low, high = row["spread"]
+    for bound, verdict in ((low / 2, HOLDS), ((low + high) / 2, UNDECIDED), (2 * high, FAILS)):
+        outcome = check(spec | {"bound": bound}, results({}))
+        assert outcome.verdict == verdict and (outcome.effect, outcome.low, outcome.high) == (row["ratio"], low, high)
+        assert outcome.unit == "times" and row["machine"] in outcome.note
+    assert check(spec | {"line": "step: FastMIM vs nothing"}, results({})).verdict == NOT_RUN
+    assert verdicts.checks({**CLAIM, "checks": [spec]}, results({}, "smoke"))[0].verdict == UNDECIDED
+
+
+def test_what_was_run_of_a_long_claim_is_counted():
+    outcome = verdicts.judge({**CLAIM, "checks": [WINS, WINS, TIED, ABSENT]}, results({"a": A, "b": B, "t": [44.0, 44.2, 43.7]}))
+    assert outcome.verdict == UNDECIDED and outcome.note.startswith("3 of 4 checks run: 2 hold, 1 undecided")

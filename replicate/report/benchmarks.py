@@ -22,6 +22,13 @@ def by_run(root: Path, name: str) -> dict[str, dict]:
     return {row["name"].partition(" ")[0]: row for row in json.loads(path.read_text())} if path.exists() else {}
 
 
+def row(root: Path, name: str, line: str, case: str) -> dict | None:
+    """The line of one file with that name whose case begins with `case`; None where it was not measured."""
+    path = root / "benchmarks" / "results" / f"{name}.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    return next((row for row in rows if row["name"] == line and row["case"].startswith(case)), None)
+
+
 def _line(row: dict) -> list[str]:
     seconds = [f"{row[side]:.3g} {row['unit']}" for side in ("ours", "theirs")]
     low, high = row["spread"]

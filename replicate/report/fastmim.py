@@ -35,7 +35,7 @@ GLYPH = 16  # pixels a side that one cell's star is drawn with
 
 
 def benchmark(book: Book) -> pd.DataFrame:
-    """The committed step times and memory (Figure 2, Table 3): how many times FastMIM's each framework needs, ours and as published.
+    """The committed step times and memory (Figure 2, Table 3): each framework's divided by FastMIM's, ours and as published.
 
     `published` is a ratio of hours an epoch, or for memory the range that section 5.1 states. Raises UserError when the file is missing.
     """
@@ -52,7 +52,7 @@ def benchmark(book: Book) -> pd.DataFrame:
 
 
 def benchmark_bars(table: pd.DataFrame) -> Figure:
-    """Figure 2: what each framework needs for each of FastMIM's steps; a line where the paper prints (or reads off) a ratio."""
+    """Figure 2: each framework's time (memory) divided by FastMIM's; a line where the paper prints (or reads off) a ratio."""
     measures = list(dict.fromkeys(table["measure"]))
     figure, axes = figures.new(1, len(measures), width=4.6 * len(measures), height=1.2 + 0.45 * len(table) / len(measures), sharey=False)
     for axis, measure in zip(axes[0], measures, strict=True):
@@ -74,8 +74,11 @@ def _range(value: object) -> str:
     return "" if value is None or (isinstance(value, float) and np.isnan(value)) else f"{value:.2f}"
 
 
-def curves(book: Book, sweeps: Mapping[str, Mapping[float, str]], xlabel: str, ylabel: str = figures.ACCURACY) -> Figure:
-    """Several sweeps on one axis, each a legend -> {place: run}; a sweep with fewer than two finished runs is named in the title."""
+def curves(book: Book, sweeps: Mapping[str, Mapping[float, str]], xlabel: str, ylabel: str = figures.ACCURACY) -> Figure | None:
+    """Several sweeps on one axis, each a legend -> {place: run}; a sweep with fewer than two finished runs is named in the title.
+
+    None where that is every one of them.
+    """
     figure, axes = figures.new()
     axis, missing = axes[0, 0], []
     for index, (label, points) in enumerate(sweeps.items()):
@@ -83,10 +86,18 @@ def curves(book: Book, sweeps: Mapping[str, Mapping[float, str]], xlabel: str, y
             figures.curve(axis, book.reader.curve(points, least=2), label, index)
         except NotRun:
             missing.append(label)
+    if len(missing) == len(sweeps):
+        return None
     axis.set(xlabel=xlabel, ylabel=ylabel, title=f"not run here: {', '.join(missing)}" if missing else "")
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend()
+    axis.legend()
     return figure
+
+
+def losses(book: Book, runs: Mapping[str, str]) -> Figure | None:
+    """A panel of Figure 7: training losses of some runs, legend -> run; None where none of them left its history."""
+    histories = book.histories(list(runs.values()))
+    found = {label: histories[run] for label, run in runs.items() if run in histories and not histories[run].empty}
+    return figures.loss_curves(found) if found else None
 
 
 def grid_search(book: Book, panels: Mapping[str, str], rates: Mapping[str, float], decays: Sequence[float]) -> Figure:

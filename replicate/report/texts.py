@@ -11,7 +11,9 @@ smoke and brief neither is depth. The learning rate follows the linear scaling r
 VERDICTS = """\
 <p>A claim is one or more checks on runs. Results are means over seeds with a 95 % interval of Student's t; two runs on the same
 seeds share data order and initial weights and are compared seed by seed. A check is decided when its interval lies wholly on one
-side of its bound, so nothing is decided without an interval unless it is computed. An undecided check says how many more seeds
+side of its bound, so nothing is decided without an interval unless it is computed; a committed benchmark is decided by the quartiles
+of its rounds. Of a claim whose checks were run in part, each check that was run keeps its verdict, but the claim holds only with all
+of them. An undecided check says how many more seeds
 would decide it, and which way, were the effect as measured. Where a sweep peaks is judged by a parametric bootstrap over its points. The
 intervals are over seeds on one set of validation images (at <code>tiny</code> and <code>brief</code> 500, so that one image is 0.2 points)
 and each check is judged by itself, without a correction for there being many.</p>

@@ -2,7 +2,8 @@
 
 A claim is one or more checks (`published/claims.yaml`), and a check's `kind` is a function below. A check is decided when its
 interval lies wholly on one side; a claim holds when all its checks hold and fails when one fails. Nothing is decided without an
-interval unless the check is computed. `smoke` runs are there to exercise the pipeline: they never decide anything.
+interval unless the check is computed; a committed benchmark is decided by the quartiles of its rounds. `smoke` runs are there to
+exercise the pipeline: they never decide anything.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pandas as pd
 from replicate import intervals
 from replicate.errors import UserError
 from replicate.intervals import Curve, Estimate
-from replicate.report import computed, published
+from replicate.report import benchmarks, computed, published
 from replicate.report.quantities import DEFAULT_METRIC, Linear, NotRun, Reader
 from replicate.report.results import Results
 
@@ -73,8 +74,15 @@ def judge(claim: dict[str, Any], results: Results) -> Outcome:
     verdict = _together([outcome.verdict for outcome in outcomes])
     shown = min(outcomes, key=lambda outcome: _rank(outcome.verdict, verdict))
     done = sum(outcome.verdict != NOT_RUN for outcome in outcomes)
-    part = [f"{done} of {len(outcomes)} checks run"] if 0 < done < len(outcomes) else []
+    part = [f"{done} of {len(outcomes)} checks run: {_counted(outcomes)}"] if 0 < done < len(outcomes) else []
     return replace(shown, verdict=verdict, note="; ".join(part + [shown.note] * bool(shown.note)))
+
+
+def _counted(outcomes: list[Outcome]) -> str:
+    """How those checks stand that were run: "3 hold, 1 undecided"."""
+    words = {HOLDS: "hold", FAILS: "fail", UNDECIDED: "undecided"}
+    counts = {word: sum(outcome.verdict == verdict for outcome in outcomes) for verdict, word in words.items()}
+    return ", ".join(f"{count} {word if count > 1 or word == 'undecided' else word + 's'}" for word, count in counts.items() if count)
 
 
 def checks(claim: dict[str, Any], results: Results) -> list[Outcome]:
@@ -137,6 +145,8 @@ def describe(spec: dict[str, Any]) -> str:
         return f"{left} {sign} {right}{ending}{limit}"
     if kind == "computed":
         return f"by computation: {spec['function'].replace('_', ' ')}"
+    if kind == "benchmark":
+        return f"benchmark {spec['file']}, {spec['case']}, {spec['line']}: ratio > {bound:g}"
     if kind == "rank_correlation":
         return f"rank correlation of {spec['bins']}* in {spec['run']} > {bound:g}"
     subject = _words(spec["sweep"]) if "sweep" in spec else ", ".join(spec["runs"])
@@ -157,7 +167,7 @@ def unit(spec: Mapping[str, Any]) -> str:
     if spec["kind"] == "rank_correlation":
         return "(correlation)"
     named = list(published.texts({key: part for key, part in spec.items() if key not in ("kind", "metric")}))
-    if spec["kind"].startswith("ratio") or any("over" in part for part in _expressions(spec)):
+    if spec["kind"] == "benchmark" or spec["kind"].startswith("ratio") or any("over" in part for part in _expressions(spec)):
         return "times"
     metrics = {text.partition("/")[2] for text in named} - {""} or {spec.get("metric", DEFAULT_METRIC)}
     if all("top1" in metric for metric in metrics):
@@ -294,6 +304,16 @@ def rank_correlation(reader: Reader, run: str, bins: str, bound: float) -> Outco
     return _decided(found, bound)
 
 
+def benchmark(reader: Reader, file: str, line: str, case: str, bound: float) -> Outcome:
+    """A committed benchmark's ratio, theirs / ours, above `bound`: the quartiles of its rounds lie on one side. It is not run again here."""
+    row = benchmarks.row(published.FOLDER.parent, file, line, case)
+    if row is None:
+        raise NotRun([f"benchmarks/results/{file}.json: {line}, {case}"])
+    low, high = row["spread"]
+    verdict = HOLDS if low > bound else FAILS if high < bound else UNDECIDED
+    return Outcome(verdict, row["ratio"], low, high, 0, f"{row['case']}; quartiles of the rounds, on {row['machine']}")
+
+
 def by_computation(reader: Reader, function: str, **arguments: Any) -> Outcome:
     """A check that needs no training: `function` of replicate/report/computed.py says whether it holds."""
     answer = computed.answer(function, **arguments)
@@ -315,6 +335,7 @@ KINDS: dict[str, Callable[..., Outcome]] = {
     "ordered": ordered,
     "range_below": range_below,
     "rank_correlation": rank_correlation,
+    "benchmark": benchmark,
     "computed": by_computation,
 }
 

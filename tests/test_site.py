@@ -206,6 +206,8 @@ def test_commands_name_stages_that_exist():
         if any(check["kind"] == "computed" for check in claim["checks"]) and not runs:
             assert rerun.commands(runs, params, "laptop") == ["python -m replicate scoreboard"]
     assert rerun.runs_of(published.claims()["efficient_learners.llrd_peak"], params.runs)[0].startswith("light_90_llrd_")
+    assert rerun.benchmarks(published.claims()["fastmim.speed_memory"]) == ["python benchmarks/fastmim_step.py"]
+    assert (published.FOLDER.parent / "benchmarks/fastmim_step.py").exists() and not rerun.benchmarks(published.claims()["fastmim.transfer"])
 
 
 @pytest.mark.slow

@@ -32,6 +32,12 @@ def measures_loaders(claim: dict[str, Any]) -> bool:
     return any(text.startswith("loader_") for text in published.texts(claim["checks"]))
 
 
+def benchmarks(claim: dict[str, Any]) -> list[str]:
+    """Shell commands that measure again the committed benchmarks that a claim rests on."""
+    files = dict.fromkeys(spec["file"] for spec in claim["checks"] if spec["kind"] == "benchmark")
+    return [f"python benchmarks/{file}.py" for file in files]
+
+
 def commands(runs: list[str], params: Params, budget: str, loaders: bool = False) -> list[str]:
     """Shell commands that train these runs, what they start from included, at a budget, and with `loaders` measure the loaders."""
     headline = [_stage(name, params) for name in runs if name not in params.grid]

@@ -205,7 +205,7 @@ def _claim(site: Site, line: dict) -> str:
     finished = site.results[budget].runs
     used = [finished[name] for name in rerun.runs_of(claim, finished)]
     where = "by computation, without training" if line["budget"] == "by computation" else f"at the budget {line['budget']}"
-    again = rerun.commands(runs, site.params, budget, rerun.measures_loaders(claim))
+    again = rerun.benchmarks(claim) + rerun.commands(runs, site.params, budget, rerun.measures_loaders(claim))
     facts = {
         "the paper": html.escape(f"{claim['statement']} ({claim['source']})"),
         "tested by": html.escape(claim["test"]),

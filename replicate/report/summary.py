@@ -64,9 +64,9 @@ def recomputed(cells: pd.DataFrame) -> pd.DataFrame:
     """
     found = cells[cells["status"] == tables.CONTRADICTION]
     place = found["table"].str.replace("_", " ").str.capitalize() + found["panel"].map(lambda panel: f" ({panel})" if panel else "")
-    numbers = computed.all_numbers()
-    shown = found.assign(place=place, computed=[f"{numbers.loc[name, 'ours']:.4g}" for name in found["id"]])
-    shown = shown.rename(columns={"column": "what", "published": "printed", "why": "how"})
+    numbers = computed.all_numbers().loc[found["id"]]
+    shown = found.assign(place=place, computed=[f"{value:.4g}" for value in numbers["ours"]], how=numbers["note"].tolist())
+    shown = shown.rename(columns={"column": "what", "published": "printed"})
     return shown[["place", "row", "what", "printed", "computed", "how"]].set_index("place").rename_axis(None)
 
 

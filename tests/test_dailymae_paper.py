@@ -262,6 +262,27 @@ def test_measured_loaders_are_runs_that_tables_and_claims_read(measured):
     assert dailymae_figures.epoch_minutes(minutes).axes
 
 
+def test_other_measurements_stand_beside_the_papers(tmp_path):
+    """Figure 6's difference, one value a photograph, and the memory that crop decode saves, from the files of their benchmarks."""
+    made = {"machine": "a machine", "revision": "abc", "case": "a case"}
+    memory = [{"unit": "s"}, made | {"unit": "bytes", "ours": 20, "theirs": 100}]
+    contents = {loader_runs.MEMORY: memory, loader_runs.SAMPLES: [made | {"images": 3, "mean_abs_error": [0.01, 0.02, 0.03]}]}
+    for path, rows in contents.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(json.dumps(rows))
+    found = tables.cells("dailymae", loader_runs.load("laptop", tmp_path), {}).set_index("id")
+    assert found.loc["dailymae.text.004", ["ours", "seeds", "run"]].tolist() == [80.0, 1, "loader_memory"]
+    difference = found.loc["dailymae.figure_6.001"]
+    assert difference["ours"] == pytest.approx(0.02) and difference["ours_low"] < 0.01 and difference["seeds"] == 3
+
+
+def test_the_committed_difference_is_what_the_photographs_give():
+    (row,) = json.loads((ROOT / loader_runs.SAMPLES).read_text())
+    photographs = dailymae.photographs()
+    found = dailymae.sample_differences(photographs[:1])[dailymae.ALL_STEPS]
+    assert row["images"] == len(photographs) == len(row["mean_abs_error"]) and found == pytest.approx(row["mean_abs_error"][:1], abs=2e-4)
+
+
 def test_table_8_is_two_thirds_of_its_formulas():
     table = dailymae.crops()
     default = table[table.index.str.endswith("0.28 to 1")]

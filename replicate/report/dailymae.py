@@ -308,10 +308,18 @@ def _probe_curves(book: Book, runs: Mapping[str, str], metric: str) -> dict[str,
     return found
 
 
-def codec_differences(images: Sequence[np.ndarray], size: int = 224) -> pd.DataFrame:
-    """Figure 6: what an image folder's way and FFCV's way make of the same photographs: mean absolute difference, values in 0..1.
+ALL_STEPS = "all three"
 
-    Each step alone, then all: the DCT method of the decoder, the resize filter, compression to 500 pixels at quality 95.
+
+def codec_differences(images: Sequence[np.ndarray], size: int = 224) -> pd.DataFrame:
+    """Figure 6: what an image folder's way and FFCV's way make of the same photographs: mean absolute difference, values in 0..1."""
+    found = sample_differences(images, size)
+    return pd.DataFrame({"mean difference": {way: f"{np.mean(values):.4f}" for way, values in found.items()}})
+
+
+def sample_differences(images: Sequence[np.ndarray], size: int = 224) -> dict[str, list[float]]:
+    """Of each photograph, what each step alone changes, then all: the DCT method of the decoder, the resize filter, compression to 500
+    pixels at quality 95.
     """
     from replicate.loaders.crop_decode import Decoding, decode_crop_resize
     from replicate.loaders.crops import center_boxes
@@ -321,7 +329,7 @@ def codec_differences(images: Sequence[np.ndarray], size: int = 224) -> pd.DataF
         "decoder's fast DCT": (None, 95, Decoding(dct="fast", interpolation="bicubic")),
         "area for bicubic": (None, 95, Decoding(interpolation="area")),
         "compressed to 500_95": (500, 95, Decoding(interpolation="bicubic")),
-        "all three": (500, 95, Decoding(dct="fast")),
+        ALL_STEPS: (500, 95, Decoding(dct="fast")),
     }
     found: dict[str, list[float]] = {way: [] for way in ways}
     for image in images:
@@ -332,7 +340,7 @@ def codec_differences(images: Sequence[np.ndarray], size: int = 224) -> pd.DataF
             stored = original if cap is None else encode_jpeg(small, quality)
             other = _view(stored, small.shape, size, decoding, center_boxes, decode_crop_resize)
             found[way].append(float(np.abs(plain.astype(np.float32) - other).mean() / 255))
-    return pd.DataFrame({"mean difference": {way: f"{np.mean(values):.4f}" for way, values in found.items()}})
+    return found
 
 
 def _view(jpeg: bytes, shape: tuple[int, ...], size: int, decoding: Any, boxes: Any, decode: Any) -> np.ndarray:

@@ -32,7 +32,10 @@ def slow(*values):
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-@pytest.mark.parametrize("short", ["vit", "swin", "pvt_v1_l", *slow("pvt", "twins", "convnext", "convnextv2", "cmt_s")])
+OTHERS = ("vit_l", "swin_l", "pvt", "pvt_v2_b5", "twins", "convnext", "convnext_b", "convnextv2", "cmt_s", "cmt_b")
+
+
+@pytest.mark.parametrize("short", ["vit", "swin", "pvt_v1_l", *slow(*OTHERS)])
 def test_every_kind_of_backbone_pretrains_and_fine_tunes(train, short):
     result = train(f"fastmim_{short}_hog_128_ft")
     assert 0 <= result["top1"] <= 100 and math.isfinite(result["loss"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,27 @@ def test_photographs_give_the_same_cells_in_every_precision(real_data: Path) -> 
     assert torch.equal(cells, hog.dense_hog(normalise(pixels)))
     assert torch.equal(cells, hog.dense_hog(normalise(pixels).double()))
     np.testing.assert_allclose(cells.numpy(), scikit_cells(pixels.numpy()), atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("form", [lambda p: p, lambda p: p.float(), lambda p: p.double(), normalise, lambda p: normalise(p).double()])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gpu_gives_the_same(form: Callable[[torch.Tensor], torch.Tensor], autocast: bool) -> None:
+    pixels, target = random_pixels(4, 96), hog.Target(16)
+    with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        cells, units = hog.dense_hog(form(pixels.cuda())), target(form(pixels.cuda()))
+        of_normalised = hog.dense_hog(form(pixels).cuda())
+    assert cells.is_cuda and units.is_cuda and cells.dtype == units.dtype == torch.float32
+    for found in (cells, of_normalised):
+        np.testing.assert_allclose(found.cpu().numpy(), scikit_cells(pixels.numpy()), atol=1e-6)
+    torch.testing.assert_close(units.cpu(), target(pixels), atol=1e-6, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_gives_the_same_of_real_valued_pixels() -> None:
+    noise = torch.randn(3, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    for images in (noise, noise.double()):
+        torch.testing.assert_close(hog.dense_hog(images.cuda()).cpu(), hog.dense_hog(images), atol=1e-6, rtol=0)
 
 
 def test_real_valued_pixels_give_the_same_cells_in_both_precisions() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -28,8 +29,21 @@ def test_the_committed_benchmark_stands_beside_the_printed_ratios() -> None:
     assert set(table["measure"]) >= {"time of a step", "memory for the backward pass"}
     simmim = table[(table["against"] == "SimMIM") & table["case"].str.startswith("ViT-B") & (table["measure"] == "time of a step")]
     assert float(simmim["published"].iloc[0]) == pytest.approx(4.1 / 0.8, abs=0.01)
+    assert simmim["FastMIM needs"].str.endswith(" s").all() and float(simmim["it needs"].iloc[0].split()[0]) > 0
     figure = fastmim.benchmark_bars(table)
     assert [axis.get_title(loc="left") for axis in figure.axes] == list(dict.fromkeys(table["measure"]))
+
+
+def test_a_gpus_measurements_stand_beside_the_cpus(tmp_path) -> None:
+    line = {"name": "peak memory: FastMIM vs SimMIM", "ours": 2**30, "theirs": 3 * 2**30, "ratio": 3.0, "published": None, "machine": "one"}
+    for device, name in zip(("cpu", "cuda"), fastmim.BENCHMARKS, strict=True):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([line | {"unit": "bytes", "case": f"ViT-B at 224 px, batch 16, {device}"}]))
+    table = fastmim.benchmark(SimpleNamespace(root=tmp_path))
+    assert len(table) == 2 and set(table["FastMIM needs"]) == {"1.00 GiB"} and set(table["it needs"]) == {"3.00 GiB"}
+    labels = [label.get_text() for label in fastmim.benchmark_bars(table).axes[0].get_yticklabels()]
+    assert labels == ["SimMIM, ViT-B", "SimMIM, ViT-B, GPU"]
 
 
 def test_a_missing_benchmark_says_how_to_measure_it(tmp_path) -> None:

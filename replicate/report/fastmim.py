@@ -29,26 +29,38 @@ if TYPE_CHECKING:
     from replicate.params import PretrainRun
     from replicate.report.book import Book
 
-BENCHMARK = "benchmarks/results/fastmim_step.json"
+BENCHMARKS = ("benchmarks/results/fastmim_step.json", "benchmarks/results/fastmim_step_cuda.json")
+"""Of a CPU and of a GPU."""
+
 INPUT, TRUTH, HOG_PREDICTED = "input", "HOG", "HOG prediction"
 GLYPH = 16  # pixels a side that one cell's star is drawn with
 
 
 def benchmark(book: Book) -> pd.DataFrame:
-    """The committed step times and memory (Figure 2, Table 3): each framework's divided by FastMIM's, ours and as published.
+    """The committed step times and memory (Figure 2, Table 3), of a CPU and of a GPU where one was measured: what FastMIM needs, what each
+    framework needs, and the second divided by the first, ours and as published.
 
-    `published` is a ratio of hours an epoch, or for memory the range that section 5.1 states. Raises UserError when the file is missing.
+    `published` is a ratio of hours an epoch, or for memory the range that section 5.1 states. Raises UserError when nothing was measured.
     """
-    path = book.root / BENCHMARK
-    if not path.exists():
-        raise UserError(f"{path}: no such file; `python benchmarks/fastmim_step.py` measures it")
-    lines = json.loads(path.read_text())
+    paths = [book.root / path for path in BENCHMARKS]
+    lines = [line for path in paths if path.exists() for line in json.loads(path.read_text())]
+    if not lines:
+        raise UserError(f"{paths[0]}: no such file; `python benchmarks/fastmim_step.py` measures it")
     frame = pd.DataFrame(lines)[["name", "case", "ratio", "published", "machine"]]
     kind, other = frame["name"].str.split(": FastMIM vs ", n=1, expand=True).T.to_numpy()
-    words = {"step": "time of a step", "activations": "memory for the backward pass", "peak": "peak memory"}
+    words = {"step": "time of a step", "activations": "memory for the backward pass", "peak memory": "peak memory"}
     frame["published"] = [_range(value) for value in frame["published"]]
     frame.insert(0, "measure", [words.get(name, name) for name in kind])
+    for place, (column, side) in enumerate((("FastMIM needs", "ours"), ("it needs", "theirs")), start=3):
+        frame.insert(place, column, [_amount(line[side], line["unit"]) for line in lines])
     return frame.assign(name=other).rename(columns={"name": "against", "ratio": "ours"})
+
+
+def _amount(value: float, unit: str) -> str:
+    """Seconds, or bytes in units that can be read."""
+    if unit == "bytes/image":
+        return f"{value / 2**20:.1f} MiB an image"
+    return f"{value / 2**30:.2f} GiB" if unit == "bytes" else f"{value:.3g} {unit}"
 
 
 def benchmark_bars(table: pd.DataFrame) -> Figure:
@@ -62,10 +74,15 @@ def benchmark_bars(table: pd.DataFrame) -> Figure:
             ends = [float(end) for end in str(text).split(" to ")] if text else []
             axis.plot(ends[:1] + ends[-1:], [place] * len(ends[:1] + ends[-1:]), color=PAPER, marker="|", markersize=14, linewidth=2)
         axis.axvline(1, color=REFERENCE, linewidth=0.8)
-        axis.set_yticks(part.index, [f"{line.against}, {line.case.split(' at ')[0]}" for line in part.itertuples()])
+        axis.set_yticks(part.index, [f"{line.against}, {_short(line.case)}" for line in part.itertuples()])
         axis.invert_yaxis()
         axis.set(title=measure, xlabel="times FastMIM's (marks: the paper)")
     return figure
+
+
+def _short(case: str) -> str:
+    """The backbone of a measured case, and its device where that is a GPU."""
+    return case.split(" at ")[0] + (", GPU" if case.endswith(", cuda") else "")
 
 
 def _range(value: object) -> str:

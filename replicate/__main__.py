@@ -104,7 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     action.add_argument("--rounds", type=int, default=5, help="how often every case takes its turn (default: %(default)s)")
     action.add_argument("--threads", type=int, default=1, help="threads of every loader (default: %(default)s)")
     action.add_argument("--size", type=int, default=224, help="pixels a side of a crop (default: %(default)s)")
-    action.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of loader.json (default: %(default)s)")
+    action.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/bench"),
+        help="folder of loader_1_thread.json, ... (default: %(default)s, which the notebook shows before git's own in benchmarks/results)",
+    )
     action.set_defaults(handler=_bench_loader)
 
     command = commands.add_parser("scoreboard", help="every published number with its status, every claim with its verdict")
@@ -274,7 +279,7 @@ def _bench_loader(options: argparse.Namespace) -> None:
     from replicate.cost.loader_bench import bench
 
     numbers = {key: getattr(options, key) for key in ("repeat", "rounds", "threads", "size")}
-    print(bench(options.images, **numbers, out=options.out))
+    print(f"written to {bench(options.images, **numbers, out=options.out)}; `python -m replicate notebook dailymae` shows it")
 
 
 def _scoreboard(options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """DailyMAE: every cell of its tables has a run that is what the cell says, or is measured or computed, and a place where it is shown."""
 
+import importlib.util
 import json
 import math
 import re
@@ -33,7 +34,8 @@ def measured(tmp_path):
     """Rounds of two loaders, as the benchmark writes them."""
     row = {"case": "a case", "machine": "a machine", "revision": "abc", "images": [10, 10], "runs": ["loader_500_95", "loader_folder"]}
     row |= {"images_per_second": [[900.0, 1000.0, 1100.0], [200.0, 210.0, 190.0]], "file_bytes": [4_000, 5_000]}
-    path = tmp_path / loader_runs.FILE
+    row |= {"name": "loader", "ours": 1.0, "theirs": 5.0, "unit": "ms an image", "ratio": 5.0, "spread": [4.5, 5.5]}
+    path = tmp_path / loader_runs.FOLDER / "loader_1_thread.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps([row]))
     return tmp_path
@@ -363,12 +365,12 @@ def test_the_notebook_shows_every_table_and_figure(notebook_code):
         "split_speedup",
         "probes",
         "compression",
-        "decomposition",
         "codec_differences",
         "codec_contrasts",
         "stage_contrasts",
     ):
         assert f"dailymae.{call}(" in notebook_code
+    assert "dailymae.decomposition" in notebook_code
     for figure in ("loading", "probe", "crop_decode", "crops", "run_times"):
         assert f'"{figure}")' in notebook_code
     assert "book.verdicts()" in notebook_code and "book.save_tables()" in notebook_code
@@ -383,26 +385,77 @@ def test_every_own_cell_has_its_place_in_the_notebook(notebook_code, tmp_path):
     assert sum(len(book.table(table, panel or None)) for table, panel in calls) == len(shown)
 
 
-def test_a_whole_benchmark_on_own_images(tmp_path, monkeypatch):
-    """Four small photographs, one round, without stock FFCV's compilation: every comparison that needs no ffcv has a row."""
+@pytest.fixture
+def own_images(tmp_path):
+    """Four small photographs in a folder within a folder."""
     import numpy as np
     from PIL import Image
 
-    from replicate.cost import loader_bench
-
     rng = np.random.default_rng(0)
-    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "mine" / "deep" / "er").mkdir(parents=True)
     for k in range(4):
         smooth = np.cumsum(rng.normal(size=(60, 80, 3)), axis=1)
         pixels = (255 * (smooth - smooth.min()) / np.ptp(smooth)).astype(np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "deep" / "er" / f"{k}.jpg", quality=97)
-    images = loader_bench.Photographs(tmp_path, repeat=2)
+        Image.fromarray(pixels).save(tmp_path / "mine" / "deep" / "er" / f"{k}.jpg", quality=97)
+    return tmp_path / "mine"
+
+
+def measured_on(images: Path, monkeypatch, *options: str) -> Path:
+    """The file that the command writes for one round of small crops, in the folder beside the images."""
+    from replicate.__main__ import main
+
+    monkeypatch.chdir(images.parent)
+    assert main(["bench", "loader", "--images", str(images), "--rounds", "1", "--repeat", "2", "--size", "32", *options]) == 0
+    threads = int(options[options.index("--threads") + 1]) if options else 1
+    return images.parent / "results" / "bench" / f"loader_{threads}_thread{'s' * (threads > 1)}.json"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_whole_benchmark_on_own_images(own_images, monkeypatch, capsys, threads):
+    """Without stock FFCV's compilation: every comparison that needs no ffcv has a row, and pages show it before the numbers in git."""
+    from replicate.cost import loader_bench
+
+    monkeypatch.setattr(loader_bench, "has_ffcv", lambda: False)
     monkeypatch.setattr(loader_bench, "LONG", 16)
-    made = loader_bench.cases(tmp_path / "out", images, 32, 1, stock=False)
-    rows = loader_bench.measure(made, 1, 1, 32)
+    path = measured_on(own_images, monkeypatch, "--threads", str(threads))
+    told = capsys.readouterr().out
+    assert f"written to {path.relative_to(own_images.parent)}" in told and "ms an image" in told and "4 photographs of mine" in told
+    rows = json.loads(path.read_text())
     expected = {what for what, *sides in loader_bench.COMPARISONS if not any("ffcv" in side for side in sides)}
     assert {row["case"].rpartition(", 32 px")[0] for row in rows} == expected
     assert all(math.isfinite(row["ratio"]) and row["ratio"] > 0 for row in rows)
-    sizes = {name: case.file_bytes for name, case in made.items()}
+    assert set(rows[0]) >= {"name", "case", "ours", "theirs", "ratio", "unit", "spread", "machine", "revision", "threads"}
+    runs = loader_runs.loader_runs(own_images.parent)
+    sizes = {name: run.per_seed[0]["file_bytes"] for name, run in runs.items()}
     assert sizes["loader_500_90"] < sizes["loader_500_95"] < sizes["loader_500_100"]
-    assert set(rows[0]) >= {"name", "case", "ours", "theirs", "ratio", "unit", "spread", "machine", "revision"}
+    assert sizes["loader_folder"] == sum(image.stat().st_size for image in own_images.rglob("*.jpg")), "each image counts once"
+    said = loader_runs.conditions(own_images.parent)
+    assert ("One thread, processor time" if threads == 1 else "2 threads, wall time") in said and "4 photographs of mine" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="ffcv is not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_a_benchmark_beside_stock_ffcv(own_images, monkeypatch):
+    rows = json.loads(measured_on(own_images, monkeypatch).read_text())
+    stock = [row for row in rows if any("ffcv" in run for run in row["runs"])]
+    assert len(stock) == 7 and all(row["ratio"] > 0 for row in stock)
+    assert [row["images"] for row in stock if row["runs"] == ["loader_long_500_95", "loader_ffcv_500_95"]] == [[1000, 1000]]
+
+
+def test_each_number_of_threads_has_its_file(measured):
+    """Tables and claims take the fewest threads; a folder of this machine's own goes before git's."""
+    kept = loader_runs.files(measured)[1]
+    row = json.loads(kept.read_text())[0]
+    two = row | {"threads": 2, "images_per_second": [[2000.0, 2100.0, 1900.0], [400.0, 410.0, 390.0]]}
+    kept.with_name("loader_2_threads.json").write_text(json.dumps([two]))
+    assert list(loader_runs.files(measured)) == [1, 2]
+    assert loader_runs.loader_runs(measured)["loader_folder"].per_seed[0]["images_per_second"] == 200.0
+    assert loader_runs.loader_runs(measured, 2)["loader_folder"].per_seed[0]["images_per_second"] == 400.0
+    assert loader_runs.conditions(measured).startswith("One thread") and len(loader_runs.comparisons(measured)) == 2
+    below = loader_runs.by_threads(measured, dailymae.compression)
+    assert below.loc[("2 threads", "500_95"), "images/s"].startswith("2000")
+    own = measured / loader_runs.OWN / "loader_2_threads.json"
+    own.parent.mkdir(parents=True)
+    own.write_text(json.dumps([two]))
+    assert list(loader_runs.files(measured)) == [2] and loader_runs.conditions(measured).startswith("2 threads")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,12 @@ COLUMNS = ["what", "case", "ours", "theirs", "times faster", "quartiles", "machi
 
 def speeds(root: Path, pattern: str) -> pd.DataFrame:
     """One line a comparison of the files that fit `pattern` ("p2dist", "decoder_masking*"); empty where no benchmark was run."""
-    rows = [row for path in sorted((root / "benchmarks" / "results").glob(f"{pattern}.json")) for row in json.loads(path.read_text())]
+    return comparisons(sorted((root / "benchmarks" / "results").glob(f"{pattern}.json")))
+
+
+def comparisons(paths: Iterable[Path]) -> pd.DataFrame:
+    """The same of these files."""
+    rows = [row for path in paths for row in json.loads(path.read_text())]
     return pd.DataFrame([_line(row) for row in rows], columns=COLUMNS).set_index("what").rename_axis(None)
 
 

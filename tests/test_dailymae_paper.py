@@ -443,6 +443,24 @@ def test_a_benchmark_beside_stock_ffcv(own_images, monkeypatch):
     assert [row["images"] for row in stock if row["runs"] == ["loader_long_500_95", "loader_ffcv_500_95"]] == [[1000, 1000]]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="ffcv is not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_stock_ffcv_gets_our_crops_in_our_order(own_images, tmp_path):
+    """Up to its own flips and its fast DCT."""
+    import torch
+
+    from replicate.cost import loader_bench
+
+    made = loader_bench.cases(tmp_path / "files", loader_bench.Photographs(own_images, 2), 32, 1)
+    ours = [batch.images.permute(0, 2, 3, 1).float() for batch in made["loader_long_500_95"].begin()]
+    stock = [torch.tensor(batch[0]).float() for batch in made["loader_ffcv_500_95"].begin()]
+    assert len(ours) == len(stock) == 26
+    for left, right in zip(ours, stock, strict=True):
+        apart, mirrored = ((one - right).abs().mean((1, 2, 3)) for one in (left, left.flip(2)))
+        assert torch.minimum(apart, mirrored).max() < 4 < apart.max()
+
+
 def test_each_number_of_threads_has_its_file(measured):
     """Tables and claims take the fewest threads; a folder of this machine's own goes before git's."""
     kept = loader_runs.files(measured)[1]

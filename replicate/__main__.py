@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     actions = command.add_subparsers(metavar="WHAT", required=True)
     action = actions.add_parser("loader", help="an image folder, stock FFCV and our reader; compression, augmentation, and step by step")
     action.add_argument("--images", type=Path, help="folder of JPEG or PNG files, any depth (default: photographs that scikit-image carries)")
-    action.add_argument("--repeat", type=int, default=4, help="take the images so many times, so that epochs are long (default: %(default)s)")
+    action.add_argument("--repeat", type=int, default=8, help="take the images so many times, so that epochs are long (default: %(default)s)")
     action.add_argument("--rounds", type=int, default=5, help="how often every case takes its turn (default: %(default)s)")
     action.add_argument("--threads", type=int, default=1, help="threads of every loader (default: %(default)s)")
     action.add_argument("--size", type=int, default=224, help="pixels a side of a crop (default: %(default)s)")

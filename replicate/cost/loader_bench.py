@@ -39,6 +39,8 @@ BATCH = 64
 SCALE = (0.08, 1.0)
 STARTED = 2
 """Batches after which a loader runs: its threads or processes are there, and its memory is touched."""
+ENOUGH = 8
+"""Batches that are timed at the least where some are skipped."""
 LONG = WARM * BATCH + 1000
 """Images of an epoch against FFCV, of which those that fill its new buffers are not timed."""
 ORIGINAL_QUALITY = 95  # of scikit-image's photographs, which come as pixels
@@ -126,8 +128,9 @@ class Case(NamedTuple):
 
 
 def case(begin: Callable[[], Iterable[object]], count: int, skip: int, file_bytes: float) -> Case:
-    """A case of `count` images, whose epoch may be too short to skip that many batches of it."""
-    skip = min(skip, math.ceil(count / BATCH) - 1)
+    """A case of `count` images, timed whole where skipping would leave few batches: workers are ahead by some when the clock starts."""
+    if math.ceil(count / BATCH) - skip < ENOUGH:
+        skip = 0
     return Case(begin, skip, count - skip * BATCH, round(file_bytes))
 
 

@@ -10,6 +10,7 @@ TORCH_INDEX ?=
 BUDGET ?=
 JOBS ?= 2
 TARGET ?=
+FILES ?= 2000
 
 # The stages of the pipeline call `python` and `dvc`: the environment's own come first.
 RUN = PATH="$(abspath $(VENV))/bin:$$PATH" DVC_NO_ANALYTICS=1
@@ -19,7 +20,7 @@ TESTS = python -m pytest -n $(JOBS) --dist loadfile
 PYTEST = $(RUN) $(TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all faults lint smoke repro grid lab lock clean distclean
+.PHONY: help setup test test-all faults sanitize lint smoke repro grid lab lock clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -41,6 +42,9 @@ test-all: lint ## as test, with the slow tests
 
 faults: setup ## every fault of docs/faults.md, injected, and several processes against one; the slow tests too
 	$(PYTEST) -m "slow or not slow" $$(grep -oh 'tests/test_[a-z_]*\.py' docs/faults.md | sort -u) tests/test_distributed.py
+
+sanitize: setup ## the C decoder under AddressSanitizer and UBSan, on mutated JPEGs (FILES=2000)
+	$(RUN) python tools/sanitize.py $(FILES)
 
 smoke: setup ## the pipeline at the smoke budget alone
 	$(RUN) python tools/smoke_pipeline.py

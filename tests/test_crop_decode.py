@@ -551,11 +551,8 @@ def test_exact_equals_what_ffcv_computes(example):
 @pytest.mark.slow
 def test_20_000_crops_of_real_photographs():
     """REPLICATE_REAL_DATA: a folder with imagenet-sample-167/. Every photograph as it is, with restart markers, and re-encoded at 500 px."""
-    root = Path(os.environ.get("REPLICATE_REAL_DATA", "")) / "imagenet-sample-167"
-    if not os.environ.get("REPLICATE_REAL_DATA") or not root.is_dir():
-        pytest.skip("REPLICATE_REAL_DATA names no folder with imagenet-sample-167")
     rng, done = np.random.default_rng(10), 0
-    for path in sorted(root.rglob("*.*")):
+    for path in photographs():
         jpeg = path.read_bytes()
         small = cv2.resize(decode_whole(jpeg), (500, 375), interpolation=cv2.INTER_AREA)
         for data in (jpeg, restart.add_restarts(jpeg), encode(small, "420", 90), encode(small, "420", 95)):
@@ -570,3 +567,42 @@ def test_20_000_crops_of_real_photographs():
                     np.testing.assert_array_equal(got, expected, f"{path} {box} {flip}")
                 done += 1
     assert done >= 20_000
+
+
+def photographs() -> list[Path]:
+    root = Path(os.environ.get("REPLICATE_REAL_DATA", "")) / "imagenet-sample-167"
+    if not os.environ.get("REPLICATE_REAL_DATA") or not root.is_dir():
+        pytest.skip("REPLICATE_REAL_DATA names no folder with imagenet-sample-167")
+    return sorted(root.rglob("*.*"))
+
+
+def narrow_or_random_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+    """One box in three is 1 to 4 pixels wide."""
+    top, left, h, w = random_box(rng, height, width)
+    return (top, left, h, min(w, int(rng.integers(1, 5)))) if rng.integers(3) == 0 else (top, left, h, w)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["444", "422", "420", "440", "grey", "progressive", "restart_7", "restart_rows", "marked", "marked_progressive"])
+def test_thousands_of_crops_of_real_photographs_of_each_kind(kind):
+    """Every photograph at a size of its own, encoded anew; marked: given restart markers without loss afterwards."""
+    form = {"marked": "422", "marked_progressive": "progressive"}.get(kind, kind)
+    rng, done, narrowest = np.random.default_rng(20), 0, 500
+    for path in photographs():
+        height, width = (int(side) for side in rng.integers(40, 500, 2))
+        small = cv2.resize(decode_whole(path.read_bytes()), (width, height), interpolation=cv2.INTER_AREA)
+        jpeg = encode(small, form, int(rng.integers(60, 101)))
+        whole = decode_whole(jpeg)
+        if kind.startswith("marked"):
+            jpeg = restart.add_restarts(jpeg, int(rng.integers(1, 12)))
+            np.testing.assert_array_equal(decode_whole(jpeg), whole)
+        index = restart.build_index(jpeg, int(rng.integers(1, 20))) if crop_decode.jpeg_info(jpeg).seekable else None
+        for _ in range(18):
+            box, flip = narrow_or_random_box(rng, height, width), bool(rng.integers(2))
+            expected = cut(whole, box)[:, ::-1] if flip else cut(whole, box)
+            for hint in (None, index)[: 1 if index is None else 2]:
+                np.testing.assert_array_equal(crop_decode.decode_crop(jpeg, box, flip, index=hint), expected, f"{path} {box} {flip}")
+            narrowest, done = min(narrowest, box[3]), done + 1
+        resized = cv2.resize(cut(whole, box), (96, 96), interpolation=cv2.INTER_AREA)
+        np.testing.assert_array_equal(crop_decode.decode_crop_resize(jpeg, box, flip, 96, index=index), resized[:, ::-1] if flip else resized, path)
+    assert done >= 3000 and narrowest == 1

@@ -1,6 +1,7 @@
 """FFCV itself on our files, and our loader kind around it: same batches as the other kinds, and none of FFCV's traps."""
 
 import importlib.util
+import itertools
 import subprocess
 import sys
 import threading
@@ -14,11 +15,13 @@ import torch
 from PIL import Image
 
 from replicate.errors import UserError
-from replicate.loaders import Augmentation, crop_decode, data, open_loader, resolve_kind
+from replicate.loaders import Augmentation, crop_decode, crops, data, open_loader, resolve_kind
+from replicate.loaders.decode import decode
 from replicate.loaders.reader import BetonReader
 from replicate.loaders.writer import WriteSettings, write_beton
 
 needs_ffcv = pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="ffcv is not installed")
+needs_c_library = pytest.mark.skipif(not crop_decode.available(), reason="the C library is not built")
 COUNT = 40
 
 
@@ -92,7 +95,7 @@ def _full(reader: BetonReader, index: int, box: np.ndarray) -> np.ndarray:
 
 
 @needs_ffcv
-@pytest.mark.skipif(not crop_decode.available(), reason="the C library is not built")
+@needs_c_library
 def test_ffcv_serves_the_batches_of_our_reader(tmp_path: Path) -> None:
     path = _write(tmp_path / "x.beton", "proportion")
     torch.set_num_threads(2)
@@ -103,6 +106,50 @@ def test_ffcv_serves_the_batches_of_our_reader(tmp_path: Path) -> None:
     for options in ({"batch_size": 7, "workers": 2}, {"rank": 0, "world_size": 2}, {"rank": 1, "world_size": 2}):
         for batch in _batches("ffcv", path, **options):
             assert all(torch.equal(reference[int(i)], image) for i, image in zip(batch.index, batch.images, strict=True))
+
+
+# 600 images: a last batch that is incomplete for every batch and number of ranks below.
+MANY, SEED, EPOCH, SIDE = 600, 5, 3, 12
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A file of small images, and the epoch's crops of them as Pillow and OpenCV decode and resize them: (600, 3, 12, 12)."""
+    path = _write(tmp_path_factory.mktemp("many") / "x.beton", count=MANY, size=(24, 30))
+    index = np.arange(MANY)
+    with BetonReader(path) as reader:
+        boxes = crops.random_resized_crop_boxes(reader.tables.sizes, index, seed=SEED, epoch=EPOCH, scale=Augmentation().scale)
+        flips = crops.flips(index, seed=SEED, epoch=EPOCH)
+        images = [decode(reader.read(i), boxes[i], flips[i], SIDE, name="") for i in range(MANY)]
+    return path, np.stack(images).transpose(0, 3, 1, 2)
+
+
+def _every_setting() -> list:
+    """FFCV compiles anew for each loader; four workers stand for the others in the quick tests."""
+    settings = []
+    for kind, workers, batch, ranks in itertools.product(("beton", "ffcv"), (1, 2, 4), (64, 256), (1, 2)):
+        marks = [needs_ffcv, needs_c_library] if kind == "ffcv" else []
+        if kind == "ffcv" and (workers, batch, ranks) != (4, 64, 2):
+            marks.append(pytest.mark.slow)
+        settings.append(pytest.param(kind, workers, batch, ranks, marks=marks))
+    return settings
+
+
+@pytest.mark.parametrize(("kind", "workers", "batch", "ranks"), _every_setting())
+def test_order_and_crops_do_not_depend_on_workers_batch_kind_or_ranks(
+    many: tuple[Path, np.ndarray], kind: str, workers: int, batch: int, ranks: int
+) -> None:
+    """The ranks' batches, dealt in turn, are the epoch's order: every sample once, with the reference's pixels."""
+    path, reference = many
+    options = dict(batch_size=batch, image_size=SIDE, seed=SEED, workers=workers, world_size=ranks)
+    shares = [_batches(kind, path, EPOCH, rank=rank, **options) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    dealt = [one for step in zip(*shares, strict=True) for one in step]
+    index = np.concatenate([one.index.numpy() for one in dealt])
+    assert index.tolist() == crops.epoch_order(MANY, seed=SEED, epoch=EPOCH).tolist() and sorted(index.tolist()) == list(range(MANY))
+    for one in dealt:
+        np.testing.assert_array_equal(one.images.numpy(), reference[one.index.numpy()])
+        assert one.labels.tolist() == (one.index % 2).tolist()
 
 
 @needs_ffcv

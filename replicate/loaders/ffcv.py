@@ -303,6 +303,11 @@ class FfcvLoader(BaseLoader):
             raise UserError("loader ffcv: only area interpolation and FFCV's own decoder without the C library; use loader beton")
         return FullDecoder(self.table, self.image_size, Decoding(dct="fast"))
 
+    @property
+    def _threads(self) -> int:
+        """numba refuses more threads than the machine has cores."""
+        return min(self.workers, numba.config.NUMBA_NUM_THREADS)
+
     def _build(self) -> ffcv_loader.Loader:
         names = self.reader.tables.field_names
         pipelines: dict[str, Any] = dict.fromkeys(names)
@@ -311,7 +316,7 @@ class FfcvLoader(BaseLoader):
             return ffcv_loader.Loader(
                 str(self.path),
                 batch_size=self.batch_size,
-                num_workers=self.workers,
+                num_workers=self._threads,
                 order=ffcv_loader.OrderOption.SEQUENTIAL,
                 drop_last=False,
                 os_cache=True,
@@ -327,7 +332,7 @@ class FfcvLoader(BaseLoader):
         self.table.set_epoch(plan)
         self.decoder.output_size = self.image_size
         with _torch_threads_kept():
-            Compiler.set_num_threads(self.workers)
+            Compiler.set_num_threads(self._threads)
             self._running = _WatchedEpoch(self.pipeline, order, self.reader)
         with closing(self._running) as running:
             for index, images in running.results():

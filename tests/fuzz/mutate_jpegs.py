@@ -152,7 +152,7 @@ def check(rng: np.random.Generator, data: bytes, index: bytes | None, counts: Co
 
 
 def write(folder: Path, count: int, seed: int) -> None:
-    """The files themselves and `count` mutations, each with the seek index of the file that it was made from."""
+    """The files themselves and `count` mutations, each with the seek index of the file that it was made from, every other one mutated too."""
     rng = np.random.default_rng(seed)
     files = seeds(rng)
     indices = indices_of(files)
@@ -160,7 +160,8 @@ def write(folder: Path, count: int, seed: int) -> None:
     for i in range(len(files) + count):
         which = i if i < len(files) else int(rng.integers(len(files)))
         (folder / f"{i:06d}.jpg").write_bytes(files[which] if i < len(files) else mutate(rng, files[which]))
-        (folder / f"{i:06d}.seek").write_bytes(indices[which] or b"")
+        index = indices[which] or b""
+        (folder / f"{i:06d}.seek").write_bytes(mutate(rng, index) if i >= len(files) and i % 2 and index else index)
 
 
 def main(count: int, seed: int = 0) -> int:

@@ -50,21 +50,34 @@ def _run(command: list[str]) -> None:
     raise UserError(f"crop decode: the C compiler failed: {reasons[0].strip()}")
 
 
-def build(library: Path = LIBRARY, extra: tuple[str, ...] = ()) -> Path:
-    """Compiles and links `library`; `extra` flags go to every step (sanitizers, for instance). Raises UserError with the reason in one line."""
-    compiler = [*_compiler(), *FLAGS, *extra]
+def _compile(compiler: list[str], folder: str) -> list[str]:
+    """The object files of all that the decoder consists of."""
     cores = {"generic": ()}
     if platform.machine().lower() in ("x86_64", "amd64"):
         cores["avx2"] = AVX2
+    objects = []
+    for name, flags in cores.items():
+        objects.append(f"{folder}/{name}.o")
+        define = (f"-DCORE=cd_core_{name}", f"-DCORE_NAME={name}")
+        _run([*compiler, *flags, *define, "-c", str(FOLDER / "core.c"), "-o", objects[-1]])
+    have = ("-DCD_HAVE_AVX2",) if "avx2" in cores else ()
+    objects.append(f"{folder}/dispatch.o")
+    _run([*compiler, *have, "-c", str(FOLDER / "dispatch.c"), "-o", objects[-1]])
+    return objects
+
+
+def build_program(source: Path, program: Path, extra: tuple[str, ...] = ()) -> None:
+    """A program of its own, the C file `source` with the decoder in it: for sanitizers and valgrind, whose flags are `extra`. Raises as `build`."""
+    compiler = [*_compiler(), *FLAGS, *extra]
     with tempfile.TemporaryDirectory() as folder:
-        objects = []
-        for name, flags in cores.items():
-            objects.append(f"{folder}/{name}.o")
-            define = (f"-DCORE=cd_core_{name}", f"-DCORE_NAME={name}")
-            _run([*compiler, *flags, *define, "-c", str(FOLDER / "core.c"), "-o", objects[-1]])
-        have = ("-DCD_HAVE_AVX2",) if "avx2" in cores else ()
-        objects.append(f"{folder}/dispatch.o")
-        _run([*compiler, *have, "-c", str(FOLDER / "dispatch.c"), "-o", objects[-1]])
+        _run([*compiler, f"-I{FOLDER}", str(source), *_compile(compiler, folder), "-o", str(program), "-ljpeg", "-lm"])
+
+
+def build(library: Path = LIBRARY, extra: tuple[str, ...] = ()) -> Path:
+    """Compiles and links `library`; `extra` flags go to every step. Raises UserError with the reason in one line."""
+    compiler = [*_compiler(), *FLAGS, *extra]
+    with tempfile.TemporaryDirectory() as folder:
+        objects = _compile(compiler, folder)
         # Linked aside and moved, so that a process that has the old library open keeps it.
         linked = f"{folder}/{library.name}"
         _run([*compiler, "-shared", *objects, "-o", linked, "-ljpeg"])

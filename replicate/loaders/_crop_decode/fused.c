@@ -14,6 +14,7 @@
 
 typedef int16_t short8 __attribute__((vector_size(16)));
 typedef int16_t short16 __attribute__((vector_size(32)));
+typedef uint16_t ushort16 __attribute__((vector_size(32)));
 typedef short16 short16_unaligned __attribute__((aligned(2)));
 typedef uint8_t byte16 __attribute__((vector_size(16)));
 typedef byte16 byte16_unaligned __attribute__((aligned(1)));
@@ -281,9 +282,9 @@ static inline __attribute__((always_inline)) void combine_columns_of(const int16
 {
     for (int64_t x = 0; x < width; x++) {
         const int16_t *from = turned + (int64_t)axis->start[x] * STRIP, *weight = axis->weight + x * taps;
-        short16 sum = {0};
-        for (int t = 0; t < taps; t++) sum += scaled(*(const short16_unaligned *)(from + t * STRIP), splat(weight[t]));
-        *(short16_unaligned *)(out + x * STRIP) = sum;
+        ushort16 sum = {0}; /* rows of a strip that is not full hold anything, and may overflow; nobody looks at them */
+        for (int t = 0; t < taps; t++) sum += (ushort16)scaled(*(const short16_unaligned *)(from + t * STRIP), splat(weight[t]));
+        *(short16_unaligned *)(out + x * STRIP) = (short16)sum;
     }
 }
 
@@ -297,9 +298,20 @@ static void combine_columns(const int16_t *turned, const fused_axis *axis, int64
     }
 }
 
+/* Bicubic overshoot of luma and chroma together may leave 16 bits; what is too bright must not come out dark. */
+static inline short16 saturated_sum(short16 a, short16 b)
+{
+#ifdef __AVX2__
+    return (short16)_mm256_adds_epi16((__m256i)a, (__m256i)b);
+#else
+    short16 sum = (short16)((ushort16)a + (ushort16)b), over = ((a ^ sum) & (b ^ sum)) < 0;
+    return (sum & ~over) | (((a >> 15) ^ splat(INT16_MAX)) & over);
+#endif
+}
+
 static inline byte16 to_bytes(short16 v)
 {
-    v = (v + (1 << (FRACTION - 1))) >> FRACTION;
+    v = saturated_sum(v, splat(1 << (FRACTION - 1))) >> FRACTION;
 #ifdef __AVX2__
     return (byte16)_mm_packus_epi16(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
 #endif
@@ -311,14 +323,17 @@ static inline byte16 to_bytes(short16 v)
 /* JFIF's matrix (as libjpeg), chroma around 128. planes: values of `width` columns, STRIP rows each. */
 static void convert_colours(int16_t *const plane[3], int64_t width, byte16 *restrict rgb[3])
 {
-    const short16 middle = splat(128 << FRACTION);
+    const short16 middle = splat(-(128 << FRACTION));
     for (int64_t x = 0; x < width; x++) {
         short16 y = *(const short16_unaligned *)(plane[0] + x * STRIP);
-        short16 cb = *(const short16_unaligned *)(plane[1] + x * STRIP) - middle;
-        short16 cr = *(const short16_unaligned *)(plane[2] + x * STRIP) - middle;
-        rgb[0][x] = to_bytes(y + cr + scaled(cr, splat(13173)));                        /* 1.402 - 1 */
-        rgb[1][x] = to_bytes(y - scaled(cb, splat(11277)) - scaled(cr, splat(23401))); /* .344136, .714136 */
-        rgb[2][x] = to_bytes(y + cb + scaled(cb, splat(25297)));                        /* 1.772 - 1 */
+        short16 cb = saturated_sum(*(const short16_unaligned *)(plane[1] + x * STRIP), middle);
+        short16 cr = saturated_sum(*(const short16_unaligned *)(plane[2] + x * STRIP), middle);
+        short16 red = saturated_sum(cr, scaled(cr, splat(13173)));                              /* 1 + .402 */
+        short16 green = saturated_sum(scaled(cb, splat(-11277)), scaled(cr, splat(-23401)));    /* -.344136, -.714136 */
+        short16 blue = saturated_sum(cb, scaled(cb, splat(25297)));                             /* 1 + .772 */
+        rgb[0][x] = to_bytes(saturated_sum(y, red));
+        rgb[1][x] = to_bytes(saturated_sum(y, green));
+        rgb[2][x] = to_bytes(saturated_sum(y, blue));
     }
 }
 

@@ -1,0 +1,74 @@
+"""The C decoder under AddressSanitizer and UndefinedBehaviorSanitizer, on mutated JPEGs and seek indices: `python tools/sanitize.py [COUNT] [SEED]`.
+
+Builds tests/fuzz/decode_files.c with the decoder in it, writes COUNT mutated files with tests/fuzz/mutate_jpegs.py, and decodes each in every
+mode, with the AVX2 and the portable code. The last line counts files and failures; a failing file is kept and named. Exit status 1 where there is
+one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from replicate.errors import UserError
+from replicate.loaders._crop_decode import build
+
+FUZZ = Path(__file__).resolve().parent.parent / "tests" / "fuzz"
+# CD_FUZZING: an index that does not match its JPEG is followed all the same, so that hostile ones reach the code behind the check.
+FLAGS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-DCD_FUZZING")
+CHUNK = 100
+SECONDS = 600
+
+
+def decode(program: Path, files: list[Path], generic: bool) -> tuple[int, str]:
+    """Exit status of the decoder over `files`, and what it said of an error."""
+    environment = {**os.environ, **({"CROP_DECODE_GENERIC": "1"} if generic else {})}
+    done = subprocess.run([str(program), *map(str, files)], capture_output=True, text=True, errors="replace", env=environment, timeout=SECONDS)
+    return done.returncode, done.stderr
+
+
+def failures_of(program: Path, files: list[Path], generic: bool) -> dict[Path, str]:
+    """The files on which the decoder fails, each with its report. A chunk that fails is run again file by file."""
+    failed = {}
+    for start in range(0, len(files), CHUNK):
+        chunk = files[start : start + CHUNK]
+        status, report = decode(program, chunk, generic)
+        if not status:
+            continue
+        alone = {file: result[1] for file in chunk if (result := decode(program, [file], generic))[0]}
+        failed |= alone or {chunk[0]: f"only together with the {len(chunk) - 1} files after it\n{report}"}
+    return failed
+
+
+def main(count: int, seed: int) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        program, corpus = Path(folder) / "decode_files", Path(folder) / "corpus"
+        try:
+            build.build_program(FUZZ / "decode_files.c", program, FLAGS)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return 2
+        subprocess.run([sys.executable, str(FUZZ / "mutate_jpegs.py"), str(count), str(seed), "--write", str(corpus)], check=True)
+        files, failed = sorted(corpus.glob("*.jpg")), {}
+        for generic in (False, True):
+            failed |= failures_of(program, files, generic)
+        for file, report in failed.items():
+            kept = Path(f"sanitize-{file.name}")
+            shutil.copy(file, kept)
+            shutil.copy(file.with_suffix(".seek"), kept.with_suffix(".seek"))
+            print(f"{kept}:\n{report[:3000]}")
+    print(f"sanitize: {len(files)} files, {len(failed)} failures")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("count", type=int, nargs="?", default=2000)
+    parser.add_argument("seed", type=int, nargs="?", default=0)
+    options = parser.parse_args()
+    sys.exit(main(options.count, options.seed))

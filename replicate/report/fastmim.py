@@ -110,6 +110,16 @@ def curves(book: Book, sweeps: Mapping[str, Mapping[float, str]], xlabel: str, y
     return figure
 
 
+def over_epochs(book: Book, backbone: str, sizes: Sequence[int], epochs: Sequence[int], usual: Mapping[str, int]) -> dict[str, dict[int, str]]:
+    """Figure 4's curves: legend -> {epochs: run}, of the runs that params.yaml states. A run's name leaves out its target's `usual` epochs."""
+    curves = {}
+    for target, label in {"pixel": "pixels", "hog": "HOG"}.items():
+        for size in sizes:
+            names = {e: f"fastmim_{backbone}_{target}_{size}" + ("_ft" if e == usual[target] else f"_ep{e}_ft") for e in epochs}
+            curves[f"{label}, {size} px"] = {e: name for e, name in names.items() if name in book.params.runs}
+    return curves
+
+
 def losses(book: Book, runs: Mapping[str, str]) -> Figure | None:
     """A panel of Figure 7: training losses of some runs, legend -> run; None where none of them left its history."""
     histories = book.histories(list(runs.values()))

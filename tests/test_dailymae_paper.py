@@ -5,7 +5,9 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from replicate.params import EvaluateRun, PretrainRun, ScoreRun, TeacherRun, load
@@ -340,6 +342,16 @@ def test_stage_lengths_from_printed_times():
     table = dailymae.inferred_stages()
     first, middle, last = (float(part) / 100 for part in table.iloc[0, 0].split(" / "))
     assert first == middle and (last - first) * (19.9333 - 8.1167) == pytest.approx(16.7667 - 14.65, abs=0.2)
+
+
+@pytest.mark.parametrize(("columns", "axis", "last"), [({"seconds": [60.0, 120.0]}, "minutes of training", 3.0), ({}, "epochs", 2)])
+def test_probes_are_drawn_by_epochs_where_times_were_not_kept(columns, axis, last):
+    history = pd.DataFrame({"seed": 0, "epoch": [0, 1], "probe_top1": [20.0, 30.0], "probe_train_top1": [10.0, 15.0]} | columns)
+    book = SimpleNamespace(results=type("Found", (), {"history": lambda _, run: history, "__contains__": lambda _, run: run == "daily_224"})())
+    curves = dailymae.probe_curves(book, {"fixed 224": "daily_224", "s4": "daily_s4"})
+    assert all(list(found) == ["fixed 224"] and found["fixed 224"].index[-1] == last for found in curves.values())
+    figure = dailymae_figures.probe_curves(curves)
+    assert [panel.get_xlabel() for panel in figure.axes] == [axis] * len(curves)
 
 
 def test_what_codecs_change_is_small_and_adds_up():

@@ -293,18 +293,23 @@ PROBES = {"training batches, as the paper": "probe_train_top1", "validation imag
 
 
 def probe_curves(book: Book, runs: Mapping[str, str]) -> dict[str, dict[str, pd.DataFrame]]:
-    """Figure 2, for each of the two probes: its accuracy against training time, one curve a run: mean over seeds, indexed by minutes."""
-    return {probe: _probe_curves(book, runs, metric) for probe, metric in PROBES.items()}
+    """Figure 2, for each of the two probes: its accuracy against training time, one curve a run: mean over seeds, indexed by minutes.
+
+    By epochs where a run's times were not kept, since two axes would not compare.
+    """
+    histories = {label: book.results.history(run) for label, run in runs.items() if run in book.results}
+    timed = all("seconds" in history for history in histories.values() if not history.empty)
+    return {probe: _probe_curves(histories, metric, timed) for probe, metric in PROBES.items()}
 
 
-def _probe_curves(book: Book, runs: Mapping[str, str], metric: str) -> dict[str, pd.DataFrame]:
+def _probe_curves(histories: Mapping[str, pd.DataFrame], metric: str, timed: bool) -> dict[str, pd.DataFrame]:
     found = {}
-    for label, run in runs.items():
-        history = book.results.history(run) if run in book.results else pd.DataFrame()
+    for label, history in histories.items():
         if metric not in history:
             continue
-        history = history.assign(minutes=history.groupby("seed")["seconds"].cumsum() / 60)
-        found[label] = history.dropna(subset=[metric]).groupby("epoch")[["minutes", metric]].mean().set_index("minutes")
+        place = history.groupby("seed")["seconds"].cumsum() / 60 if timed else history["epoch"] + 1
+        curve = history.assign(place=place).dropna(subset=[metric]).groupby("epoch")[["place", metric]].mean()
+        found[label] = curve.set_index("place").rename_axis("minutes of training" if timed else "epochs")
     return found
 
 

@@ -27,13 +27,14 @@ def epoch_minutes(table: pd.DataFrame) -> Figure:
 
 
 def probe_curves(probes: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
-    """Figure 2: the online probe against training time, a panel for each way to probe."""
+    """Figure 2: the online probe against what the curves are indexed by, a panel for each way to probe."""
     figure, axes = new(1, len(probes), width=WIDTH * 1.5)
     for axis, (probe, curves) in zip(axes[0], probes.items(), strict=True):
         for index, (label, curve) in enumerate(curves.items()):
             axis.plot(curve.index, curve.iloc[:, 0], marker=MARKERS[index % len(MARKERS)], color=PALETTE[index % len(PALETTE)], label=label)
-        axis.set(xlabel="minutes of training", ylabel="online probe (%)", title=probe if curves else f"{probe}: no run has finished")
+        axis.set(ylabel="online probe (%)", title=probe if curves else f"{probe}: no run has finished")
         if curves:
+            axis.set_xlabel(curve.index.name)
             axis.legend()
     return figure
 

@@ -187,6 +187,8 @@ if KIND == "ffcv":
     CASES += [cut_after_the_look]
 
 if __name__ == "__main__":
+    # A shell's background jobs ignore the signal, and hand that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for case in CASES:
         told: dict[str, Any] = {"case": case.__name__}
         case()

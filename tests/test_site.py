@@ -4,6 +4,7 @@ import base64
 import html
 import html.parser
 import os
+import re
 import shutil
 from pathlib import Path
 from urllib.parse import unquote
@@ -175,6 +176,11 @@ def test_the_same_pictures_are_among_dvcs_plots():
         [cell] = [cell for cell in nbformat.read(ROOT / paper.notebook, as_version=4).cells if "front" in cell.metadata.get("tags", [])]
         [picture] = [plot.stem for plot in plots if plot.parent.name == name]
         assert f'"{picture}")' in cell.source, name
+
+
+def test_the_committed_pages_name_no_folder_of_a_machine():
+    for page in sorted((ROOT / "docs" / "site").glob("*.html")):
+        assert not re.findall(r"/[\w./-]+\.py:\d+", re.sub(r"base64,[\w+/=]+", "", page.read_text())), page.name
 
 
 def test_the_committed_pages_show_the_committed_scoreboard(committed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import matplotlib as mpl
@@ -70,8 +71,11 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
-    for suffix, metadata in _DATELESS.items():
-        path = stem.with_name(stem.name + suffix)
-        figure.savefig(path, metadata=metadata)
-        written.append(path)
+    with warnings.catch_warnings():
+        # How long a legend's place takes to find is a matter of the machine, and the warning names its folders on the page.
+        warnings.filterwarnings("ignore", message='Creating legend with loc="best"')
+        for suffix, metadata in _DATELESS.items():
+            path = stem.with_name(stem.name + suffix)
+            figure.savefig(path, metadata=metadata)
+            written.append(path)
     return written

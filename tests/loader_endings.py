@@ -24,6 +24,8 @@ from replicate.loaders import Augmentation, open_loader
 from replicate.loaders.base import BaseLoader
 
 KIND, FOLDER = sys.argv[1], Path(sys.argv[2])
+# A thread told to end, whose item is done, still needs its turn on a busy machine.
+SECONDS_TO_END = 2.0
 COLOURS = Augmentation(auto="three_augment")
 
 
@@ -64,17 +66,20 @@ def again_if_late(case: Callable[[], None]) -> Callable[[], None]:
     return repeated
 
 
+def decoder_of(loader: BaseLoader) -> tuple[Any, str, int]:
+    """Whose function decodes, its name, and a number of calls within an epoch's first half."""
+    if KIND == "ffcv":
+        from replicate.loaders import ffcv
+
+        return ffcv._WatchedEpoch, "run_pipeline", 3
+    return (loader.source, "read", 5) if KIND == "folder" else (loader, "_decode", 9)
+
+
 @again_if_late
 def decode_fails() -> None:
     with opened(data()) as loader:
         list(loader.epoch(0))
-        if KIND == "ffcv":
-            from replicate.loaders import ffcv
-
-            owner, name, after = ffcv._WatchedEpoch, "run_pipeline", 3
-        else:
-            owner, name, after = (loader.source, "read", 5) if KIND == "folder" else (loader, "_decode", 9)
-        fails(loader, owner, name, after)
+        fails(loader, *decoder_of(loader))
 
 
 @again_if_late
@@ -113,6 +118,34 @@ def interrupted() -> None:
                         asked.set()
         except KeyboardInterrupt as error:
             told["error"] = type(error).__name__
+    sender.join()
+
+
+def interrupted_while_leaving() -> None:
+    """Ctrl-C while the epoch waits for what is in work, which here takes its time."""
+    with opened(data()) as loader:
+        owner, name, _ = decoder_of(loader)
+        whole, in_work = getattr(owner, name), []
+
+        def slowly(*arguments: Any) -> Any:
+            in_work.append(None)
+            time.sleep(0.4)
+            done = whole(*arguments)
+            in_work.pop()
+            return done
+
+        setattr(owner, name, slowly)
+        sender = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            batches = loader.epoch(0)
+            next(batches)
+            sender.start()
+            batches.close()
+            sender.join()
+        except KeyboardInterrupt as error:
+            told["error"], told["in work"] = type(error).__name__, len(in_work)
+        finally:
+            setattr(owner, name, whole)
     sender.join()
 
 
@@ -180,7 +213,7 @@ def threads_left() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
 
 
-CASES = [decode_fails, augment_fails, interrupted, left_early]
+CASES = [decode_fails, augment_fails, interrupted, interrupted_while_leaving, left_early]
 if KIND != "folder":
     CASES += [cut_data, cut_data_skipping, cut_index]
 if KIND == "ffcv":
@@ -192,6 +225,9 @@ if __name__ == "__main__":
     for case in CASES:
         told: dict[str, Any] = {"case": case.__name__}
         case()
+        until = time.monotonic() + SECONDS_TO_END
+        while threads_left() and time.monotonic() < until:
+            time.sleep(0.01)
         told["threads"] = [thread.name for thread in threads_left()]
         told["children"] = len(multiprocessing.active_children())
         print(json.dumps(told), flush=True)

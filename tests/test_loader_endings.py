@@ -80,7 +80,9 @@ def test_an_exception_surfaces_within_two_seconds(told: dict[str, dict], place: 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ctrl_c_and_an_early_break_leave_no_thread_behind(told: dict[str, dict]) -> None:
-    assert told["interrupted"]["error"] == "KeyboardInterrupt" and _nothing_left(told["interrupted"])
+    for case in ("interrupted", "interrupted_while_leaving"):
+        assert told[case]["error"] == "KeyboardInterrupt" and _nothing_left(told[case])
+    assert told["interrupted_while_leaving"]["in work"] == 0
     assert told["left_early"]["while open"] == [] and _nothing_left(told["left_early"])
 
 

@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -65,11 +65,40 @@ def ahead(work: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[
         for item in items:
             pending.append(pool.submit(work, item))
             if len(pending) > workers:
-                yield pending.popleft().result()
+                yield _first(pending)
         while pending:
-            yield pending.popleft().result()
+            yield _first(pending)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        _end(pool, pending)
+
+
+def _first(pending: deque[Future[T]]) -> T:
+    """The first one's result. It leaves the queue only then: who is interrupted while waiting must still know what is in work."""
+    wait([pending[0]])
+    return pending.popleft().result()
+
+
+def _end(pool: ThreadPoolExecutor, pending: Iterable[Future]) -> None:
+    """Cancels what has not begun and waits for the rest."""
+
+    def stop() -> None:
+        pool.shutdown(wait=False, cancel_futures=True)
+        wait([future for future in pending if not future.cancelled()])
+
+    despite_ctrl_c(stop)
+    pool.shutdown(wait=True)
+
+
+def despite_ctrl_c(wait_for_work: Callable[[], object]) -> None:
+    """Waits, and where Ctrl-C comes meanwhile waits again before that is raised; only a second one leaves work undone.
+
+    What waits must not join threads: Python counts a thread as ended whose join was interrupted.
+    """
+    try:
+        wait_for_work()
+    except KeyboardInterrupt:
+        wait_for_work()
+        raise
 
 
 class BaseLoader(ABC):

@@ -12,6 +12,7 @@ process with SIGBUS.
 """
 
 import queue
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -27,7 +28,7 @@ from numba.extending import intrinsic
 
 from replicate.errors import UserError
 from replicate.loaders import Batch, beton_format, crop_decode
-from replicate.loaders.base import BaseLoader, Epoch, ahead, as_batch
+from replicate.loaders.base import BaseLoader, Epoch, ahead, as_batch, despite_ctrl_c
 from replicate.loaders.beton_format import FileCutError
 from replicate.loaders.crop_decode import Decoding
 from replicate.loaders.reader import BetonReader
@@ -229,21 +230,25 @@ class _WatchedEpoch(EpochIterator):
     error: BaseException | None = None
 
     def __init__(self, loader: ffcv_loader.Loader, order: np.ndarray, reader: BetonReader) -> None:
-        self.reader = reader
+        self.reader, self.work_done = reader, threading.Event()
         super().__init__(loader, order)
 
     def run(self) -> None:
         try:
-            numba.set_num_threads(self.loader.num_workers)
-            for number, indices in enumerate(self.iter_ixes):
-                self.reader.check_unchanged()
-                slot = number % (self.loader.batches_ahead + 2)
-                images = self.run_pipeline(number, indices, slot, None)[0]
-                if not self._put((indices, images)):
-                    return
+            self._put_batches()
         except BaseException as error:
             self.error = error
         self._put(None)
+        self.work_done.set()
+
+    def _put_batches(self) -> None:
+        numba.set_num_threads(self.loader.num_workers)
+        for number, indices in enumerate(self.iter_ixes):
+            self.reader.check_unchanged()
+            slot = number % (self.loader.batches_ahead + 2)
+            images = self.run_pipeline(number, indices, slot, None)[0]
+            if not self._put((indices, images)):
+                return
 
     def _put(self, item: object) -> bool:
         """Waits for room in the queue; False once the consumer has left."""
@@ -275,6 +280,7 @@ class _WatchedEpoch(EpochIterator):
     def close(self) -> None:
         super().close()
         if self.is_alive():
+            despite_ctrl_c(self.work_done.wait)
             self.join()
 
 

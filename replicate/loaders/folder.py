@@ -102,10 +102,12 @@ def _running(images: DataLoader) -> Iterator[Iterator[list[np.ndarray | UserErro
         yield running
     finally:
         feeders = [thread for thread in set(threading.enumerate()) - before if thread.name == "QueueFeederThread"]
-        if hasattr(running, "_shutdown_workers"):
-            running._shutdown_workers()
-        for thread in feeders:
-            thread.join(_JOIN_SECONDS)
+        try:
+            if hasattr(running, "_shutdown_workers"):
+                running._shutdown_workers()
+        finally:
+            for thread in feeders:
+                thread.join(_JOIN_SECONDS)
 
 
 class FolderLoader(BaseLoader):

@@ -27,6 +27,12 @@ def test_says_what_a_reader_needs_to_repeat_the_run():
     assert found["peak_memory_bytes"] == 3221225472 and found["images_per_second"] is None
 
 
+def committed(folder: Path) -> None:
+    """Makes `folder` a repository with all its files in one commit."""
+    for command in (["init"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-m", "first"]):
+        subprocess.run(["git", "-C", str(folder), *command], check=True, capture_output=True)
+
+
 def test_the_revision_is_this_checkouts():
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     if done.returncode:
@@ -35,15 +41,10 @@ def test_the_revision_is_this_checkouts():
 
 
 def test_git_state_sees_a_tracked_change_and_ignores_an_untracked_result(tmp_path):
-    def git(*arguments):
-        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *arguments], check=True, capture_output=True)
-
     (tmp_path / "replicate").mkdir()
     code = tmp_path / "replicate" / "code.py"
     code.write_text("a = 1\n")
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "first")
+    committed(tmp_path)
     (tmp_path / "results.json").write_text("{}")
     clean = git_state.__wrapped__(tmp_path)
     assert len(clean["revision"]) == 40 and clean["dirty"] is False
@@ -52,16 +53,11 @@ def test_git_state_sees_a_tracked_change_and_ignores_an_untracked_result(tmp_pat
 
 
 def test_another_budget_makes_nothing_dirty_and_another_claim_a_page(tmp_path):
-    def git(*arguments):
-        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *arguments], check=True, capture_output=True)
-
     (tmp_path / "published").mkdir()
     claims = tmp_path / "published" / "claims.yaml"
     claims.write_text("claims: []\n")
     (tmp_path / "params.yaml").write_text("budget: laptop\n")
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "first")
+    committed(tmp_path)
     (tmp_path / "params.yaml").write_text("budget: smoke\n")
     assert git_state.__wrapped__(tmp_path)["dirty"] is False and git_state.__wrapped__(tmp_path, PAGE_SOURCES)["dirty"] is False
     claims.write_text("claims: [another]\n")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from replicate.errors import UserError
-from replicate.report import fastmim
+from replicate.report import fastmim, published
 from replicate.report.book import repository
 from replicate.report.quantities import Reader
 from replicate.report.results import Results, Run
@@ -49,6 +49,15 @@ def test_a_gpus_measurements_stand_beside_the_cpus(tmp_path) -> None:
 def test_a_missing_benchmark_says_how_to_measure_it(tmp_path) -> None:
     with pytest.raises(UserError, match="python benchmarks/fastmim_step.py"):
         fastmim.benchmark(SimpleNamespace(root=tmp_path))
+
+
+def test_the_pairs_against_scratch_are_those_of_table_4_and_of_the_claim() -> None:
+    cells = [(entry["match"], entry["ours"]) for entry in published.mapping("fastmim") if entry["match"].get("table") == "table_4"]
+    runs = {(m.get("backbone"), m.get("method"), run) for m, run in cells if m.get("column") == "top1" and isinstance(run, str)}
+    for name, (ours, scratch) in fastmim.AGAINST_SCRATCH.items():
+        assert (name, "FastMIM", ours) in runs and (name, "supervised", scratch) in runs
+    checks = published.claims()["fastmim.beats_scratch_everywhere"]["checks"]
+    assert [(check["left"], check["right"]) for check in checks] == list(fastmim.AGAINST_SCRATCH.values())
 
 
 def test_curves_draw_what_has_run_and_name_the_rest() -> None:

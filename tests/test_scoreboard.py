@@ -1,5 +1,6 @@
 """Every published number accounted for: one line each, a status each, and `exact` only where the numbers are equal."""
 
+import io
 import math
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from replicate.errors import UserError
 from replicate.params import load
-from replicate.report import published, scoreboard, tables
+from replicate.report import loader_runs, published, scoreboard, tables
 from replicate.report.ranges import last_nonzero_digit
 from replicate.report.results import Results, Run
 
@@ -138,6 +139,22 @@ def test_a_missing_scoreboard_says_how_to_write_it(tmp_path):
 
 def test_the_committed_readme_shows_the_committed_scoreboard():
     assert scoreboard.readme_is_current(ROOT / "README.md", scoreboard.findings(load(ROOT / "params.yaml").findings, ROOT))
+
+
+def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(frame.to_csv(index=False)), dtype=str, keep_default_na=False)
+
+
+def test_the_findings_follow_from_what_git_holds(tmp_path):
+    """Rendered from `measured/` and `benchmarks/results/` alone: no number comes from a run that only one machine has."""
+    for name in ("measured", "benchmarks", "params.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    findings = load(ROOT / "params.yaml").findings
+    for budget in set(findings.values()):
+        found, committed = scoreboard.build(loader_runs.load(budget, tmp_path)), scoreboard.read(budget, ROOT)
+        for now, then in ((found.numbers, committed.numbers), (found.claims, committed.claims)):
+            now, then = (_as_text(frame[frame["paper"].map(findings) == budget]) for frame in (now, then))
+            pd.testing.assert_frame_equal(now, then, obj=f"tables/{budget}")
 
 
 def test_what_was_not_run_says_what_it_would_cost_at_the_papers_scale(board):

@@ -32,6 +32,23 @@ if TYPE_CHECKING:
 BENCHMARKS = ("benchmarks/results/fastmim_step.json", "benchmarks/results/fastmim_step_cuda.json")
 """Of a CPU and of a GPU."""
 
+BACKBONES = {
+    "ViT-B": "vit",
+    "Swin-B": "swin",
+    "Swin-L": "swin_l",
+    "Twins-L": "twins",
+    "PVTv1-L": "pvt_v1_l",
+    "PVTv2-B2": "pvt",
+    "PVTv2-B5": "pvt_v2_b5",
+    "ConvNeXt-T": "convnext",
+    "ConvNeXt-B": "convnext_b",
+    "ConvNeXtV2-B": "convnextv2",
+    "CMT-S": "cmt_s",
+    "CMT-B": "cmt_b",
+}
+AGAINST_SCRATCH = {name: (f"fastmim_{short}_hog_128_ft", f"fastmim_{short}_scratch_ft") for name, short in BACKBONES.items()}
+"""Table 4: of each backbone the run that FastMIM came before, and the one trained from scratch."""
+
 INPUT, TRUTH, HOG_PREDICTED = "input", "HOG", "HOG prediction"
 GLYPH = 16  # pixels a side that one cell's star is drawn with
 

@@ -185,6 +185,15 @@ def test_checks_make_a_claim(checks, verdict):
         assert outcome.note.startswith("1 of 2 checks run: 1 holds")
 
 
+@pytest.mark.parametrize(("spec", "word"), [(WINS, "holds"), (LOSES, "fails")])
+def test_a_check_that_only_stands_in_does_not_decide_the_statement(spec, word):
+    claim, runs = {**CLAIM, "checks": [spec], "stand_in": True}, results({"a": A, "b": B})
+    outcome = verdicts.judge(claim, runs)
+    assert outcome.verdict == UNDECIDED and f"stands in for it {word}" in outcome.note
+    assert verdicts.checks(claim, runs)[0].verdict == word
+    assert verdicts.judge({**claim, "checks": [ABSENT]}, runs).verdict == NOT_RUN
+
+
 def test_smoke_decides_nothing():
     outcome = verdicts.judge({**CLAIM, "checks": [WINS]}, results({"a": A, "b": B}, "smoke"))
     assert outcome.verdict == UNDECIDED and "smoke" in outcome.note

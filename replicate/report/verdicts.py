@@ -69,12 +69,18 @@ def all_claims(results: Results, claims: dict[str, dict[str, Any]] | None = None
 
 
 def judge(claim: dict[str, Any], results: Results) -> Outcome:
-    """The claim's verdict with the effect of the check that settled it (the first one, while nothing is settled)."""
+    """The claim's verdict with the effect of the check that settled it (the first one, while nothing is settled).
+
+    A claim whose test says `stand_in` is about something that is not run here: its checks speak for themselves and do not decide it.
+    """
     outcomes = checks(claim, results)
     verdict = _together([outcome.verdict for outcome in outcomes])
     shown = min(outcomes, key=lambda outcome: _rank(outcome.verdict, verdict))
     done = sum(outcome.verdict != NOT_RUN for outcome in outcomes)
     part = [f"{done} of {len(outcomes)} checks run: {_counted(outcomes)}"] if 0 < done < len(outcomes) else []
+    if claim.get("stand_in") and verdict in (HOLDS, FAILS):
+        part.append(f"what stands in for it {verdict}, which does not decide the statement")
+        verdict = UNDECIDED
     return replace(shown, verdict=verdict, note="; ".join(part + [shown.note] * bool(shown.note)))
 
 

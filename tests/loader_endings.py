@@ -26,6 +26,7 @@ from replicate.loaders.base import BaseLoader
 KIND, FOLDER = sys.argv[1], Path(sys.argv[2])
 # A thread told to end, whose item is done, still needs its turn on a busy machine.
 SECONDS_TO_END = 2.0
+ITEM_SECONDS = 0.4
 COLOURS = Augmentation(auto="three_augment")
 
 
@@ -121,29 +122,40 @@ def interrupted() -> None:
     sender.join()
 
 
+@again_if_late
 def interrupted_while_leaving() -> None:
     """Ctrl-C while the epoch waits for what is in work, which here takes its time."""
-    with opened(data()) as loader:
+    told.pop("seconds", None)
+    with opened(data(), batch_size=1) as loader:
         owner, name, _ = decoder_of(loader)
-        whole, in_work = getattr(owner, name), []
+        whole, in_work = getattr(owner, name), multiprocessing.Value("i", 0)
 
         def slowly(*arguments: Any) -> Any:
-            in_work.append(None)
-            time.sleep(0.4)
+            with in_work.get_lock():
+                in_work.value += 1
+            time.sleep(ITEM_SECONDS)
             done = whole(*arguments)
-            in_work.pop()
+            with in_work.get_lock():
+                in_work.value -= 1
             return done
 
+        def send() -> None:
+            told["sent"] = time.monotonic()
+            os.kill(os.getpid(), signal.SIGINT)
+
         setattr(owner, name, slowly)
-        sender = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+        left, sender = False, threading.Timer(ITEM_SECONDS / 4, send)
         try:
             batches = loader.epoch(0)
             next(batches)
             sender.start()
             batches.close()
+            left = True
             sender.join()
         except KeyboardInterrupt as error:
-            told["error"], told["in work"] = type(error).__name__, len(in_work)
+            told["error"], told["in work"] = type(error).__name__, in_work.value
+            if not left:
+                told["seconds"] = time.monotonic() - told.pop("sent")
         finally:
             setattr(owner, name, whole)
     sender.join()

@@ -82,8 +82,10 @@ def _end(pool: ThreadPoolExecutor, pending: Iterable[Future]) -> None:
     """Cancels what has not begun and waits for the rest."""
 
     def stop() -> None:
-        pool.shutdown(wait=False, cancel_futures=True)
-        wait([future for future in pending if not future.cancelled()])
+        # Cancelled one by one: an interrupted shutdown may have taken one from the pool's queue that nobody would ever finish.
+        in_work = [future for future in pending if not future.cancel()]
+        pool.shutdown(wait=False)
+        wait(in_work)
 
     despite_ctrl_c(stop)
     pool.shutdown(wait=True)

@@ -238,8 +238,9 @@ class _WatchedEpoch(EpochIterator):
             self._put_batches()
         except BaseException as error:
             self.error = error
+        finally:
+            self.work_done.set()
         self._put(None)
-        self.work_done.set()
 
     def _put_batches(self) -> None:
         numba.set_num_threads(self.loader.num_workers)

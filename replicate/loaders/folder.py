@@ -106,6 +106,10 @@ def _running(images: DataLoader) -> Iterator[Iterator[list[np.ndarray | UserErro
             if hasattr(running, "_shutdown_workers"):
                 running._shutdown_workers()
         finally:
+            # Torch does this last, and not at all where it was interrupted: a feeder ends once its queue is closed.
+            for queue in getattr(running, "_index_queues", ()):
+                queue.cancel_join_thread()
+                queue.close()
             for thread in feeders:
                 thread.join(_JOIN_SECONDS)
 

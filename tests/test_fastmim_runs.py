@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from replicate.trainers import engine, launch
+from replicate.trainers import engine, invariance, launch
 from replicate.trainers.seeds import train_one_seed, weights_path
 from replicate.trainers.session import open_session
 
@@ -66,6 +66,15 @@ def test_frozen_features_of_a_hierarchy(train, small_params, protocol):
 def test_invariance_reports_both_targets(train):
     result = train("fastmim_invariance")
     assert {"psnr_pixel", "ssim_pixel", "psnr_hog", "ssim_hog"} <= set(result) and result["images"] == 64
+
+
+def test_invariance_takes_no_more_images_a_seed_than_it_says(train, small_params, monkeypatch):
+    train("fastmim_invariance")
+    monkeypatch.setattr(invariance, "IMAGES", 25)
+    with open_session(small_params.machine, "float32", "beton") as session:
+        context = launch.context_of(small_params, "fastmim_invariance", session)
+        found = invariance.train_seed(context, 0, context.store(0))
+    assert found["results"]["images"] == 22  # every sixth of 128
 
 
 @pytest.mark.parametrize("stop_at", [2, *slow(3)])

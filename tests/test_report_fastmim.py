@@ -91,3 +91,10 @@ def test_glyphs_fill_the_range_and_an_empty_image_stays_dark() -> None:
 
 def test_ranges_of_the_paper_are_written_out() -> None:
     assert [fastmim._range(value) for value in ([2.0, 3.33], 1.625, None, math.nan)] == ["2 to 3.33", "1.62", "", ""]
+
+
+def test_photographs_at_the_papers_size_stand_in_one_table() -> None:
+    table = fastmim.invariance_on_photographs(book())
+    [row] = json.loads((repository() / fastmim.INVARIANCE).read_text())
+    assert table.loc["PSNR, dB", "HOG"].startswith(f"{row['psnr_hog']['mean']:.3g} [") and table.loc["SSIM", "pixels"].startswith("0.8")
+    assert "photographs, 224 -> 128 px" in table.index.name

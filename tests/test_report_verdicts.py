@@ -192,6 +192,15 @@ def test_a_check_that_only_stands_in_does_not_decide_the_statement(spec, word):
     assert outcome.verdict == UNDECIDED and f"stands in for it {word}" in outcome.note
     assert verdicts.checks(claim, runs)[0].verdict == word
     assert verdicts.judge({**claim, "checks": [ABSENT]}, runs).verdict == NOT_RUN
+    close = verdicts.judge({**claim, "checks": [TIED]}, results({"a": A, "t": [44.0, 44.2, 43.7]}))
+    assert "stands in for it is undecided" in close.note and "more seed" not in close.note
+
+
+def test_a_caveat_is_said_with_a_verdict_of_less_than_the_papers_budget():
+    claim = {**CLAIM, "checks": [WINS], "caveat": "short runs favour a"}
+    assert "short runs favour a" in verdicts.judge(claim, results({"a": A, "b": B})).note
+    assert "favour" not in verdicts.judge(claim, results({"a": A, "b": B}, "paper")).note
+    assert "favour" not in verdicts.judge(claim, results({})).note
 
 
 def test_smoke_decides_nothing():

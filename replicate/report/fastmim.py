@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 BENCHMARKS = ("benchmarks/results/fastmim_step.json", "benchmarks/results/fastmim_step_cuda.json")
 """Of a CPU and of a GPU."""
 
+INVARIANCE = "benchmarks/results/hog_invariance.json"
+KINDS, MEASURES = {"pixels": "pixel", "HOG": "hog"}, {"PSNR, dB": "psnr", "SSIM": "ssim"}
+
 BACKBONES = {
     "ViT-B": "vit",
     "Swin-B": "swin",
@@ -71,6 +74,23 @@ def benchmark(book: Book) -> pd.DataFrame:
     for place, (column, side) in enumerate((("FastMIM needs", "ours"), ("it needs", "theirs")), start=3):
         frame.insert(place, column, [_amount(line[side], line["unit"]) for line in lines])
     return frame.assign(name=other).rename(columns={"name": "against", "ratio": "ours"})
+
+
+def invariance_on_photographs(book: Book) -> pd.DataFrame:
+    """The committed likeness of 224-pixel photographs and themselves at 128 (Figures 3, 8 and 9): one line a measure, pixels beside HOG.
+
+    Raises UserError when nothing was measured.
+    """
+    path = book.root / INVARIANCE
+    if not path.exists():
+        raise UserError(f"{path}: no such file; `python benchmarks/hog_invariance.py --images FOLDER` measures it")
+    [row] = json.loads(path.read_text())
+    lines = {name: {kind: _with_bounds(row[f"{measure}_{key}"]) for kind, key in KINDS.items()} for name, measure in MEASURES.items()}
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis(f"{row['images']} photographs, {row['case']}")
+
+
+def _with_bounds(found: Mapping[str, float]) -> str:
+    return "{mean:.3g} [{low:.3g}, {high:.3g}]".format(**found)
 
 
 def _amount(value: float, unit: str) -> str:

@@ -71,16 +71,19 @@ def all_claims(results: Results, claims: dict[str, dict[str, Any]] | None = None
 def judge(claim: dict[str, Any], results: Results) -> Outcome:
     """The claim's verdict with the effect of the check that settled it (the first one, while nothing is settled).
 
-    A claim whose test says `stand_in` is about something that is not run here: its checks speak for themselves and do not decide it.
+    A claim whose test says `stand_in` is about something that is not run here: its checks speak for themselves and do not decide it. A
+    `caveat` is said with every verdict at less than the paper's budget.
     """
     outcomes = checks(claim, results)
     verdict = _together([outcome.verdict for outcome in outcomes])
     shown = min(outcomes, key=lambda outcome: _rank(outcome.verdict, verdict))
     done = sum(outcome.verdict != NOT_RUN for outcome in outcomes)
     part = [f"{done} of {len(outcomes)} checks run: {_counted(outcomes)}"] if 0 < done < len(outcomes) else []
-    if claim.get("stand_in") and verdict in (HOLDS, FAILS):
-        part.append(f"what stands in for it {verdict}, which does not decide the statement")
-        verdict = UNDECIDED
+    if claim.get("stand_in") and verdict != NOT_RUN:
+        part.append(f"what stands in for it {'is ' * (verdict == UNDECIDED)}{verdict}, which does not decide the statement")
+        return replace(shown, verdict=UNDECIDED, note="; ".join(part))
+    if claim.get("caveat") and verdict != NOT_RUN and results.budget != "paper":
+        part.append(claim["caveat"])
     return replace(shown, verdict=verdict, note="; ".join(part + [shown.note] * bool(shown.note)))
 
 

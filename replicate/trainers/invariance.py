@@ -23,7 +23,7 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
     size, cell = context.upstream_run.image_size, context.upstream_run.target_options.get("cell", CELL)
     found: dict[str, list[torch.Tensor]] = {}
     with whole_loader(context, "train", context.run.image_size) as loader:
-        step = max(1, loader.num_images // (IMAGES * context.seeds))
+        step = -(-loader.num_images // (IMAGES * context.seeds))
         for images, _, index in loader.epoch(0):
             mine = index % (step * context.seeds) == seed * step
             if mine.any():

@@ -1,5 +1,6 @@
 """params.yaml is read strictly: every mistake is one line that names the key, the value and what would be right."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,33 @@ def test_budget_and_dataset_must_exist(tmp_path, content):
 def test_stages_must_cover_the_run(tmp_path, content):
     content["pretrain"]["light_90"]["stages"] = [{"until": 0.5, "image_size": 160}]
     assert "the last at 1.0" in refused(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"sizes": 224}, "sizes 224 must be a list of numbers"),
+        ({"sizes": "224"}, "sizes '224' must be a list of numbers"),
+        ({"sizes": ["192", 224]}, r"sizes \['192', 224\] must be a list of numbers"),
+        ({"sizes": [True, 224]}, r"sizes \[True, 224\] must be a list of numbers"),
+        ({"ends": 0.5}, "ends 0.5 must be a list of numbers"),
+        ({"ends": None}, "ends None must be a list of numbers"),
+        ({"mask_ratios": 0.75}, "mask_ratios 0.75 must be a list of numbers"),
+        ({"schedule": ["rising"]}, r"schedule \['rising'\] must be one name of palindrome, rising"),
+        ({"size": [224], 3: 4}, "unknown key 3"),
+    ],
+)
+def test_a_schedule_of_wrong_types_is_told_in_one_line(tmp_path, content, wrong, words):
+    content["pretrain"]["light_90"]["stages"] = {"schedule": "rising", "sizes": [192, 224]} | wrong
+    message = refused(tmp_path, content)
+    assert "pretrain.light_90.stages" in message and re.search(words, message)
+
+
+def test_a_schedule_may_leave_a_stage_the_runs_own_mask_ratio(tmp_path, content):
+    content["pretrain"]["light_90"]["stages"] = {"schedule": "rising", "sizes": [192, 224], "mask_ratios": [0.5, None]}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert [stage.mask_ratio for stage in load(path).run("light_90").stages] == [0.5, None]
 
 
 def test_warmup_longer_than_the_run(tmp_path, content):

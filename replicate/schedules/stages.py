@@ -25,10 +25,11 @@ def expand(stated: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
 
     {"schedule": "palindrome", "sizes": [224, 192], "ends": [0.25, 0.5], "mask_ratios": [...]}: `ends` are fractions of the run at which the
     stages end, without the last one's 1.0 (left out: equal parts), `mask_ratios` one a stage, where they change. Raises ValueError for a
-    schedule that does not exist, another key, or lists that do not fit together.
+    schedule that does not exist, another key, what is no list of numbers, or lists that do not fit together.
     """
     if unknown := set(stated) - set(KEYS):
-        raise ValueError(f"stages: unknown key {min(unknown)}; a named schedule has {', '.join(KEYS)}")
+        raise ValueError(f"stages: unknown key {min(map(str, unknown))}; a named schedule has {', '.join(KEYS)}")
+    _refuse_wrong_types(stated)
     if stated.get("schedule") not in SCHEDULES or not stated.get("sizes"):
         raise ValueError(f"stages: schedule {stated.get('schedule')!r} with sizes {stated.get('sizes')!r}; schedules are {', '.join(SCHEDULES)}")
     sizes = SCHEDULES[stated["schedule"]](list(stated["sizes"]))
@@ -38,6 +39,24 @@ def expand(stated: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
         raise ValueError(f"stages: {len(sizes)} sizes ({', '.join(map(str, sizes))}), {len(ends)} ends and {len(ratios)} mask ratios do not fit")
     named = ({"until": end, "image_size": size, "mask_ratio": ratio} for end, size, ratio in zip(ends, sizes, ratios, strict=True))
     return tuple({key: value for key, value in stage.items() if value is not None} for stage in named)
+
+
+def _refuse_wrong_types(stated: Mapping[str, Any]) -> None:
+    """Raises ValueError, since pydantic makes a message of no other error: a TypeError from below would reach the user as it is."""
+    if not isinstance(stated.get("schedule", ""), str):
+        raise ValueError(f"stages: schedule {_as_stated(stated['schedule'])!r} must be one name of {', '.join(SCHEDULES)}")
+    for key, example in (("sizes", "[192, 224]"), ("ends", "[0.5]"), ("mask_ratios", "[0.75, 0.9]")):
+        value = stated.get(key, [])
+        listed = value if isinstance(value, list | tuple) else [value]
+        gaps = [one for one in listed if one is None and key == "mask_ratios"]  # null: the run's own ratio holds in that stage
+        numbers = [one for one in listed if isinstance(one, int | float) and not isinstance(one, bool)]
+        if listed is not value or len(numbers) + len(gaps) < len(listed):
+            raise ValueError(f"stages: {key} {_as_stated(value)!r} must be a list of numbers, such as {example}")
+
+
+def _as_stated(value: Any) -> Any:
+    """A list as the file has it; the reader of the file makes tuples of lists."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 class View(NamedTuple):

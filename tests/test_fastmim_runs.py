@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 import torch
+import yaml
 
+from replicate.params import load
 from replicate.trainers import engine, invariance, launch
+from replicate.trainers.pretrain import PretrainTask
 from replicate.trainers.seeds import train_one_seed, weights_path
 from replicate.trainers.session import open_session
 
@@ -111,7 +115,7 @@ def _stopping(view_at, epoch):
     return stop
 
 
-def test_stages_reach_the_loader_and_the_learning_rate(train, small_folder):
+def test_a_stage_changes_the_loaders_batches_and_colours(train, small_folder):
     from replicate.loaders import Augmentation, open_loader
 
     train("fastmim_vit_hog_128")
@@ -122,6 +126,39 @@ def test_stages_reach_the_loader_and_the_learning_rate(train, small_folder):
         assert loader.num_batches == len(batches) == 4 and batches[0].images.shape == (16, 3, 24, 24)
         assert loader.augmentation.auto == "three_augment"
         assert batches[0].images.dtype == torch.uint8
+
+
+def test_stages_reach_the_batches_and_the_learning_rate(train, small_folder, tmp_path, monkeypatch):
+    """FastMIM-P's linear scaling rule follows the stage's batch, not the run's: 8 images in the first half of the run, 16 in the second."""
+    train("fastmim_vit_hog_128")  # writes the data
+    content = yaml.safe_load((small_folder / "params.yaml").read_text())
+    stages = [{"until": 0.5, "image_size": 128, "batch_size": 256}, {"until": 1.0, "image_size": 192, "batch_size": 512}]
+    content["pretrain"]["fastmim_vit_hog_128"] |= {"image_size": 192, "stages": stages}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "data").symlink_to(small_folder / "data")
+    monkeypatch.chdir(tmp_path)
+    seen, forward = [], PretrainTask.forward
+
+    def watched(task, images, labels, index, epoch, progress):
+        seen.append((epoch, tuple(images.shape)))
+        return forward(task, images, labels, index, epoch, progress)
+
+    monkeypatch.setattr(PretrainTask, "forward", watched)
+    params = load(tmp_path / "params.yaml")
+    with open_session(params.machine, "float32", "beton") as session:
+        context = launch.context_of(params, "fastmim_vit_hog_128", session)
+        launch.train_seeds(context, launch.trainer_of(params, "fastmim_vit_hog_128"))
+    epochs, warmup = context.run.epochs, context.run.warmup_epochs
+    assert epochs == 8 and warmup < 1 and context.run.batch_size == 64 and context.run.min_lr == 0
+    views = [(epoch, batch, size) for epoch in range(8) for batch, size in [(8, 16) if epoch < 4 else (16, 24)]]
+    assert seen == [(epoch, (batch, 3, size, size)) for epoch, batch, size in views for _ in range(64 // batch)]
+    expected = []
+    for epoch, batch, _ in views:
+        peak = 1.5e-4 * 10 * batch / 256  # at smoke, ten times the paper's rate
+        last_step = epoch + 1 - batch / 64  # in epochs: a row holds the rate of its epoch's last step
+        expected.append(peak * (1 + math.cos(math.pi * (last_step - warmup) / (epochs - warmup))) / 2)
+    history = pd.read_csv(params.results_folder("fastmim_vit_hog_128") / "history.csv")
+    assert history["lr"].tolist() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +175,6 @@ def test_the_baselines_are_fastmim_but_for_what_defines_them(name, sibling, base
     from project import ROOT
 
     from replicate.models.mim import BASELINES
-    from replicate.params import load
 
     params = load(ROOT / "params.yaml")
     stated, usual = (params.run(run).model_dump() for run in (name, sibling))

@@ -2,6 +2,9 @@
 
 import io
 import math
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -145,16 +148,47 @@ def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(frame.to_csv(index=False)), dtype=str, keep_default_na=False)
 
 
+def _held_by_git(folder: Path) -> None:
+    """`measured/` and `benchmarks/` as git lists them, so that a result that was never added does not count; without a checkout, all of them."""
+    names = ("measured", "benchmarks")
+    listed = subprocess.run(["git", "ls-files", "-z", *names], cwd=ROOT, capture_output=True, text=True) if (ROOT / ".git").exists() else None
+    if listed is None or listed.returncode:
+        for name in names:
+            shutil.copytree(ROOT / name, folder / name)
+        return
+    for file in filter(None, listed.stdout.split("\0")):
+        if (ROOT / file).exists():  # one that was removed and not committed yet
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, folder / file)
+
+
 def test_the_findings_follow_from_what_git_holds(tmp_path):
     """Rendered from `measured/` and `benchmarks/results/` alone: no number comes from a run that only one machine has."""
-    for name in ("measured", "benchmarks", "params.yaml"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    _held_by_git(tmp_path)
+    assert list((tmp_path / "measured").rglob("metrics.json")) and list((tmp_path / "benchmarks/results").glob("*.json"))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     findings = load(ROOT / "params.yaml").findings
     for budget in set(findings.values()):
         found, committed = scoreboard.build(loader_runs.load(budget, tmp_path)), scoreboard.read(budget, ROOT)
         for now, then in ((found.numbers, committed.numbers), (found.claims, committed.claims)):
             now, then = (_as_text(frame[frame["paper"].map(findings) == budget]) for frame in (now, then))
+            assert len(then)
             pd.testing.assert_frame_equal(now, then, obj=f"tables/{budget}")
+
+
+def test_what_git_does_not_hold_is_no_finding(tmp_path, monkeypatch):
+    home, taken = tmp_path / "home", tmp_path / "taken"
+    for name in ("measured/kept.json", "benchmarks/kept.json", "measured/tiny/new.json"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("{}")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", home)
+    _held_by_git(taken)
+    assert (taken / "measured/tiny/new.json").exists(), "without a checkout, what is there"
+    shutil.rmtree(taken)
+    subprocess.run(["git", "init", "-q"], cwd=home, check=True)
+    subprocess.run(["git", "add", "measured/kept.json", "benchmarks/kept.json"], cwd=home, check=True)
+    _held_by_git(taken)
+    assert sorted(str(path.relative_to(taken)) for path in taken.rglob("*.json")) == ["benchmarks/kept.json", "measured/kept.json"]
 
 
 def test_what_was_not_run_says_what_it_would_cost_at_the_papers_scale(board):

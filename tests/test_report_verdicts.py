@@ -342,3 +342,25 @@ def test_a_committed_benchmark_is_decided_by_its_quartiles():
 def test_what_was_run_of_a_long_claim_is_counted():
     outcome = verdicts.judge({**CLAIM, "checks": [WINS, WINS, TIED, ABSENT]}, results({"a": A, "b": B, "t": [44.0, 44.2, 43.7]}))
     assert outcome.verdict == UNDECIDED and outcome.note.startswith("3 of 4 checks run: 2 hold, 1 undecided")
+
+
+def test_a_mask_size_is_compared_with_every_ratio_of_the_others():
+    """All 22 cells of FastMIM's Table 10b, at the printed accuracies: so the sizes compare as stated, and no longer were any other cell the best."""
+    cells = published.select({"paper": "fastmim", "table": "table_10", "panel": "b"}).to_dict("records")
+    printed = {}
+    for cell in cells:
+        setting = published.setting(cell["row"])
+        backbone = "swin_" if setting["backbone"] == "Swin-B" else ""
+        printed[f"fastmim_mask_{backbone}{setting['mask_size']}_{float(setting['mask_ratio']) * 100:.0f}_ft"] = cell["value"]
+    claim = published.claims()["fastmim.mask_size_and_ratio"]
+    sizes = [spec for spec in claim["checks"] if spec["kind"] == "not_below"]
+
+    def verdict(accuracies):
+        found = results({run: [value - 0.01, value, value + 0.01] for run, value in accuracies.items()})
+        return verdicts.judge({**claim, "checks": sizes}, found).verdict
+
+    default = ("fastmim_mask_16_", "fastmim_mask_swin_32_")
+    others = [run for run in printed if not run.startswith(default)]
+    assert len(printed) == 22 and len(others) == 14
+    assert verdict(printed) == HOLDS
+    assert {run: verdict(printed | {run: 85.0}) for run in others} == dict.fromkeys(others, FAILS)

@@ -79,6 +79,14 @@ def test_claims_are_75_and_each_names_its_test():
                 assert check["function"] in computed.ANSWERS
 
 
+@pytest.mark.parametrize(("entry", "told"), [("id: mae.one, standin: true", "mae.one: unknown key 'standin'"), ("3: x", "number 1: unknown key 3")])
+def test_a_misspelt_key_of_a_claim_is_told(tmp_path, monkeypatch, entry, told):
+    (tmp_path / "claims.yaml").write_text(f"claims:\n- {{{entry}}}\n")
+    monkeypatch.setattr(published, "FOLDER", tmp_path)
+    with pytest.raises(UserError, match=rf"claims\.yaml: claim {told}; a claim has id, .*, stand_in$"):
+        published.claims.__wrapped__()
+
+
 def test_sweeps_named_by_claims_exist():
     def names(part):
         if isinstance(part, dict):

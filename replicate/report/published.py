@@ -22,6 +22,7 @@ from replicate.errors import UserError
 FOLDER = Path(__file__).resolve().parents[2] / "published"
 PAPERS = ("efficient_learners", "efficient_mae", "mae", "fastmim", "dailymae")
 COLUMNS = ("id", "paper", "table", "panel", "row", "column", "value", "printed", "relation", "unit", "flag", "note")
+CLAIM_KEYS = ("id", "statement", "source", "size", "test", "checks", "exact", "stand_in")
 ANY = "*"
 
 
@@ -116,8 +117,16 @@ def recipes() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def claims() -> dict[str, dict[str, Any]]:
-    """claim id -> {statement, source, size, test, checks, exact}; the 75 claims."""
-    return {claim["id"]: claim for claim in _read("claims.yaml")["claims"]}
+    """claim id -> {statement, source, size, test, checks, exact, stand_in}; the 75 claims.
+
+    Raises UserError for a key that no claim has: a misspelt `stand_in` would let what stands in decide.
+    """
+    found = _read("claims.yaml")["claims"]
+    for number, claim in enumerate(found, 1):
+        if unknown := [key for key in claim if key not in CLAIM_KEYS]:
+            name = claim.get("id", f"number {number}")
+            raise UserError(f"{FOLDER / 'claims.yaml'}: claim {name}: unknown key {unknown[0]!r}; a claim has {', '.join(CLAIM_KEYS)}")
+    return {claim["id"]: claim for claim in found}
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from replicate.errors import UserError
 FOLDER = Path(__file__).resolve().parents[2] / "published"
 PAPERS = ("efficient_learners", "efficient_mae", "mae", "fastmim", "dailymae")
 COLUMNS = ("id", "paper", "table", "panel", "row", "column", "value", "printed", "relation", "unit", "flag", "note")
-CLAIM_KEYS = ("id", "statement", "source", "size", "test", "checks", "exact", "stand_in")
+CLAIM_KEYS = ("id", "statement", "source", "size", "test", "checks", "exact", "stand_in", "caveat")
 ANY = "*"
 
 
@@ -117,7 +117,7 @@ def recipes() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def claims() -> dict[str, dict[str, Any]]:
-    """claim id -> {statement, source, size, test, checks, exact, stand_in}; the 75 claims.
+    """claim id -> {statement, source, size, test, checks, exact, stand_in, caveat}; the 75 claims.
 
     Raises UserError for a key that no claim has: a misspelt `stand_in` would let what stands in decide.
     """

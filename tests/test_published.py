@@ -83,7 +83,7 @@ def test_claims_are_75_and_each_names_its_test():
 def test_a_misspelt_key_of_a_claim_is_told(tmp_path, monkeypatch, entry, told):
     (tmp_path / "claims.yaml").write_text(f"claims:\n- {{{entry}}}\n")
     monkeypatch.setattr(published, "FOLDER", tmp_path)
-    with pytest.raises(UserError, match=rf"claims\.yaml: claim {told}; a claim has id, .*, stand_in$"):
+    with pytest.raises(UserError, match=rf"claims\.yaml: claim {told}; a claim has id, .*, caveat$"):
         published.claims.__wrapped__()
 
 

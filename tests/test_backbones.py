@@ -290,9 +290,33 @@ def test_dropped_blocks_start_anew_in_fine_tuning(name: str, drop: int | tuple[i
     assert all(torch.equal(classifier.state_dict()[key.removeprefix("backbone.")], encoder.state_dict()[key]) for key in loaded)
 
 
-def test_any_other_timm_model_can_be_an_encoder() -> None:
-    encoder = build_encoder("resnet10t", 64)
-    assert encoder.stride == 32 and encoder(images()).shape == (2, encoder.num_features, 2, 2)
+OTHERS = {
+    "resnet10t": {},  # calls its head "fc"
+    "efficientnet_b0": {},  # and this one "classifier"
+    "densenet121": {},  # takes no drop path
+    "deit_tiny_distilled_patch16_224": {"embed_dim": 32, "num_heads": 2, "depth": 2},  # has two heads
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_other_timm_model_is_pretrained_and_fine_tuned(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(name, 64, **OTHERS[name])
+    model = MIM(encoder, 12, decoder_width=32, mask_unit=32, mask_ratio=0.5)
+    prediction = model(images())
+    assert prediction.latent.shape == (2, (64 // encoder.stride) ** 2, encoder.num_features)
+    train_once(model, prediction.pred.square().mean())
+
+    classifier = build_classifier(name, 5, image_size=64, **OTHERS[name])
+    assert load_encoder(classifier, model.state_dict()) == []
+    loaded = classifier.state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in encoder.backbone.state_dict().items())
+    with torch.no_grad():
+        torch.testing.assert_close(classifier.eval().feature_map(images()), encoder.eval()(images()))
+    logits = classifier.train()(images())
+    logits = sum(logits) if isinstance(logits, tuple) else logits
+    assert logits.shape == (2, 5)
+    train_once(classifier, nn.functional.cross_entropy(logits, torch.tensor([0, 3])))
 
 
 @pytest.mark.parametrize("name", ["convnext_tiny", "pvt_v2_b2", "cmt_tiny", "swin_base", "twins_svt_large", "pvt_large"])
@@ -343,6 +367,9 @@ def test_strides_are_known_without_building() -> None:
     [
         (lambda: build_encoder("swin_base", 72), "72x72 is not a multiple of its stride, 32"),
         (lambda: build_encoder("swim_base", 64), "exists neither here nor in timm"),
+        (lambda: build_encoder("resnet10t", 64, width=3), "'resnet10t': argument 'width' is none that timm lets"),
+        (lambda: build_encoder("convmixer_768_32", 64, dim=16), "'convmixer_768_32': argument 'dim'"),
+        (lambda: build_classifier("densenet121", 5, 64, drop_path=0.1), "'densenet121': drop_path 0.1 must be 0"),
         (lambda: build_encoder("swin_base", 64, embed_dim=3), "unknown number 'embed_dim'"),
         (lambda: build_encoder("cmt_small", 64, patch_size=3), "patch_size 3 must be 4, as published"),
         (lambda: build_encoder("pvt_large", 64, dims=(65, 128, 320, 512), heads=(2, 2, 5, 8)), "width 65 is not a multiple of its 2 heads"),

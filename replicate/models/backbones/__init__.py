@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _WRAPPERS = ("module.", "model.", "encoder.", "backbone.")
 _OWN = ("head.", "fc_norm.")
-"""Prefixes of what a classifier owns and no encoder brings."""
+"""Prefixes of what a classifier owns and no encoder brings, beside the layer that timm says is the classifier (`_own`)."""
 
 
 def stride_of(name: str, **kwargs: Any) -> int | None:
@@ -111,27 +111,36 @@ def load_encoder(
     left out; position embeddings and relative position tables of another (square) resolution are resampled to the classifier's.
     Raises UserError naming `source` and what differs when the checkpoint is another model's.
     """
-    wanted = classifier.state_dict()
-    state = encoder_state(state_dict, wanted)
+    wanted, own = classifier.state_dict(), _own(classifier)
+    state = encoder_state(state_dict, wanted, own)
     dropped = _dropped_blocks(state, wanted)
     state |= {name: wanted[name] for name in dropped}
     if not hasattr(classifier, "fit_state"):
         importlib.import_module("replicate.models.classifier").load_encoder(classifier, state, source, grid)
         return dropped
     state = classifier.fit_state(state)
-    _refuse_misfit(state, wanted, source)
+    _refuse_misfit(state, wanted, source, own)
     classifier.load_state_dict(state, strict=False)
     return dropped
 
 
-def encoder_state(state_dict: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's tensors of a checkpoint, under the classifier's names. What the classifier has no place for stays in."""
+def _own(classifier: nn.Module) -> tuple[str, ...]:
+    """Prefixes of what `classifier` owns: timm's models call their last layer "head", "fc" or "classifier", some have two."""
+    layers = getattr(classifier, "default_cfg", {}).get("classifier") or ()
+    return *_OWN, *(f"{layer}." for layer in ([layers] if isinstance(layers, str) else layers))
+
+
+def encoder_state(state_dict: dict[str, Tensor], wanted: dict[str, Tensor], own: tuple[str, ...] = _OWN) -> dict[str, Tensor]:
+    """The encoder's tensors of a checkpoint, under the classifier's names. What the classifier has no place for stays in.
+
+    own: prefixes of what the classifier keeps of its own and the checkpoint may have too.
+    """
     state = dict(state_dict)
     for prefix in _WRAPPERS:
         inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         state = inner or state
     # A norm after the last block gives way to the classifier's own where the classifier normalises what it pooled.
-    without = ("decoder", "mask_token", *_OWN, *(() if "norm.weight" in wanted else ("norm.",)))
+    without = ("decoder", "mask_token", *own, *(() if "norm.weight" in wanted else ("norm.",)))
     return {name: tensor for name, tensor in state.items() if not name.startswith(without)}
 
 
@@ -158,8 +167,8 @@ def _dropped_blocks(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list
     return [name for name in wanted if (block := _block_of(name)) and block[1] > last.get(block[0], -1)]
 
 
-def _refuse_misfit(state: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:
-    expected = {name: tensor for name, tensor in wanted.items() if not name.startswith(_OWN)}
+def _refuse_misfit(state: dict[str, Tensor], wanted: dict[str, Tensor], source: str, own: tuple[str, ...]) -> None:
+    expected = {name: tensor for name, tensor in wanted.items() if not name.startswith(own)}
     for name, tensor in state.items():
         if name not in expected:
             raise UserError(f"{source} does not fit the model: {name} is unknown to it")

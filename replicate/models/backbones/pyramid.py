@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +14,9 @@ from replicate.models.backbones.features import FeatureMap
 from replicate.models.backbones.names import Hierarchy
 
 import timm  # isort: skip  (after replicate.compat)
+
+
+_REFUSED = re.compile(r"(?:unexpected|multiple values for) keyword argument '(\w+)'")
 
 
 @lru_cache
@@ -64,16 +68,29 @@ class _EvenConv2d(nn.Conv2d):
 def build_any(name: str, image_size: tuple[int, int], in_chans: int, num_classes: int, drop_path: float, **kwargs: Any) -> nn.Module:
     """Any other model of timm that offers features: its own keyword arguments, images of one fixed size.
 
-    Raises UserError when timm has no such model or does not say its feature map's stride.
+    Raises UserError when timm has no such model, the model does not take an argument, or timm does not say its feature map's stride.
     """
     if not timm.is_model(name):
         raise UserError(f"backbone {name!r} exists neither here nor in timm {timm.__version__}")
-    try:
-        model = timm.create_model(name, in_chans=in_chans, num_classes=num_classes, drop_path_rate=drop_path, img_size=image_size, **kwargs)
-    except TypeError:  # ConvNets take no image size
-        model = timm.create_model(name, in_chans=in_chans, num_classes=num_classes, drop_path_rate=drop_path, **kwargs)
+    model = _create(name, {**kwargs, "in_chans": in_chans, "num_classes": num_classes, "drop_path_rate": drop_path, "img_size": image_size})
     info = getattr(model, "feature_info", None)
     if not info:
         raise UserError(f"backbone {name!r}: timm does not state its features, so it cannot be pre-trained here")
     last = info[-1] if isinstance(info, list) else info.get_dicts()[-1]
     return adopt(model, int(last["reduction"]), num_classes)
+
+
+def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """timm's model called `name`, without the image size or the zero drop path that some models do not take."""
+    while True:
+        try:
+            return timm.create_model(name, **arguments)
+        except TypeError as error:
+            refused = _REFUSED.search(str(error))
+            if refused is None or refused[1] not in arguments:
+                raise
+            if refused[1] == "drop_path_rate" and arguments["drop_path_rate"]:
+                raise UserError(f"backbone {name!r}: drop_path {arguments['drop_path_rate']} must be 0, for it cannot drop paths") from error
+            if refused[1] not in ("img_size", "drop_path_rate"):
+                raise UserError(f"backbone {name!r}: argument {refused[1]!r} is none that timm lets this model take") from error
+            arguments = {key: value for key, value in arguments.items() if key != refused[1]}

@@ -20,6 +20,8 @@ from replicate.models.vit import vit_backbone
 from replicate.resized import carry_optimizer_state
 from replicate.targets import build as build_target
 
+from timm.layers import resample_abs_pos_embed  # isort: skip  (after replicate.compat)
+
 VITS = {"vit_base_patch16": "ViT-B", "vit_large_patch16": "ViT-L"}
 NAMES = [*VITS, *HIERARCHIES]
 LEARNED_TABLES = ["swin_base", "pvt_large", "cmt_small"]
@@ -319,6 +321,48 @@ def test_any_other_timm_model_is_pretrained_and_fine_tuned(name: str) -> None:
     train_once(classifier, nn.functional.cross_entropy(logits, torch.tensor([0, 3])))
 
 
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("deit_tiny_patch16_224", {"embed_dim": 32, "num_heads": 2, "depth": 2}),
+        ("deit_tiny_distilled_patch16_224", {"embed_dim": 32, "num_heads": 2, "depth": 2}),
+        ("beit_base_patch16_224", {"embed_dim": 32, "num_heads": 2, "depth": 2}),
+    ],
+)
+def test_another_timm_transformer_changes_its_resolution(name: str, numbers: dict) -> None:
+    torch.manual_seed(0)
+    model = MIM(build_encoder(name, 64, **numbers), 12, decoder_width=32, mask_unit=16, mask_ratio=0.5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = dict(model.named_parameters())
+    narrow = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    for size in (64, 96):
+        resized = model.set_image_size(size)
+        carry_optimizer_state(optimizer, resized)
+        optimizer.zero_grad()
+        model(images(size)).pred.square().mean().backward()
+        optimizer.step()
+    assert resized and all(after is before[key] for key, after in model.named_parameters())
+    for parameter in resized:
+        state = optimizer.state[parameter]
+        assert state["exp_avg"].shape == parameter.shape and state["step"] == 2
+
+    for weights in (model.state_dict(), narrow):  # of 96 pixels, and of 64
+        classifier = build_classifier(name, 5, image_size=96, **numbers)
+        assert load_encoder(classifier, weights) == []
+        assert classifier.eval()(images(96)).shape == (2, 5)
+    assert build_encoder(name, 64, **numbers).backbone.set_input_size(64) == {}
+
+
+def test_resampled_positions_are_those_of_timm() -> None:
+    numbers = {"embed_dim": 32, "num_heads": 2, "depth": 2}
+    encoder = build_encoder("deit_tiny_patch16_224", 64, **numbers)
+    expected = resample_abs_pos_embed(encoder.backbone.pos_embed.detach(), [6, 6], [4, 4], 1)
+    classifier = build_classifier("deit_tiny_patch16_224", 5, image_size=96, **numbers)
+    load_encoder(classifier, encoder.state_dict())
+    encoder.set_image_size(96)
+    assert torch.equal(encoder.backbone.pos_embed, expected) and torch.equal(classifier.pos_embed, expected)
+
+
 @pytest.mark.parametrize("name", ["convnext_tiny", "pvt_v2_b2", "cmt_tiny", "swin_base", "twins_svt_large", "pvt_large"])
 def test_a_finer_first_patch_halves_the_stride(name: str) -> None:
     coarse, fine = (build_encoder(name, 64, patch_size=patch, **small(name)) for patch in (4, 2))
@@ -370,6 +414,8 @@ def test_strides_are_known_without_building() -> None:
         (lambda: build_encoder("resnet10t", 64, width=3), "'resnet10t': argument 'width' is none that timm lets"),
         (lambda: build_encoder("convmixer_768_32", 64, dim=16), "'convmixer_768_32': argument 'dim'"),
         (lambda: build_classifier("densenet121", 5, 64, drop_path=0.1), "'densenet121': drop_path 0.1 must be 0"),
+        (lambda: build_encoder("deit_tiny_patch16_224", 64).set_image_size(72), "72x72 is not a multiple"),
+        (lambda: build_encoder("cait_xxs24_224", 64, depth=1).set_image_size(96), "'cait_xxs24_224' takes images of one size"),
         (lambda: build_encoder("swin_base", 64, embed_dim=3), "unknown number 'embed_dim'"),
         (lambda: build_encoder("cmt_small", 64, patch_size=3), "patch_size 3 must be 4, as published"),
         (lambda: build_encoder("pvt_large", 64, dims=(65, 128, 320, 512), heads=(2, 2, 5, 8)), "width 65 is not a multiple of its 2 heads"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+import warnings
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,24 +14,88 @@ import replicate.compat  # noqa: F401
 from replicate.errors import UserError
 from replicate.models.backbones.features import FeatureMap
 from replicate.models.backbones.names import Hierarchy
+from replicate.models.backbones.resample import replace_data, square
+from replicate.patches import grid_of, pair
+from replicate.resized import Resized
 
 import timm  # isort: skip  (after replicate.compat)
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table  # isort: skip  (after replicate.compat)
 
 
+_TABLE = "relative_position_bias_table"
 _REFUSED = re.compile(r"(?:unexpected|multiple values for) keyword argument '(\w+)'")
 
 
+class OtherFeatureMap(FeatureMap):
+    """Mixed into any timm model: position tables follow the resolution as timm lets them, each in its place."""
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> Resized:
+        """Takes images of another size from now on; position embeddings and relative position tables are resampled.
+
+        Raises UserError when the model was built for one size, or the size does not fit its patches.
+        """
+        inherited = getattr(super(FeatureMap, self), "set_input_size", None)
+        if inherited is None:
+            if self.default_cfg.get("fixed_input_size"):
+                raise UserError(f"backbone {self.default_cfg['architecture']!r} takes images of one size: image_size cannot change")
+            return {}
+        size = pair(img_size)
+        grid_of(size, self.stride)
+        before, old_grid = dict(self.named_parameters()), self._grid()
+        with warnings.catch_warnings():  # timm warns of the indexing in its own resampling
+            warnings.simplefilter("ignore")
+            inherited(img_size=size)
+        resized: Resized = {}
+        for name, new in list(self.named_parameters()):
+            if new is before[name]:
+                continue
+            owner, _, leaf = name.rpartition(".")
+            resample = self._resampler(name, new, old_grid)
+            # timm put a new parameter in the table's place; the optimiser knows the old one.
+            setattr(self.get_submodule(owner), leaf, before[name])
+            replace_data(before[name], resample, resized)
+        return resized
+
+    def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Position tables of a square image of another size, resampled to this model's; equal shapes stay as they are."""
+        fitted = dict(state)
+        for name, parameter in self.named_parameters():
+            if name in state and state[name].shape != parameter.shape and name.endswith(("pos_embed", _TABLE)):
+                fitted[name] = self._resampler(name, parameter)(state[name])
+        return fitted
+
+    def _grid(self) -> tuple[int, int] | None:
+        return getattr(getattr(self, "patch_embed", None), "grid_size", None)
+
+    def _resampler(self, name: str, new: nn.Parameter, old_grid: tuple[int, int] | None = None) -> Callable[[Tensor], Tensor]:
+        """What takes a tensor of another resolution, of a square grid when not given, to the shape of the parameter `new`."""
+        owner, _, leaf = name.rpartition(".")
+        grid = self._grid()
+        if leaf == _TABLE and new.ndim == 2:
+            window = self.get_submodule(owner).window_size
+            return partial(resize_rel_pos_bias_table, new_window_size=window, new_bias_shape=tuple(new.shape))
+        if name == "pos_embed" and new.ndim == 3 and grid is not None:
+            prefix = new.shape[1] - grid[0] * grid[1]
+
+            def resample(table: Tensor) -> Tensor:
+                old = old_grid or square(table.shape[1] - prefix)
+                return resample_abs_pos_embed(table, list(grid), list(old), prefix)
+
+            return resample
+        raise UserError(f"backbone {self.default_cfg['architecture']!r}: image_size cannot change, for no one knows how to resample {name}")
+
+
 @lru_cache
-def _with_feature_map(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(kind.__name__, (FeatureMap, kind), {})
+def _with_feature_map(kind: type[nn.Module], mixin: type[FeatureMap]) -> type[nn.Module]:
+    return type(kind.__name__, (mixin, kind), {})
 
 
-def adopt(model: nn.Module, stride: int, num_classes: int) -> nn.Module:
-    """The same timm model, able to do what `FeatureMap` says; without classes its whole head goes, which no feature passes."""
+def adopt(model: nn.Module, stride: int, num_classes: int, mixin: type[FeatureMap] = FeatureMap) -> nn.Module:
+    """The same timm model, able to do what `mixin` says; without classes its whole head goes, which no feature passes."""
     if not num_classes and hasattr(model, "head"):
         model.head = nn.Identity()
     # Changing the class keeps the model's state dict keys, which a wrapping module would prefix.
-    model.__class__ = _with_feature_map(type(model))
+    model.__class__ = _with_feature_map(type(model), mixin)
     model.stride = stride
     return model
 
@@ -66,7 +132,7 @@ class _EvenConv2d(nn.Conv2d):
 
 
 def build_any(name: str, image_size: tuple[int, int], in_chans: int, num_classes: int, drop_path: float, **kwargs: Any) -> nn.Module:
-    """Any other model of timm that offers features: its own keyword arguments, images of one fixed size.
+    """Any other model of timm that offers features: its own keyword arguments.
 
     Raises UserError when timm has no such model, the model does not take an argument, or timm does not say its feature map's stride.
     """
@@ -77,7 +143,7 @@ def build_any(name: str, image_size: tuple[int, int], in_chans: int, num_classes
     if not info:
         raise UserError(f"backbone {name!r}: timm does not state its features, so it cannot be pre-trained here")
     last = info[-1] if isinstance(info, list) else info.get_dicts()[-1]
-    return adopt(model, int(last["reduction"]), num_classes)
+    return adopt(model, int(last["reduction"]), num_classes, OtherFeatureMap)
 
 
 def _create(name: str, arguments: dict[str, Any]) -> nn.Module:

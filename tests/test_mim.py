@@ -32,7 +32,7 @@ BACKBONES = {
 
 def model(name: str = "vit", image_size: int = 64, target_dim: int = 12, **options) -> MIM:
     torch.manual_seed(0)
-    numbers = BACKBONES[name] | options.pop("numbers", {})
+    numbers = BACKBONES.get(name, {}) | options.pop("numbers", {})
     encoder = build_encoder(name, image_size, drop_blocks=options.pop("drop_blocks", 0), **numbers)
     return MIM(encoder, target_dim, **({"decoder_width": 32} | options))
 
@@ -410,6 +410,11 @@ def train(checkpoint: tuple | None, sizes: list[int], start: int, name: str) -> 
         (lambda: model(mask_space="pixels"), "mask_space 'pixels' is unknown: choose image or patch"),
         (lambda: model(mask_token="mean"), "mask_token 'mean' is unknown"),
         (lambda: model(mask_unit=24), "mask_unit 24 must divide"),
+        (lambda: model(mask_unit=0), "mask_unit 0 must be a whole number of pixels >= 1"),
+        (lambda: model(mask_unit=-16), "mask_unit -16 must be a whole number of pixels >= 1"),
+        (lambda: model(mask_unit=8, mask_space="patch"), "mask_unit 8 must be a multiple of the first tokens' 16 pixels"),
+        (lambda: model("resnet10t", mask_space="patch"), "backbone ResNet: it has no first tokens to mask"),
+        (lambda: model("resnet10t", drop_blocks=1), "backbone ResNet: its blocks are in no list"),
         (lambda: model(mask_unit=64, image_size=96), "multiple of patch_size 64"),
         (lambda: model(mask_ratio=1.0), "mask_ratio 1.0"),
         (lambda: model()(images(96)), "images are 96x96 but the model is set for 64x64"),

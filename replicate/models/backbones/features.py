@@ -28,12 +28,16 @@ class FeatureMap:
         return features.permute(0, 3, 1, 2) if getattr(self, "output_fmt", "NCHW") == "NHWC" else features
 
     def stage_blocks(self) -> list[nn.ModuleList | nn.Sequential]:
-        """The lists of blocks of each stage; a model without stages has one."""
+        """The lists of blocks of each stage; a model without stages has one. UserError for a model that keeps them elsewhere."""
         stages = getattr(self, "layers", None) or getattr(self, "stages", None)
-        if stages is not None:
+        if stages is not None and all(hasattr(stage, "blocks") for stage in stages):
             return [stage.blocks for stage in stages]
-        nested = isinstance(self.blocks[0], nn.ModuleList | nn.Sequential)
-        return list(self.blocks) if nested else [self.blocks]
+        blocks = getattr(self, "blocks", None)
+        if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
+            kind = type(self).__name__
+            raise UserError(f"backbone {kind}: its blocks are in no list known here, so it takes no drop_blocks, no mask_space 'patch', no taps")
+        nested = isinstance(blocks[0], nn.ModuleList | nn.Sequential)
+        return list(blocks) if nested else [blocks]
 
     @property
     def first_tokens_channels_last(self) -> bool:
@@ -41,10 +45,12 @@ class FeatureMap:
         return not hasattr(self, "stem")
 
     def embedding(self) -> nn.Module:
-        """The module that turns pixels into the first tokens."""
+        """The module that turns pixels into the first tokens. UserError for a model that calls it something else."""
         for name in ("patch_embed", "stem"):
             if hasattr(self, name):
                 return getattr(self, name)
+        if not hasattr(self, "patch_embeds"):
+            raise UserError(f"backbone {type(self).__name__}: it has no first tokens to mask known here; use mask_space 'image'")
         return self.patch_embeds[0]
 
     @property

@@ -72,13 +72,17 @@ class MIM(nn.Module):
         super().__init__()
         _check_choice("mask_space", mask_space, SPACES)
         _check_choice("mask_token", mask_token, TOKENS)
-        self.mask_unit = mask_unit or encoder.stride
+        self.mask_unit = encoder.stride if mask_unit is None else mask_unit
+        if not isinstance(self.mask_unit, int) or self.mask_unit < 1:
+            raise UserError(f"mask_unit {mask_unit!r} must be a whole number of pixels >= 1")
         self.unit = min(self.mask_unit, encoder.stride)
         if self.mask_unit % self.unit or encoder.stride % self.unit:
             raise UserError(f"mask_unit {self.mask_unit} must divide, or be a multiple of, the encoder's stride of {encoder.stride} pixels")
         self.mask, self.mask_ratio, self.mask_space = mask, mask_ratio, mask_space
         self.with_p2dist, self.score_all, self.target_dim, self.difficulty = with_p2dist, score_all, target_dim, difficulty
         self.encoder = encoder
+        if mask_space == "patch":
+            self._check_first_tokens()
         num_visible(self.num_patches, mask_ratio)  # refuses an impossible ratio here, not at the first step
 
         token = torch.zeros(3 if mask_space == "image" else self._first_width())
@@ -92,6 +96,13 @@ class MIM(nn.Module):
         units_per_token = (encoder.stride // self.unit) ** 2
         self._build_decoder(decoder_depth, decoder_width, units_per_token * target_dim)
         tune_for_cpu(self)
+
+    def _check_first_tokens(self) -> None:
+        """A mask unit must cover whole first tokens: a token that is masked in part has no name for what is left of it."""
+        self.encoder.backbone.embedding()  # refuses a backbone without one
+        patch = self.encoder.backbone.first_patch
+        if patch < 1 or self.mask_unit % patch:
+            raise UserError(f"mask_unit {self.mask_unit} must be a multiple of the first tokens' {patch} pixels in mask_space 'patch'")
 
     def _build_decoder(self, depth: int, width: int, out: int) -> None:
         if not depth:
@@ -189,7 +200,10 @@ class MIM(nn.Module):
         return (tokens, *rest) if isinstance(output, tuple) else tokens
 
     def _first_width(self) -> int:
-        projection = next(module for module in self.encoder.backbone.embedding().modules() if isinstance(module, nn.Conv2d))
+        convolutions = (module for module in self.encoder.backbone.embedding().modules() if isinstance(module, nn.Conv2d))
+        projection = next(convolutions, None)
+        if projection is None:
+            raise UserError("mask_space 'patch' needs a backbone whose first tokens come from a convolution; use mask_space 'image'")
         return projection.out_channels
 
     def _decode(self, latent: Tensor) -> Tensor:

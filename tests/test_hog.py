@@ -180,6 +180,21 @@ def test_no_gradient_reaches_the_image() -> None:
     assert not hog.Target(16)(image).requires_grad
 
 
+@pytest.mark.parametrize("form", [torch.uint8, torch.float32])
+def test_a_batch_may_be_empty(form: torch.dtype) -> None:
+    images = torch.zeros(0, 3, 64, 64, dtype=form)
+    assert hog.Target(16)(images).shape == (0, 16, 108)
+    assert hog.dense_hog(images).shape == (0, 3, 9, 8, 8)
+
+
+@pytest.mark.parametrize("cell", [0, -8, 2.5])
+def test_a_cell_has_pixels(cell: float) -> None:
+    with pytest.raises(UserError, match=f"cell {cell} must be a whole number of pixels >= 1"):
+        hog.Target(16, cell=cell)
+    with pytest.raises(UserError, match=f"cell {cell} must be a whole number of pixels >= 1"):
+        hog.dense_hog(torch.zeros(1, 3, 40, 40), cell)
+
+
 def test_mistakes_are_told() -> None:
     with pytest.raises(UserError, match="12 pixels is not a whole number of cells"):
         hog.Target(12)

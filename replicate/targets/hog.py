@@ -123,6 +123,8 @@ def _fill(out: Tensor, images: Tensor, work: Callable[[Tensor, Tensor], None]) -
     On a CPU every thread takes its own images: threads that share each of the many short operations would wait for one another at
     every one of them, for as long as another process holds a core.
     """
+    if not out.numel():
+        return out
     pixels = eight_bit(images)
     source = images.detach() if pixels is None else pixels
     at_a_time = max(1, _CHUNK.get(images.device.type, _CHUNK_ACCELERATOR) // images[:1].numel())
@@ -138,6 +140,8 @@ def _fill(out: Tensor, images: Tensor, work: Callable[[Tensor, Tensor], None]) -
 
 
 def _check_multiple(images: Tensor, size: int, what: str) -> None:
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"{what} {size!r} must be a whole number of pixels >= 1")
     height, width = images.shape[-2:]
     if height % size or width % size:
         raise UserError(f"image size {height}x{width} is not a multiple of the {what}, {size} pixels")
@@ -176,6 +180,9 @@ class Target(nn.Module):
 
     def __init__(self, patch_size: int, cell: int = CELL) -> None:
         super().__init__()
+        for key, size in (("patch_size", patch_size), ("cell", cell)):
+            if not isinstance(size, int) or size < 1:
+                raise UserError(f"target hog: {key} {size!r} must be a whole number of pixels >= 1")
         if patch_size % cell:
             raise UserError(f"target hog: a unit of {patch_size} pixels is not a whole number of cells of {cell} pixels")
         self.patch_size = patch_size

@@ -29,7 +29,7 @@ import importlib
 from typing import Any
 
 from replicate.errors import UserError
-from replicate.models.vit import vit_backbone
+from replicate.models.vit import is_plain_vit, vit_backbone
 from replicate.params import Budget, Dataset, Encoding, EvaluateRun, Params, PretrainRun, ScoreRun, Stage, TokenizerRun
 
 LIGHT_CROP_SCALE = (0.35, 1.0)
@@ -119,7 +119,7 @@ def _scaled_encoding(encoding: Encoding, budget: Budget) -> Encoding:
 
 def backbone_kwargs(name: str, explicit: dict[str, Any], budget: Budget) -> dict[str, Any]:
     """A backbone's numbers, by its name or as the run states them, then as the budget maps them: of a ViT its width, depth, heads and patch."""
-    if not name.startswith("vit"):
+    if not is_plain_vit(name, explicit):
         return _hierarchy_kwargs(name, explicit, budget)
     kwargs = dict(vit_backbone(name, **explicit).kwargs)
     kwargs["patch_size"] = max(1, round(kwargs["patch_size"] * budget.patch_scale))

@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from replicate.errors import UserError
-from replicate.models.vit import vit_backbone
+from replicate.models.vit import is_plain_vit, vit_backbone
 from replicate.names import closest
 from replicate.schedules.stages import expand
 
@@ -154,7 +154,7 @@ class PretrainRun(Optimisation):
     @property
     def stride(self) -> int | None:
         """Pixels between the encoder's last tokens; None for a timm model that says so only once it is built."""
-        if self.backbone.startswith("vit"):
+        if is_plain_vit(self.backbone, self.backbone_kwargs):
             return vit_backbone(self.backbone, **self.backbone_kwargs).kwargs["patch_size"]
         return importlib.import_module("replicate.models.backbones").stride_of(self.backbone, **self.backbone_kwargs)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from replicate.budget import Budget, backbone_kwargs
 from replicate.errors import UserError
 from replicate.losses.reconstruction import reconstruction_loss
 from replicate.models import backbones
@@ -353,6 +354,28 @@ def test_another_timm_transformer_changes_its_resolution(name: str, numbers: dic
     assert build_encoder(name, 64, **numbers).backbone.set_input_size(64) == {}
 
 
+@pytest.mark.parametrize("name", ["vitamin_small_224", "vit_relpos_small_patch16_224"])
+def test_names_that_only_begin_like_the_plain_transformers_are_timms(name: str) -> None:
+    assert backbones.stride_of(name) is None
+    assert backbone_kwargs(name, {}, Budget()) == {}
+    encoder = build_encoder(name, 64)
+    assert encoder.stride == 16 and encoder(images()).shape == (2, encoder.num_features, 4, 4)
+    classifier = build_classifier(name, 5, image_size=64)
+    assert load_encoder(classifier, encoder.state_dict()) == [] and classifier.eval()(images()).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", LEARNED_TABLES)
+def test_weights_of_a_rectangular_image_fit_their_own_shape_alone(name: str) -> None:
+    numbers = small(name) | ({"windows_across": 4} if name == "swin_base" else {})
+    encoder = build_encoder(name, (64, 128), **numbers)
+    classifier = build_classifier(name, 5, image_size=(64, 128), **numbers)
+    assert load_encoder(classifier, encoder.state_dict()) == []
+    loaded = classifier.state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in encoder.backbone.state_dict().items())
+    with pytest.raises(UserError, match="positions are no square grid: weights of a rectangular image"):
+        load_encoder(build_classifier(name, 5, image_size=(128, 128), **numbers), encoder.state_dict())
+
+
 def test_resampled_positions_are_those_of_timm() -> None:
     numbers = {"embed_dim": 32, "num_heads": 2, "depth": 2}
     encoder = build_encoder("deit_tiny_patch16_224", 64, **numbers)
@@ -416,6 +439,12 @@ def test_strides_are_known_without_building() -> None:
         (lambda: build_classifier("densenet121", 5, 64, drop_path=0.1), "'densenet121': drop_path 0.1 must be 0"),
         (lambda: build_encoder("deit_tiny_patch16_224", 64).set_image_size(72), "72x72 is not a multiple"),
         (lambda: build_encoder("cait_xxs24_224", 64, depth=1).set_image_size(96), "'cait_xxs24_224' takes images of one size"),
+        (lambda: build_encoder("swin_base", 64, windows_across=0), "'swin_base': windows_across 0 must be a number > 0"),
+        (lambda: build_encoder("swin_base", 64, depths=3), "depths 3 must be four whole numbers"),
+        (lambda: build_encoder("pvt_large", 64, mlp_ratios=(4, 4)), "mlp_ratios .4, 4. must be four numbers > 0"),
+        (lambda: build_encoder("pvt_large", 64, mlp_ratios=4), "mlp_ratios 4 must be four numbers > 0"),
+        (lambda: build_encoder("cmt_small", 64, mlp_ratio=0), "mlp_ratio 0 must be a number > 0"),
+        (lambda: build_encoder("cmt_small", 64, stem_dim=0), "stem_dim 0 must be a whole number >= 1"),
         (lambda: build_encoder("swin_base", 64, embed_dim=3), "unknown number 'embed_dim'"),
         (lambda: build_encoder("cmt_small", 64, patch_size=3), "patch_size 3 must be 4, as published"),
         (lambda: build_encoder("pvt_large", 64, dims=(65, 128, 320, 512), heads=(2, 2, 5, 8)), "width 65 is not a multiple of its 2 heads"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from replicate.masking import num_visible
-from replicate.models.vit import Backbone, vit_backbone
+from replicate.models.vit import Backbone, is_plain_vit, vit_backbone
 
 if TYPE_CHECKING:
     from replicate.params import EvaluateRun, PretrainRun, TokenizerRun
@@ -69,7 +69,7 @@ def pretrain_cost(run: PretrainRun, bytes_per_value: int) -> ImageCost:
 
 def evaluate_cost(run: EvaluateRun, source: PretrainRun, num_classes: int, bytes_per_value: int) -> ImageCost:
     """The cost of an evaluation of `source`'s backbone: frozen blocks run forward only."""
-    count = _vit_classifier if source.backbone.startswith("vit") else _any_classifier
+    count = _vit_classifier if is_plain_vit(source.backbone, source.backbone_kwargs) else _any_classifier
     return _once(count, run, source, num_classes, bytes_per_value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,14 @@ class Backbone:
     def is_vit(self) -> bool:
         """True when `kwargs` holds the four numbers of a plain Vision Transformer and the name starts with "vit"."""
         return self.name.startswith("vit") and all(key in self.kwargs for key in _VIT_KEYS)
+
+
+def is_plain_vit(name: str, numbers: Mapping[str, Any]) -> bool:
+    """Whether `vit_backbone` understands `name`: "vit", a size and a patch, or a name of one's own with all four numbers.
+
+    timm has other backbones whose names start with "vit": `vitamin_small_224`, `vit_relpos_small_patch16_224`.
+    """
+    return name == "vit" or _VIT_NAME.fullmatch(name) is not None or (name.startswith("vit") and all(key in numbers for key in _VIT_KEYS))
 
 
 def vit_backbone(name: str = "vit", **numbers: int) -> Backbone:

@@ -29,12 +29,12 @@ def _changes(params: Params, name: str, budget: str | None) -> dict[str, str]:
 
 
 def _numbers(params: Params, run: Any) -> dict[str, Any]:
-    from replicate.models.vit import vit_backbone
+    from replicate.models.vit import is_plain_vit, vit_backbone
 
     numbers = {key: value for key, value in run.model_dump().items() if key not in _HIDDEN}
     numbers["peak_lr"] = run.peak_lr
     kwargs = numbers.pop("backbone_kwargs", None)
-    if kwargs is not None and run.backbone.startswith("vit"):
+    if kwargs is not None and is_plain_vit(run.backbone, kwargs):
         numbers |= vit_backbone(run.backbone, **kwargs).kwargs
     return numbers
 

@@ -45,11 +45,12 @@ def _model(resolved: dict[str, Any]) -> str:
     """Width and depth of a Vision Transformer, the name of any other backbone; nothing for an evaluation, which has its pre-training's."""
     if "backbone" not in resolved:
         return ""
-    if not resolved["backbone"].startswith("vit"):
-        return resolved["backbone"]
-    from replicate.models.vit import vit_backbone
+    from replicate.models.vit import is_plain_vit, vit_backbone
 
-    sizes = vit_backbone(resolved["backbone"], **resolved.get("backbone_kwargs", {})).kwargs
+    kwargs = resolved.get("backbone_kwargs", {})
+    if not is_plain_vit(resolved["backbone"], kwargs):
+        return resolved["backbone"]
+    sizes = vit_backbone(resolved["backbone"], **kwargs).kwargs
     return f"ViT {sizes['embed_dim']} wide, {sizes['depth']} blocks, patch {sizes['patch_size']}"
 
 

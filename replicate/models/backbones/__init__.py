@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from replicate.errors import UserError
 from replicate.models.backbones.names import hierarchy, is_hierarchy
-from replicate.models.vit import Backbone, vit_backbone
+from replicate.models.vit import Backbone, is_plain_vit, vit_backbone
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +29,7 @@ def stride_of(name: str, **kwargs: Any) -> int | None:
 
     Raises UserError for numbers that do not fit the backbone.
     """
-    if name.startswith("vit"):
+    if is_plain_vit(name, kwargs):
         return vit_backbone(name, **kwargs).kwargs["patch_size"]
     return hierarchy(name, **kwargs).stride if is_hierarchy(name) else None
 
@@ -43,7 +43,7 @@ def build_encoder(name: str, image_size: int | tuple[int, int], in_chans: int = 
     from replicate.models.backbones.features import Encoder
 
     size = _size(name, image_size, kwargs)
-    if name.startswith("vit"):
+    if is_plain_vit(name, kwargs):
         model = importlib.import_module(f"{__name__}.vit").ViT(size, in_chans=in_chans, **vit_backbone(name, **kwargs).kwargs)
     else:
         model = _build(name, size, in_chans, 0, 0.0, kwargs)
@@ -64,7 +64,7 @@ def build_classifier(
     if isinstance(name, Backbone):
         name, kwargs = name.name, {**name.kwargs, **kwargs}
     size = _size(name, image_size, kwargs)
-    if name.startswith("vit"):
+    if is_plain_vit(name, kwargs):
         module = importlib.import_module("replicate.models.classifier")
         return module.build_classifier(vit_backbone(name, **kwargs), num_classes, drop_path=drop_path, image_size=size)
     return _build(name, size, 3, num_classes, drop_path, kwargs)
@@ -72,7 +72,7 @@ def build_classifier(
 
 def build_probe(name: str, num_classes: int, image_size: int | tuple[int, int] = 224, pool: str = "token", **kwargs: Any) -> nn.Module:
     """A linear probe (MAE, appendix A.1) on a frozen backbone: of a hierarchy, which has no class token, on its mean feature."""
-    if name.startswith("vit"):
+    if is_plain_vit(name, kwargs):
         module = importlib.import_module("replicate.models.classifier")
         return module.build_probe(vit_backbone(name, **kwargs), num_classes, image_size=image_size, pool=pool)
     return importlib.import_module(f"{__name__}.probe").Probe(build_encoder(name, image_size, **kwargs), num_classes)

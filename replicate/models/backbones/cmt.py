@@ -197,11 +197,11 @@ class CMT(FeatureMap, nn.Module):
         return resized
 
     def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Biases of a square image of another size, resampled to this model's."""
+        """Biases of a square image of another size, resampled to this model's; those of the same shape stay as they are."""
         fitted = dict(state)
         for index, stage in enumerate(self.stages):
             key = f"stages.{index}.position_bias"
-            if key in state:
+            if key in state and state[key].shape != stage.position_bias.shape:
                 fitted[key] = stage.resample(state[key])
         return fitted
 

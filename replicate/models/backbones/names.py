@@ -76,6 +76,9 @@ def hierarchy(name: str, **numbers: Any) -> Hierarchy:
     unknown = sorted(set(numbers) - set(known))
     if unknown:
         raise UserError(f"backbone {name!r}: unknown number {unknown[0]!r}; it takes {', '.join(known)}")
+    for key in ("dims", "depths", "heads"):
+        if key in numbers and not isinstance(numbers[key], list | tuple):
+            raise UserError(f"backbone {name!r}: {key} {numbers[key]!r} must be four whole numbers >= 1, one a stage")
     scaled = _scaled(published, numbers.get("width_scale", 1.0))
     depths = tuple(min(depth, numbers.get("max_depth") or depth) for depth in numbers.get("depths", scaled.depths))
     chosen = replace(
@@ -114,3 +117,20 @@ def _check(name: str, chosen: Hierarchy) -> None:
         raise UserError(f"backbone {name!r}: patch_size {chosen.patch_size} must be 4, as published, or 2 or 1")
     if chosen.family == "swin" and any(width != chosen.dims[0] * 2**stage for stage, width in enumerate(chosen.dims)):
         raise UserError(f"backbone {name!r}: dims {chosen.dims} must double from stage to stage")
+    for key, value in chosen.options.items():
+        _check_option(name, key, value)
+
+
+def _check_option(name: str, key: str, value: Any) -> None:
+    if key == "mlp_ratios":
+        if not isinstance(value, list | tuple) or len(value) != 4 or not all(_is_positive(ratio) for ratio in value):
+            raise UserError(f"backbone {name!r}: {key} {value!r} must be four numbers > 0, one a stage")
+    elif key == "stem_dim":
+        if not _is_positive(value) or not isinstance(value, int):
+            raise UserError(f"backbone {name!r}: {key} {value!r} must be a whole number >= 1")
+    elif not _is_positive(value):
+        raise UserError(f"backbone {name!r}: {key} {value!r} must be a number > 0")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0

@@ -165,11 +165,11 @@ class PyramidVisionTransformer(FeatureMap, nn.Module):
         return resized
 
     def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Position embeddings of a square image of another size, resampled to this model's."""
+        """Position embeddings of a square image of another size, resampled to this model's; those of the same shape stay as they are."""
         fitted = dict(state)
         for index, stage in enumerate(self.stages):
             key = f"stages.{index}.pos_embed"
-            if key in state:
+            if key in state and state[key].shape != stage.pos_embed.shape:
                 fitted[key] = stage.resample(state[key])
         return fitted
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from replicate.errors import UserError
 from replicate.resized import Resized
 
 
@@ -38,10 +39,10 @@ def resample_pair_bias(table: Tensor, old: list[tuple[int, int]], new: list[tupl
 
 
 def square(count: int) -> tuple[int, int]:
-    """The (side, side) of a square grid of `count` positions."""
+    """The (side, side) of a square grid of `count` positions. UserError when they are none: their rows and columns are unknown."""
     side = math.isqrt(count)
     if side * side != count:
-        raise ValueError(f"{count} positions are no square grid")
+        raise UserError(f"{count} positions are no square grid: weights of a rectangular image fit a model of the same image_size alone")
     return side, side
 
 

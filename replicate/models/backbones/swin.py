@@ -50,11 +50,11 @@ class Swin(FeatureMap, SwinTransformer):
         return resized
 
     def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tables of square windows of another size, resampled to this model's windows."""
+        """Tables of square windows of another size, resampled to this model's windows; those of the same shape stay as they are."""
         fitted = dict(state)
         for name, attention in self._attentions().items():
             key = f"{name}.{_TABLE}"
-            if key in state:
+            if key in state and state[key].shape != attention.relative_position_bias_table.shape:
                 side = (square(len(state[key]))[0] + 1) // 2
                 fitted[key] = resample_window_bias(state[key], (side, side), attention.window_size)
         return fitted

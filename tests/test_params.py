@@ -166,3 +166,10 @@ def test_switching_the_budget_changes_one_line(tmp_path):
 def test_an_unknown_dataset_gets_the_closest_names():
     with pytest.raises(UserError, match="no dataset '500_95'; did you mean daily_500_95"):
         load(ROOT / "params.yaml").dataset("500_95")
+
+
+def test_a_timm_name_that_begins_with_vit_has_no_stride_before_it_is_built():
+    run = load(ROOT / "params.yaml").pretrain["light_90"].model_copy(update={"backbone": "vitamin_small_224", "backbone_kwargs": {}})
+    assert run.stride is None
+    with pytest.raises(UserError, match="'vitamin_small_224': say mask_unit"):
+        run.model_copy(update={"mask_unit": None}).patch_size  # noqa: B018

@@ -183,6 +183,13 @@ def test_the_committed_pages_name_no_folder_of_a_machine():
         assert not re.findall(r"/[\w./-]+\.py:\d+", re.sub(r"base64,[\w+/=]+", "", page.read_text())), page.name
 
 
+def remarks_of(line: dict) -> list[str]:
+    """What the scoreboard's note says that is no check's: a caveat, or that checks stand in."""
+    claim = published.claims()[line["claim"]]
+    wanted = [claim["caveat"]] if "caveat" in claim else ["does not decide the statement"] if claim.get("stand_in") else []
+    return [remark for remark in wanted if line["verdict"] != verdicts.NOT_RUN]
+
+
 def test_the_committed_pages_show_the_committed_scoreboard(committed):
     """`python -m replicate site --findings` was run after the last change of a verdict or a number, with every paper's notebook."""
     params = load(ROOT / "params.yaml")
@@ -195,6 +202,7 @@ def test_the_committed_pages_show_the_committed_scoreboard(committed):
         for line in board.claims[board.claims["paper"] == paper].to_dict("records"):
             section = text.partition(f'id="{line["claim"].partition(".")[2]}"')[2].partition("</section>")[0]
             assert f">{line['verdict']}</span>" in section and html.escape(verdicts.effect_text(line)) in section, line["claim"]
+            assert all(html.escape(remark) in section for remark in remarks_of(line)), line["claim"]
             assert section.count("<li>") == len(published.claims()[line["claim"]]["checks"]), "every check speaks"
 
 

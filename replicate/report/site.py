@@ -205,12 +205,14 @@ def _claim(site: Site, line: dict) -> str:
     finished = site.results[budget].runs
     used = [finished[name] for name in rerun.runs_of(claim, finished)]
     where = "by computation, without training" if line["budget"] == "by computation" else f"at the budget {line['budget']}"
+    checks = verdicts.checks(claim, site.results[budget])
+    said = verdicts.remarks(claim, verdicts.together(checks), budget)
     again = rerun.benchmarks(claim) + rerun.commands(runs, site.params, budget, rerun.measures_loaders(claim))
     facts = {
         "the paper": html.escape(f"{claim['statement']} ({claim['source']})"),
         "tested by": html.escape(claim["test"]),
-        "found": f"{_verdict(line['verdict'])} {html.escape(where)}",
-        "checks": _checks(claim, site.results[budget]),
+        "found": f"{_verdict(line['verdict'])} {html.escape('; '.join([where, *said]))}",
+        "checks": _checks(claim, checks, site.results[budget]),
         "scale": html.escape(scale_of(used, site.params, budget)),
         "run it again": "<br>".join(f"<code>{html.escape(command)}</code>" for command in again),
     }
@@ -219,10 +221,10 @@ def _claim(site: Site, line: dict) -> str:
     return f'<section class="claim" id="{name}"><h3>{html.escape(name.replace("_", " "))}</h3><dl>{rows}</dl></section>'
 
 
-def _checks(claim: dict, found: results.Results) -> str:
+def _checks(claim: dict, outcomes: list[verdicts.Outcome], found: results.Results) -> str:
     """Every check of a claim with its own verdict: the claim's is theirs taken together."""
     lines = []
-    for spec, outcome in zip(claim["checks"], verdicts.checks(claim, found), strict=True):
+    for spec, outcome in zip(claim["checks"], outcomes, strict=True):
         seeds = f"{outcome.seeds} seeds" if outcome.seeds else ""
         effect = verdicts.effect_text(vars(outcome))
         parts = (outcome.check.removeprefix("by computation: "), verdicts.means(spec, found), effect and f"effect {effect}", seeds, outcome.note)

@@ -75,16 +75,33 @@ def judge(claim: dict[str, Any], results: Results) -> Outcome:
     `caveat` is said with every verdict at less than the paper's budget.
     """
     outcomes = checks(claim, results)
-    verdict = _together([outcome.verdict for outcome in outcomes])
+    verdict = together(outcomes)
     shown = min(outcomes, key=lambda outcome: _rank(outcome.verdict, verdict))
     done = sum(outcome.verdict != NOT_RUN for outcome in outcomes)
     part = [f"{done} of {len(outcomes)} checks run: {_counted(outcomes)}"] if 0 < done < len(outcomes) else []
+    part += remarks(claim, verdict, results.budget)
     if claim.get("stand_in") and verdict != NOT_RUN:
-        part.append(f"what stands in for it {'is ' * (verdict == UNDECIDED)}{verdict}, which does not decide the statement")
         return replace(shown, verdict=UNDECIDED, note="; ".join(part))
-    if claim.get("caveat") and verdict != NOT_RUN and results.budget != "paper":
-        part.append(claim["caveat"])
     return replace(shown, verdict=verdict, note="; ".join(part + [shown.note] * bool(shown.note)))
+
+
+def together(outcomes: list[Outcome]) -> str:
+    """The verdict that a claim's checks make: one that fails is enough, all must hold."""
+    verdicts = [outcome.verdict for outcome in outcomes]
+    if FAILS in verdicts:
+        return FAILS
+    if all(verdict == HOLDS for verdict in verdicts):
+        return HOLDS
+    return NOT_RUN if all(verdict == NOT_RUN for verdict in verdicts) else UNDECIDED
+
+
+def remarks(claim: dict[str, Any], verdict: str, budget: str) -> list[str]:
+    """What is said of a claim beside its checks, which together make `verdict`: that they only stand in for it, or its caveat."""
+    if verdict == NOT_RUN:
+        return []
+    if claim.get("stand_in"):
+        return [f"what stands in for it {'is ' * (verdict == UNDECIDED)}{verdict}, which does not decide the statement"]
+    return [claim["caveat"]] if claim.get("caveat") and budget != "paper" else []
 
 
 def _counted(outcomes: list[Outcome]) -> str:
@@ -453,14 +470,6 @@ def _unfinished(reader: Reader, sweep: Any, curve: Curve) -> str:
 
 def _outcome(verdict: str, found: Estimate, note: str = "") -> Outcome:
     return Outcome(verdict, found.value, found.low, found.high, found.seeds, note)
-
-
-def _together(verdicts: list[str]) -> str:
-    if FAILS in verdicts:
-        return FAILS
-    if all(verdict == HOLDS for verdict in verdicts):
-        return HOLDS
-    return NOT_RUN if all(verdict == NOT_RUN for verdict in verdicts) else UNDECIDED
 
 
 def _rank(outcome: str, verdict: str) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
@@ -42,8 +43,7 @@ class OtherFeatureMap(FeatureMap):
         size = pair(img_size)
         grid_of(size, self.stride)
         before, old_grid = dict(self.named_parameters()), self._grid()
-        with warnings.catch_warnings():  # timm warns of the indexing in its own resampling
-            warnings.simplefilter("ignore")
+        with _without_timms_warning():
             inherited(img_size=size)
         resized: Resized = {}
         for name, new in list(self.named_parameters()):
@@ -73,7 +73,7 @@ class OtherFeatureMap(FeatureMap):
         grid = self._grid()
         if leaf == _TABLE and new.ndim == 2:
             window = self.get_submodule(owner).window_size
-            return partial(resize_rel_pos_bias_table, new_window_size=window, new_bias_shape=tuple(new.shape))
+            return partial(_resized_table, window, tuple(new.shape))
         if name == "pos_embed" and new.ndim == 3 and grid is not None:
             prefix = new.shape[1] - grid[0] * grid[1]
 
@@ -83,6 +83,19 @@ class OtherFeatureMap(FeatureMap):
 
             return resample
         raise UserError(f"backbone {self.default_cfg['architecture']!r}: image_size cannot change, for no one knows how to resample {name}")
+
+
+@contextmanager
+def _without_timms_warning() -> Iterator[None]:
+    """timm warns of the indexing in its own resampling of relative position tables."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _resized_table(window: tuple[int, int], shape: tuple[int, int], table: Tensor) -> Tensor:
+    with _without_timms_warning():
+        return resize_rel_pos_bias_table(table, new_window_size=window, new_bias_shape=shape)
 
 
 @lru_cache

@@ -57,6 +57,13 @@ def test_lens_shows_what_the_budget_changes_and_nothing_else(book):
     assert Book(PAPER, "paper", root=book.root).lens(["light_90", "light_90_llrd_80"]).empty
 
 
+def test_lens_shows_stages_setting_by_setting(book):
+    lens = book.lens(["fastmim_progressive"])["fastmim_progressive"]
+    sizes = [stage.image_size for stage in book.params.resolve("fastmim_progressive").stages]
+    assert lens["stages.image_size"] == f"128, 160, 192 → {', '.join(map(str, sizes))}"
+    assert "stages" not in lens.index and "stages.until" not in lens.index
+
+
 def test_tables_and_verdicts_agree(book):
     assert set(book.table("table_1")["status"]) == {"trend"}
     line = book.verdicts().set_index(book.claims["claim"]).loc["efficient_learners.default_recipe_not_converged"]
@@ -106,6 +113,7 @@ def test_recipes_are_the_papers_own_numbers(book):
 def test_contradictions_are_computed(book):
     table = recomputed(book.cells)
     assert len(table) >= 4 and (table["printed"] != table["computed"]).all() and table["how"].str.startswith("computed").all()
+    assert not table["row"].str.contains(r"\S{60}", regex=True).any(), "a row without spaces pushes the explanation off the page"
 
 
 def test_sweeps_that_have_not_finished_are_named(book):

@@ -50,6 +50,14 @@ def test_an_interval_over_the_bound_decides_nothing_and_says_what_would():
     assert other_way.verdict == UNDECIDED and "would decide it (fails), were" in other_way.note
 
 
+def test_a_loaders_rounds_are_not_called_seeds():
+    rates = {"loader_a": {"images_per_second": [776.0, 700.0, 830.0]}, "loader_b": {"images_per_second": [643.0, 650.0, 600.0]}}
+    spec = {"kind": "ratio_above", "left": "loader_a/images_per_second", "right": "loader_b/images_per_second", "bound": 1.2}
+    outcome = check(spec, results(rates))
+    assert outcome.verdict == UNDECIDED and outcome.seeds == 3 and outcome.sample == "measurement"
+    assert re.search(r"^\d+ more measurements would decide it", outcome.note)
+
+
 def test_one_seed_decides_nothing():
     outcome = check({"kind": "above", "left": "a", "right": "b"}, results({"a": [50.0], "b": [40.0]}))
     assert outcome.verdict == UNDECIDED and "one seed gives no interval" in outcome.note

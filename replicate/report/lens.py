@@ -33,10 +33,17 @@ def _numbers(params: Params, run: Any) -> dict[str, Any]:
 
     numbers = {key: value for key, value in run.model_dump().items() if key not in _HIDDEN}
     numbers["peak_lr"] = run.peak_lr
+    numbers |= _by_stage(numbers.pop("stages", ()))
     kwargs = numbers.pop("backbone_kwargs", None)
     if kwargs is not None and is_plain_vit(run.backbone, kwargs):
         numbers |= vit_backbone(run.backbone, **kwargs).kwargs
     return numbers
+
+
+def _by_stage(stages: Sequence[dict[str, Any]]) -> dict[str, tuple]:
+    """What stages set, each setting by itself: {"stages.image_size": (128, 160, 192), ...}."""
+    names = dict.fromkeys(name for stage in stages for name, value in stage.items() if value is not None)
+    return {f"stages.{name}": tuple(stage[name] for stage in stages) for name in names}
 
 
 def _text(value: Any) -> str:

@@ -48,7 +48,7 @@ details.code summary { cursor: pointer; color: var(--faint); font-size: .8rem; }
 .prompt { display: none; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td {
-  padding: .28rem .6rem; border: 0 solid var(--line); border-bottom-width: 1px; text-align: left !important; vertical-align: top;
+  padding: .28rem .6rem; border: 0 solid var(--line); border-bottom-width: 1px; text-align: left !important; vertical-align: top !important;
   min-width: 3.5rem; overflow-wrap: normal;
 }
 td:first-child { min-width: 9rem; }

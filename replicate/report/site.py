@@ -225,7 +225,7 @@ def _checks(claim: dict, outcomes: list[verdicts.Outcome], found: results.Result
     """Every check of a claim with its own verdict: the claim's is theirs taken together."""
     lines = []
     for spec, outcome in zip(claim["checks"], outcomes, strict=True):
-        seeds = f"{outcome.seeds} seeds" if outcome.seeds else ""
+        seeds = f"{outcome.seeds} {outcome.sample}s" if outcome.seeds else ""
         effect = verdicts.effect_text(vars(outcome))
         parts = (outcome.check.removeprefix("by computation: "), verdicts.means(spec, found), effect and f"effect {effect}", seeds, outcome.note)
         lines.append(f"<li>{_verdict(outcome.verdict)} {html.escape('; '.join(part for part in parts if part))}</li>")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from replicate import intervals
-from replicate.report import computed, tables
+from replicate.report import computed, published, tables
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Run
 
@@ -65,7 +65,8 @@ def recomputed(cells: pd.DataFrame) -> pd.DataFrame:
     found = cells[cells["status"] == tables.CONTRADICTION]
     place = found["table"].str.replace("_", " ").str.capitalize() + found["panel"].map(lambda panel: f" ({panel})" if panel else "")
     numbers = computed.all_numbers().loc[found["id"]]
-    shown = found.assign(place=place, computed=[f"{value:.4g}" for value in numbers["ours"]], how=numbers["note"].tolist())
+    rows = [", ".join(f"{name}={value}" for name, value in published.setting(row).items()) for row in found["row"]]
+    shown = found.assign(place=place, row=rows, computed=[f"{value:.4g}" for value in numbers["ours"]], how=numbers["note"].tolist())
     shown = shown.rename(columns={"column": "what", "published": "printed"})
     return shown[["place", "row", "what", "printed", "computed", "how"]].set_index("place").rename_axis(None)
 

@@ -23,8 +23,9 @@ __all__ = ["Book", "figures", "costs"]
 
 NOTHING_DRAWN = "*No picture: the runs or weights that it shows are not here at this budget.*"
 
-# A notebook's tables are read, not skimmed: a cut name hides what was compared.
+# A notebook's tables are read, not skimmed: a cut name or a left-out line hides what was compared.
 pd.set_option("display.max_colwidth", None)
+pd.set_option("display.max_rows", None)
 
 
 @dataclass(frozen=True)

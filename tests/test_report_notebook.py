@@ -69,9 +69,10 @@ def test_execute_passes_names_and_renders_one_page(here):
     assert _outside(text) == []
 
 
-def test_the_full_scope_has_a_page_of_its_own(here):
+def test_the_full_scope_has_a_page_of_its_own_and_nothing_to_warn_of(here, capfd):
     nbformat.write(make("print(scope)"), here / "notebooks/mae.ipynb")
     path = notebook.execute("mae", "smoke", "full")
+    assert "WARNING" not in capfd.readouterr().err
     assert path == Path("executed/smoke/full/mae.html") and "full" in path.read_text()
 
 

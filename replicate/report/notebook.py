@@ -13,6 +13,8 @@ from replicate.errors import UserError
 SOURCES, EXECUTED = Path("executed/source"), Path("executed")
 KERNEL = "python3"
 CELL_TIMEOUT = 1800  # seconds
+# A kernel warns that it talks over this machine's own loopback, which a user can do nothing about.
+KERNEL_ARGUMENTS = ["--log-level=ERROR"]
 # What Jupyter writes down about the machine that a notebook was last opened on; no content of it.
 _SESSION_KEYS = ["metadata.kernelspec", "metadata.language_info", "metadata.widgets", "metadata.toc", "metadata.papermill"]
 
@@ -51,7 +53,13 @@ def execute(paper: str, budget: str, scope: str = "headline") -> Path:
     page.unlink(missing_ok=True)
     names = {"paper": paper, "budget": budget, "scope": scope}
     _accepts(source, names)
-    options = {"kernel_name": KERNEL, "language": "python", "progress_bar": False, "execution_timeout": CELL_TIMEOUT}
+    options = {
+        "kernel_name": KERNEL,
+        "language": "python",
+        "progress_bar": False,
+        "execution_timeout": CELL_TIMEOUT,
+        "extra_arguments": KERNEL_ARGUMENTS,
+    }
     try:
         papermill.execute_notebook(str(source), str(target), parameters=names, **options)
     except PapermillExecutionError as error:

@@ -1,9 +1,12 @@
 """The planner: closed forms against counted models, a plan of everything within seconds, and the README's table made by a command."""
 
+import contextlib
+
 import pandas as pd
 import pytest
 import torch
 from project import ROOT
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from replicate.__main__ import main
@@ -14,10 +17,15 @@ from replicate.cost.memory import activation_bytes
 from replicate.cost.rates import DEVICES, Rates, rates_of
 from replicate.errors import UserError
 from replicate.models.classifier import build_classifier
+from replicate.models.cpu import plain_torch
 from replicate.models.mae import MAE
 from replicate.models.mim import build as build_mim
 from replicate.models.vit import vit_backbone
 from replicate.params import load
+from replicate.schedules.stages import view_at
+from replicate.trainers import pretrain
+from replicate.trainers.pretrain import PretrainTask
+from replicate.trainers.teacher import Teacher
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +135,124 @@ def test_an_encoder_counted_once_and_a_decoder_add_up_to_the_whole_model(params)
         kept = activation_bytes(lambda: model(images, noise).pred, [*model.parameters(), *model.buffers()])
     assert found.forward == counter.get_total_flops() / 2 and found.parameters == sum(p.numel() for p in model.parameters())
     assert found.activations == pytest.approx(kept, rel=0.002)
+
+
+SMALL = {
+    "backbone": "vit",
+    "backbone_kwargs": {"patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3},
+    "decoder_depth": 1,
+    "decoder_width": 64,
+}
+LARGER = {"backbone": "vit", "backbone_kwargs": {"patch_size": 8, "embed_dim": 256, "depth": 3, "num_heads": 4}}
+IMAGES, LABELS = 4, 10
+
+
+def counted_step(run, teacher=None, low: bool = False) -> tuple[float, float]:
+    """(multiply-adds, bytes kept) an image of one real step, forward and backward, on torch's own kernels."""
+    task = PretrainTask(run, 0, LABELS, None, teacher)
+    images = torch.randint(0, 256, (IMAGES, 3, run.image_size, run.image_size), dtype=torch.uint8)
+    labels = torch.arange(IMAGES) % LABELS
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            return task(images, labels, torch.arange(IMAGES), 0, 0.5)[0]
+
+    with plain_torch():
+        kept = activation_bytes(step, task.parameters())
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            step().backward()
+    return counter.get_total_flops() / 2 / IMAGES, kept / IMAGES
+
+
+@pytest.mark.parametrize("size", [64, 96])
+@pytest.mark.parametrize("method", ["mae", "mim"])
+def test_an_online_probe_costs_what_it_adds_to_a_real_step(params, method, size):
+    """The encoder on every patch of the stage's images, without gradient, and a linear layer."""
+    changes = SMALL | {"method": method, "image_size": size, "stages": (), "target_options": {}}
+    run = params.run("daily_s5").model_copy(update=changes)
+    bare = run.model_copy(update={"online_probe": False})
+    (with_probe, kept), (without, kept_without) = counted_step(run), counted_step(bare)
+    costs, model = pretrain_cost(run, 4, LABELS), pretrain_cost(bare, 4, LABELS)
+    assert costs.macs - model.macs == pytest.approx(with_probe - without, rel=0.015) and with_probe > 1.2 * without
+    assert costs.probe == pytest.approx(with_probe - without, rel=0.015), "scoring an image is the same pass"
+    assert costs.activations - model.activations == pytest.approx(kept - kept_without, rel=0.05)
+    assert costs.trainable - model.trainable == costs.held == (192 + 1) * LABELS
+    assert (costs.forward, costs.parameters) == (model.forward, model.parameters), "the validation loss needs no probe"
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
+def test_a_teacher_costs_what_it_adds_to_a_real_step(params, low):
+    """It sees the student's images, not those of the size that it was tuned at, and is neither trained nor kept for a backward pass."""
+    student = SMALL | {"image_size": 64, "method": "mim"}
+    run = params.run("fastmim_distillation").model_copy(update=student)
+    tuning, source = params.run("fastmim_vit_l_hog_128_ft"), params.run("fastmim_vit_l_hog_128").model_copy(update=LARGER)
+    model = build_classifier(vit_backbone("vit", **LARGER["backbone_kwargs"]), LABELS, image_size=32)
+    with_teacher, kept = counted_step(run, Teacher(model, 32), low)
+    alone = run.model_copy(update={"objective": "reconstruction"})
+    without, kept_without = counted_step(alone, low=low)
+    values = 2 if low else 4
+    costs, bare = pretrain_cost(run, values, LABELS, (tuning.model_copy(update={"image_size": 32}), source)), pretrain_cost(alone, values, LABELS)
+    assert costs.macs - bare.macs == pytest.approx(with_teacher - without, rel=0.015) and with_teacher > 1.5 * without
+    tokens, projection = 64 * 256, (192 + 1) * 256
+    rounded = 2 * 192 * 256 / IMAGES if low else 0  # autocast's copy of the projection's weight, of which there is one a step
+    assert costs.activations - bare.activations == pytest.approx(kept - kept_without - rounded, rel=0.02)
+    assert costs.trainable - bare.trainable == projection
+    # But for the tables of positions, which the teacher holds for its own images' size.
+    assert costs.held == pytest.approx(sum(p.numel() for p in model.parameters()) + projection, abs=tokens)
+    assert costs.state_bytes - bare.state_bytes == 4 * costs.held + 12 * projection
+    with pytest.raises(ValueError, match="needs its teacher"):
+        pretrain_cost(run, 4)
+
+
+def test_supmaes_head_costs_what_it_adds_to_a_real_step(params):
+    run = params.run("supmae_50").model_copy(update=SMALL | {"image_size": 64})
+    alone = run.model_copy(update={"objective": "reconstruction"})
+    (with_head, kept), (without, kept_without) = counted_step(run), counted_step(alone)
+    costs, bare = pretrain_cost(run, 4, LABELS), pretrain_cost(alone, 4, LABELS)
+    assert costs.macs - bare.macs == pytest.approx(with_head - without, rel=0.015)
+    assert costs.activations - bare.activations == pytest.approx(kept - kept_without, rel=0.5), "a few vectors, of MB"
+    head = PretrainTask(run, 0, LABELS).extra
+    assert costs.trainable - bare.trainable == sum(p.numel() for p in head.parameters())
+
+
+def test_the_plan_counts_what_runs_beside_a_model(params, whole):
+    """ViT-B on a whole image is 17.58 * 10^9 multiply-adds, ViT-L on one of 128 pixels 19.9."""
+    images = plan._trained_images(plan.IMAGENET["train"], 4096)
+    assert whole.loc["daily_1600", "exa_macs"] - whole.loc["full_75", "exa_macs"] == pytest.approx(1600 * images * 17.58e-9, rel=0.005)
+    images = plan._trained_images(plan.IMAGENET["train"], 2048)
+    taught = whole.loc["fastmim_distillation", "exa_macs"] - whole.loc["fastmim_vit_hog_128_ep400", "exa_macs"]
+    assert taught == pytest.approx(400 * images * 20.05e-9, rel=0.005), "the projection of 64 tokens is 0.15"
+    smaller = whole.loc["daily_160", "exa_macs"] / whole.loc["daily_224", "exa_macs"]
+    assert (160 / 224) ** 2 * 0.95 < smaller < (160 / 224) ** 2, "the probe sees the run's images, not 224 pixels"
+
+
+@pytest.mark.parametrize("epochs", [7, 24, 40])
+def test_a_probe_is_planned_to_be_scored_as_often_as_the_trainer_scores_it(params, monkeypatch, epochs):
+    """Every stage's scorings at its own size."""
+    run = params.run("daily_s5").model_copy(update={"epochs": epochs, "warmup_epochs": 1} | SMALL)
+    task, sizes = PretrainTask(run, 0, LABELS), []
+
+    def fit(task, *_, after_epoch, **__):
+        for epoch in range(epochs):
+            task.set_view(view_at(run, epoch))
+            after_epoch(epoch)
+
+    def score(probe, batches, session):
+        sizes.append(task.model.image_size[0])
+        return {}
+
+    images = contextlib.nullcontext(type("Images", (), {"epoch": lambda self, number: ()})())
+    monkeypatch.setattr(pretrain, "fit", fit)
+    monkeypatch.setattr(pretrain, "probe_accuracy", score)
+    for name in ("training_loader", "validation_loader"):
+        monkeypatch.setattr(pretrain, name, lambda *_: images)
+    session = type("Session", (), {"device": torch.device("cpu")})
+    pretrain._train(task, type("Context", (), {"run": run, "session": session, "name": "daily_s5"}), 0, None)
+    stages = plan._views(run)
+    planned = plan._probe_scores(run, stages)
+    assert sum(planned) == len(sizes) and {view.image_size for view in stages} == {192, 224}
+    for size in (192, 224):
+        assert sum(n for n, view in zip(planned, stages, strict=True) if view.image_size == size) == sizes.count(size)
 
 
 def test_bytes_of_a_data_set_are_those_that_the_paper_prints():

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from replicate.masking import num_visible
 from replicate.models.vit import Backbone, is_plain_vit, vit_backbone
 
 if TYPE_CHECKING:
+    from replicate.cost.beside import Beside, Encoder
     from replicate.params import EvaluateRun, PretrainRun, TokenizerRun
 
 TRAINED, FROZEN = 3, 1
 """Passes that a multiply-add of the forward costs: a trained layer's matrix product has two gradients."""
 VOCABULARY = 8192
 """Tokens of the released discrete VAE (MAE, Table 6)."""
+CLASSES = 1000
+"""Of ImageNet-1k, where a caller does not know better."""
 SAMPLED_MASKS = 256
 SCHEDULE = {
     "paper",
@@ -38,15 +41,21 @@ SCHEDULE = {
 }
 PIXELS = {"crop", "crop_scale", "color_jitter", "interpolation", "flip", "auto_augment", "random_erasing", "mixup", "cutmix"}
 LOSS = {"loss_norm", "score_all", "weighting", "weighting_options", "difficulty", "label_smoothing", "layer_decay", "drop_path", "head_std", "ema"}
-NOT_SHAPES = {"paper", "dataset", "built_by"} | SCHEDULE | PIXELS | LOSS
-"""What never changes an image's cost; everything else may."""
+BESIDE = {"online_probe", "objective", "teacher"}
+"""What adds to the model's cost and is counted by itself (`replicate.cost.beside`)."""
+NOT_SHAPES = {"paper", "dataset", "built_by"} | SCHEDULE | PIXELS | LOSS | BESIDE
+"""What never changes the cost of an image in the model; everything else may."""
 NOT_SHAPES_IN_IMAGE_SPACE = {"mask", "mask_ratio", "mask_space", "mask_token", "mask_tokens_in_encoder", "target", "target_options", "tokenizer"}
 """A mask drawn on the image leaves the encoder all of its tokens, and of a target only its width counts."""
 
 
 @dataclass(frozen=True)
 class ImageCost:
-    """One image of one run. macs: forward and backward multiply-adds; forward: those of scoring it; activations: bytes; calls: blocks passed."""
+    """One image of one run. macs: forward and backward multiply-adds; forward: those of scoring it; activations: bytes; calls: blocks passed.
+
+    Of a pre-training `forward` and `parameters` are the model's alone; `held` parameters lie beside it in memory, and `probe` is what the
+    online probe's scoring of an image takes.
+    """
 
     macs: float
     forward: float
@@ -54,17 +63,41 @@ class ImageCost:
     trainable: int
     activations: float
     calls: int
+    held: int = 0
+    probe: float = 0.0
 
     @property
     def state_bytes(self) -> float:
         """Weights in float32 and, of those that train, gradients and AdamW's two moments."""
-        return 4 * self.parameters + 12 * self.trainable
+        return 4 * (self.parameters + self.held) + 12 * self.trainable
+
+    def joined_by(self, other: Beside) -> ImageCost:
+        """The cost of a step that runs `other` as well."""
+        return replace(
+            self,
+            macs=self.macs + other.macs,
+            trainable=self.trainable + other.trainable,
+            activations=self.activations + other.activations,
+            calls=self.calls + other.calls,
+            held=self.held + other.parameters,
+            probe=self.probe + other.scored,
+        )
 
 
-def pretrain_cost(run: PretrainRun, bytes_per_value: int) -> ImageCost:
-    """The cost of a resolved pre-training run at its own image size and mask ratio."""
+def pretrain_cost(
+    run: PretrainRun,
+    bytes_per_value: int,
+    num_classes: int = CLASSES,
+    teacher: tuple[EvaluateRun, PretrainRun] | None = None,
+) -> ImageCost:
+    """The cost of a resolved pre-training run at its own image size and mask ratio, what runs beside the model included.
+
+    num_classes: of the labels that a probe or a supervised term learns. teacher: of a distillation, the resolved fine-tuning that it learns
+    from and that one's pre-training; ValueError where it is missing.
+    """
     count = _vit_mae if run.method == "mae" and run.backbone.startswith("vit") else _any_mim
-    return _once(count, run, None, 0, bytes_per_value)
+    model = _once(count, run, None, 0, bytes_per_value)
+    return functools.reduce(ImageCost.joined_by, _beside(run, bytes_per_value, num_classes, teacher), model)
 
 
 def evaluate_cost(run: EvaluateRun, source: PretrainRun, num_classes: int, bytes_per_value: int) -> ImageCost:
@@ -90,6 +123,38 @@ def _once(count, run: Any, source: Any, num_classes: int, bytes_per_value: int) 
     if key not in _known:
         _known[key] = count(run, source, num_classes, bytes_per_value)
     return _known[key]
+
+
+def _beside(run: PretrainRun, bytes_per_value: int, num_classes: int, teacher: tuple[EvaluateRun, PretrainRun] | None) -> list[Beside]:
+    from replicate.cost import beside
+
+    found = []
+    if run.online_probe:
+        found.append(beside.online_probe(_whole_image(run, run.image_size), num_classes))
+    if run.objective == "supmae":
+        found.append(beside.supmae(_whole_image(run, run.image_size).width, num_classes))
+    if run.objective == "distillation":
+        if teacher is None:
+            raise ValueError("the cost of a distillation needs its teacher")
+        tuning, source = teacher
+        # The teacher sees the student's images, whatever size it was tuned at.
+        frozen = evaluate_cost(tuning.model_copy(update={"image_size": run.image_size}), source, num_classes, bytes_per_value)
+        width = _whole_image(source, run.image_size).width
+        found.append(beside.distillation(_whole_image(run, run.image_size), frozen, width, bytes_per_value))
+    return found
+
+
+def _whole_image(run: PretrainRun, image_size: int) -> Encoder:
+    """A run's encoder on an unmasked image; of a ViT its class token is no token of it."""
+    from replicate.cost.beside import Encoder
+    from replicate.cost.macs import classifier_macs
+
+    if run.method == "mae" and run.backbone.startswith("vit"):
+        vit = vit_backbone(run.backbone, **run.backbone_kwargs).kwargs
+        macs = classifier_macs(image_size=image_size, num_classes=0, **vit).total
+        return Encoder(macs, vit["embed_dim"], (image_size // vit["patch_size"]) ** 2, vit["depth"])
+    count, width, stride = _encoder_of(run.model_copy(update={"image_size": image_size}))
+    return Encoder(count.macs, width, (image_size // stride) ** 2, count.calls)
 
 
 def _vit_mae(run: PretrainRun, _: None, __: int, bytes_per_value: int) -> ImageCost:
@@ -169,11 +234,16 @@ class _Count:
     def __add__(self, other: _Count) -> _Count:
         return _Count(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
+    @property
+    def calls(self) -> int:
+        """Blocks passed."""
+        return max(12, self.attentions)
+
     def as_cost(self, bytes_per_value: int) -> ImageCost:
         """Two bytes a value keep about 0.6 of what float32 keeps."""
         share = 1.0 if bytes_per_value == 4 else 0.6
         passes = TRAINED if self.trainable else FROZEN
-        return ImageCost(passes * self.macs, self.macs, self.parameters, self.trainable, self.activations * share, max(12, self.attentions))
+        return ImageCost(passes * self.macs, self.macs, self.parameters, self.trainable, self.activations * share, self.calls)
 
 
 def _any_mim(run: PretrainRun, _: None, __: int, bytes_per_value: int) -> ImageCost:
@@ -184,7 +254,7 @@ def _any_mim(run: PretrainRun, _: None, __: int, bytes_per_value: int) -> ImageC
     from replicate.cost.shapes import shapes_only
     from replicate.models.mim import MIM
 
-    encoder, width, stride = _counted_encoder(run.model_dump_json(include={"backbone", "backbone_kwargs", "drop_blocks", "image_size"}))
+    encoder, width, stride = _encoder_of(run)
 
     class Features(nn.Module):
         """Stands for the encoder that has been counted: its feature map, with nothing before it."""
@@ -200,6 +270,10 @@ def _any_mim(run: PretrainRun, _: None, __: int, bytes_per_value: int) -> ImageC
         model = MIM(Features(), target_dim(run, run.patch_size), run.decoder_depth, run.decoder_width, run.mask_unit)
     noise = torch.empty(1, model.num_patches, device="meta")
     return (encoder + _counted(model, run.image_size, lambda images: model(images, noise).pred)).as_cost(bytes_per_value)
+
+
+def _encoder_of(run: PretrainRun) -> tuple[_Count, int, int]:
+    return _counted_encoder(run.model_dump_json(include={"backbone", "backbone_kwargs", "drop_blocks", "image_size"}))
 
 
 @functools.cache

@@ -1,13 +1,15 @@
 """What runs will cost before anything is spent: `python -m replicate plan [RUN ...] [--budget paper] [--device h200]`.
 
-Device-hours are multiply-adds over what the device sustains (`replicate.cost.rates`); several devices are taken to share a run evenly. Scoring and
-optimiser steps are counted, the loader is not: a plan says instead how many images a second it has to deliver.
+Device-hours are multiply-adds over what the device sustains (`replicate.cost.rates`); several devices are taken to share a run evenly. Scoring,
+optimiser steps and what runs beside a model (an online probe, a teacher) are counted, the loader is not: a plan says instead how many images a second
+it has to deliver.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ import pandas as pd
 from replicate.cost.kinds import ImageCost, evaluate_cost, pretrain_cost, tokenizer_cost
 from replicate.cost.rates import Rates
 from replicate.errors import UserError
-from replicate.params import EvaluateRun, PretrainRun, TokenizerRun
+from replicate.params import DistilledRun, EvaluateRun, PretrainRun, TokenizerRun
 from replicate.report import published
 from replicate.schedules.stages import view_at
 
@@ -142,13 +144,15 @@ def _line(params: Params, name: str, budget: str, rates: Rates, devices: int, da
     seeds = 1 if isinstance(run, TokenizerRun) else lens.seeds
     stages = _views(run)
     epochs = list(stages.values())
-    views = [_view_cost(run, source, view, data.classes, values) for view in stages]
+    teacher = _teacher(params, run, budget)
+    views = [_view_cost(run, source, teacher, view, data.classes, values) for view in stages]
     seconds = macs = 0.0
     for view, cost, count in zip(stages, views, epochs, strict=True):
         images = count * _trained_images(data.train, view.batch_size)
         macs += images * cost.macs
         seconds += images * rates.seconds(cost.macs, cost.activations, cost.calls / max(1, view.batch_size))
-    scored = _scored_images(run, data) * views[-1].forward
+    probed = sum(count * cost.probe for count, cost in zip(_probe_scores(run, stages), views, strict=True))
+    scored = _scored_images(run, data) * views[-1].forward + data.val * probed
     macs, seconds = macs + scored, seconds + rates.seconds(scored)
     held, memory = _memory(views, run.batch_size // devices or 1, rates.memory, params.machine.micro_batch)
     hours = seeds * seconds / 3600
@@ -185,12 +189,31 @@ def _views(run: Any) -> dict[Any, int]:
     return counted
 
 
-def _view_cost(run: Any, source: PretrainRun, view: Any, classes: int, values: int) -> ImageCost:
+def _teacher(params: Params, run: Any, budget: str) -> tuple[EvaluateRun, PretrainRun] | None:
+    """What a distillation learns from: a fine-tuning, and the pre-training that it started from."""
+    if not isinstance(run, DistilledRun):
+        return None
+    tuning = params.resolve(run.teacher.rpartition("/")[2], budget)
+    return tuning, params.resolve(tuning.pretrain_name, budget)
+
+
+def _probe_scores(run: Any, stages: dict[Any, int]) -> list[int]:
+    """How many times each stage of a run ends an epoch with its online probe scored on the validation images, as the trainer does it."""
+    if not getattr(run, "online_probe", False):
+        return [0] * len(stages)
+    from replicate.trainers.pretrain import PROBE_SCORES
+
+    period = max(1, run.epochs // PROBE_SCORES)
+    scored = Counter(view_at(run, epoch) for epoch in range(run.epochs) if (epoch + 1) % period == 0 or epoch + 1 == run.epochs)
+    return [scored[view] for view in stages]
+
+
+def _view_cost(run: Any, source: PretrainRun, teacher: Any, view: Any, classes: int, values: int) -> ImageCost:
     update = {"image_size": view.image_size} | ({"mask_ratio": view.mask_ratio} if isinstance(run, PretrainRun) else {})
     seen = run.model_copy(update=update)
     if isinstance(run, TokenizerRun):
         return tokenizer_cost(seen, values)
-    return pretrain_cost(seen, values) if source is run else evaluate_cost(seen, source, classes, values)
+    return pretrain_cost(seen, values, classes, teacher) if source is run else evaluate_cost(seen, source, classes, values)
 
 
 def _trained_images(images: int, batch: int) -> int:
@@ -198,7 +221,7 @@ def _trained_images(images: int, batch: int) -> int:
 
 
 def _scored_images(run: Any, data: DataSize) -> int:
-    """Images that go forward only: the validation loss of a pre-training, a classifier's ten scorings, all features of a k-NN."""
+    """Images that the model takes forward only: the validation loss of a pre-training, a classifier's ten scorings, all features of a k-NN."""
     if not isinstance(run, EvaluateRun):
         return data.val
     return data.train + data.val if run.protocol == "knn" else min(EVALUATIONS, max(run.epochs, 1)) * data.val

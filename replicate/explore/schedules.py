@@ -69,14 +69,15 @@ def run_of(schedule: str, low: int, high: int, mask_start: float, mask_end: floa
 
 
 def epoch_costs(run: PretrainRun) -> np.ndarray:
-    """Multiply-adds of one image, forward and backward, at every epoch."""
+    """Multiply-adds of one image, forward and backward, at every epoch: of the model alone, whatever a run has beside it."""
+    alone = {"stages": (), "online_probe": False, "objective": "reconstruction"}
     known: dict[tuple[int, float], float] = {}
     costs = []
     for epoch in range(run.epochs):
         view = view_at(run, epoch)
         place = view.image_size, view.mask_ratio
         if place not in known:
-            known[place] = pretrain_cost(run.model_copy(update={"image_size": place[0], "mask_ratio": place[1], "stages": ()}), 2).macs
+            known[place] = pretrain_cost(run.model_copy(update={"image_size": place[0], "mask_ratio": place[1], **alone}), 2).macs
         costs.append(known[place])
     return np.array(costs)
 

@@ -71,7 +71,9 @@ def crops() -> pd.DataFrame:
 
 
 def relative_cost(run: PretrainRun, fixed: PretrainRun) -> dict[str, float]:
-    """Patch tokens, and multiply-adds of a step, over the whole run, as shares of the fixed run's."""
+    """Patch tokens, and multiply-adds of a step of the autoencoder alone, without the online probe, over the whole run, as shares of the
+    fixed run's.
+    """
     cost, base = _cost(run), _cost(fixed)
     return {key: cost[key] / base[key] for key in base}
 

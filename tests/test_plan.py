@@ -20,6 +20,7 @@ from replicate.models.classifier import build_classifier
 from replicate.models.cpu import plain_torch
 from replicate.models.mae import MAE
 from replicate.models.mim import build as build_mim
+from replicate.models.tokenizer import Tokenizer
 from replicate.models.vit import vit_backbone
 from replicate.params import load
 from replicate.schedules.stages import view_at
@@ -147,9 +148,9 @@ LARGER = {"backbone": "vit", "backbone_kwargs": {"patch_size": 8, "embed_dim": 2
 IMAGES, LABELS = 4, 10
 
 
-def counted_step(run, teacher=None, low: bool = False) -> tuple[float, float]:
+def counted_step(run, teacher=None, low: bool = False, tokenizer=None) -> tuple[float, float]:
     """(multiply-adds, bytes kept) an image of one real step, forward and backward, on torch's own kernels."""
-    task = PretrainTask(run, 0, LABELS, None, teacher)
+    task = PretrainTask(run, 0, LABELS, tokenizer, teacher)
     images = torch.randint(0, 256, (IMAGES, 3, run.image_size, run.image_size), dtype=torch.uint8)
     labels = torch.arange(IMAGES) % LABELS
 
@@ -213,6 +214,34 @@ def test_supmaes_head_costs_what_it_adds_to_a_real_step(params):
     assert costs.activations - bare.activations == pytest.approx(kept - kept_without, rel=0.5), "a few vectors, of MB"
     head = PretrainTask(run, 0, LABELS).extra
     assert costs.trainable - bare.trainable == sum(p.numel() for p in head.parameters())
+
+
+class Unlooked(torch.nn.Module):
+    """Tokens of the right number that nobody has to look up."""
+
+    vocabulary, stride = 32, 16
+
+    def ids(self, images):
+        return torch.zeros(len(images), (images.shape[-1] // self.stride) ** 2, dtype=torch.int64)
+
+
+def test_a_tokenizer_costs_what_it_adds_to_a_real_step(params):
+    """One token a patch: its strides of 16 pixels for patches of 8 are those of an image twice as wide."""
+    run = params.run("mae_token").model_copy(update=SMALL | {"image_size": 64})
+    sizes = {"patch_size": 16, "vocabulary": 32, "width": 64, "depth": 1, "code_width": 8}
+    own, model = params.run("mae_tokens").model_copy(update=sizes), Tokenizer(**sizes)
+    (with_tokenizer, kept), (without, kept_without) = counted_step(run, tokenizer=model), counted_step(run, tokenizer=Unlooked())
+    costs, bare = pretrain_cost(run, 4, LABELS, tokenizer=own), pretrain_cost(run, 4, LABELS)
+    assert costs.macs - bare.macs == pytest.approx(with_tokenizer - without, rel=0.015) and with_tokenizer > 1.1 * without
+    assert costs.activations == bare.activations and kept == kept_without, "frozen"
+    assert costs.held == sum(p.numel() for p in model.parameters()) and costs.trainable == bare.trainable
+    assert pretrain_cost(run, 4, LABELS, tokenizer=own.model_copy(update={"file": "dvae.pkl"})) == bare, "a released one is not opened"
+
+
+def test_the_plan_counts_a_tokenizer_with_the_runs_that_predict_its_tokens(params, whole):
+    run = params.resolve("mae_token", "paper")
+    images = run.epochs * plan._trained_images(plan.IMAGENET["train"], run.batch_size)
+    assert whole.loc["mae_token", "exa_macs"] * 1e9 / images - pretrain_cost(run, 2).macs / 1e9 == pytest.approx(0.53, abs=0.03)
 
 
 def test_the_plan_counts_what_runs_beside_a_model(params, whole):

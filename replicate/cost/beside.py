@@ -1,4 +1,4 @@
-"""What a pre-training runs beside the model that it trains, for one image: an online probe, a teacher, a head for labels.
+"""What a pre-training runs beside the model that it trains, for one image: an online probe, a teacher, a tokenizer, a head for labels.
 
 Frozen parts cost a forward pass and keep nothing for a backward one; the small layers on top of them train.
 """

@@ -89,15 +89,17 @@ def pretrain_cost(
     bytes_per_value: int,
     num_classes: int = CLASSES,
     teacher: tuple[EvaluateRun, PretrainRun] | None = None,
+    tokenizer: TokenizerRun | None = None,
 ) -> ImageCost:
     """The cost of a resolved pre-training run at its own image size and mask ratio, what runs beside the model included.
 
     num_classes: of the labels that a probe or a supervised term learns. teacher: of a distillation, the resolved fine-tuning that it learns
-    from and that one's pre-training; ValueError where it is missing.
+    from and that one's pre-training; ValueError where it is missing. tokenizer: the workbook's own that gives the target's tokens; a released
+    one is not opened, and so costs nothing here.
     """
     count = _vit_mae if run.method == "mae" and run.backbone.startswith("vit") else _any_mim
     model = _once(count, run, None, 0, bytes_per_value)
-    return functools.reduce(ImageCost.joined_by, _beside(run, bytes_per_value, num_classes, teacher), model)
+    return functools.reduce(ImageCost.joined_by, _beside(run, bytes_per_value, num_classes, teacher, tokenizer), model)
 
 
 def evaluate_cost(run: EvaluateRun, source: PretrainRun, num_classes: int, bytes_per_value: int) -> ImageCost:
@@ -125,10 +127,19 @@ def _once(count, run: Any, source: Any, num_classes: int, bytes_per_value: int) 
     return _known[key]
 
 
-def _beside(run: PretrainRun, bytes_per_value: int, num_classes: int, teacher: tuple[EvaluateRun, PretrainRun] | None) -> list[Beside]:
+def _beside(
+    run: PretrainRun,
+    bytes_per_value: int,
+    num_classes: int,
+    teacher: tuple[EvaluateRun, PretrainRun] | None,
+    tokenizer: TokenizerRun | None,
+) -> list[Beside]:
     from replicate.cost import beside
 
     found = []
+    if tokenizer is not None and not tokenizer.file:
+        side = run.image_size // run.patch_size * tokenizer.patch_size  # one token a patch, whatever the tokenizer's stride
+        found.append(_looked_up(tokenizer.patch_size, tokenizer.vocabulary, tokenizer.width, tokenizer.depth, tokenizer.code_width, side))
     if run.online_probe:
         found.append(beside.online_probe(_whole_image(run, run.image_size), num_classes))
     if run.objective == "supmae":
@@ -142,6 +153,19 @@ def _beside(run: PretrainRun, bytes_per_value: int, num_classes: int, teacher: t
         width = _whole_image(source, run.image_size).width
         found.append(beside.distillation(_whole_image(run, run.image_size), frozen, width, bytes_per_value))
     return found
+
+
+@functools.cache
+def _looked_up(patch: int, vocabulary: int, width: int, depth: int, code_width: int, image_size: int) -> Beside:
+    """A frozen tokenizer that gives an image its tokens; the numbers are `Tokenizer`'s."""
+    from replicate.cost.beside import Beside
+    from replicate.cost.shapes import shapes_only
+    from replicate.models.tokenizer import Tokenizer
+
+    with shapes_only():
+        model = Tokenizer(patch, vocabulary, width, depth, code_width)
+    count = _counted(model, image_size, model.ids)
+    return Beside(FROZEN * count.macs, 0.0, count.parameters, 0, depth)
 
 
 def _whole_image(run: PretrainRun, image_size: int) -> Encoder:

@@ -1,8 +1,8 @@
 """What runs will cost before anything is spent: `python -m replicate plan [RUN ...] [--budget paper] [--device h200]`.
 
 Device-hours are multiply-adds over what the device sustains (`replicate.cost.rates`); several devices are taken to share a run evenly. Scoring,
-optimiser steps and what runs beside a model (an online probe, a teacher) are counted, the loader is not: a plan says instead how many images a second
-it has to deliver.
+optimiser steps and what runs beside a model (an online probe, a teacher, a tokenizer) are counted, the loader is not: a plan says instead how many
+images a second it has to deliver.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def _line(params: Params, name: str, budget: str, rates: Rates, devices: int, da
     seeds = 1 if isinstance(run, TokenizerRun) else lens.seeds
     stages = _views(run)
     epochs = list(stages.values())
-    teacher = _teacher(params, run, budget)
-    views = [_view_cost(run, source, teacher, view, data.classes, values) for view in stages]
+    frozen = {"teacher": _teacher(params, run, budget), "tokenizer": _tokenizer(params, run, budget)}
+    views = [_view_cost(run, source, frozen, view, data.classes, values) for view in stages]
     seconds = macs = 0.0
     for view, cost, count in zip(stages, views, epochs, strict=True):
         images = count * _trained_images(data.train, view.batch_size)
@@ -197,6 +197,12 @@ def _teacher(params: Params, run: Any, budget: str) -> tuple[EvaluateRun, Pretra
     return tuning, params.resolve(tuning.pretrain_name, budget)
 
 
+def _tokenizer(params: Params, run: Any, budget: str) -> TokenizerRun | None:
+    """What gives a pre-training the tokens that it predicts."""
+    place = getattr(run, "tokenizer", None)
+    return params.resolve(place.rpartition("/")[2], budget) if place else None
+
+
 def _probe_scores(run: Any, stages: dict[Any, int]) -> list[int]:
     """How many times each stage of a run ends an epoch with its online probe scored on the validation images, as the trainer does it."""
     if not getattr(run, "online_probe", False):
@@ -208,12 +214,12 @@ def _probe_scores(run: Any, stages: dict[Any, int]) -> list[int]:
     return [scored[view] for view in stages]
 
 
-def _view_cost(run: Any, source: PretrainRun, teacher: Any, view: Any, classes: int, values: int) -> ImageCost:
+def _view_cost(run: Any, source: PretrainRun, frozen: dict[str, Any], view: Any, classes: int, values: int) -> ImageCost:
     update = {"image_size": view.image_size} | ({"mask_ratio": view.mask_ratio} if isinstance(run, PretrainRun) else {})
     seen = run.model_copy(update=update)
     if isinstance(run, TokenizerRun):
         return tokenizer_cost(seen, values)
-    return pretrain_cost(seen, values, classes, teacher) if source is run else evaluate_cost(seen, source, classes, values)
+    return pretrain_cost(seen, values, classes, **frozen) if source is run else evaluate_cost(seen, source, classes, values)
 
 
 def _trained_images(images: int, batch: int) -> int:

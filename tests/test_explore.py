@@ -101,6 +101,13 @@ def test_a_palindrome_returns_to_where_it_began_and_costs_less_than_its_largest_
     assert 0.5 * fixed < staged < 0.9 * fixed
 
 
+def test_stages_are_priced_without_the_probe_beside_a_run():
+    """So that a run of the list and the sliders' own, which has no probe, are counted alike."""
+    runs = reconstruction.parameters(schedules.repository()).pretrain_runs
+    assert runs["daily_s5"].online_probe and not runs["full_75"].online_probe
+    assert schedules.epoch_costs(runs["daily_s5"])[0] == schedules.epoch_costs(runs["full_75"])[0]
+
+
 def test_staged_runs_of_the_papers_can_be_chosen():
     assert "fastmim_progressive" in schedules.schedules()
     assert len(schedules.run_of("fastmim_progressive", 64, 224, 0.5, 0.5).stages) == 3

@@ -1,6 +1,9 @@
 """Colour augmentation against timm and torchvision, and its independence of threads and global state."""
 
 import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -67,6 +70,59 @@ def test_global_generators_are_left_as_they_were() -> None:
     augment.augment_batch(_images(8), np.arange(8), Augmentation(auto=RAND), seed=0, epoch=0)
     assert random.random() == random.Random(5).random()
     assert np.random.random() == np.random.RandomState(5).random()
+
+
+def test_a_step_that_seeds_and_draws_amid_a_decision_neither_changes_it_nor_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, key, steps = Image.fromarray(_images(1)[0]), 1, []
+    expected = np.asarray(augment.rand_augment(image, RAND, key))
+
+    def step() -> None:
+        random.seed(7)
+        steps.append(random.random())
+
+    def interrupted(level: Callable[..., tuple]) -> Callable[..., tuple]:
+        def decided(*arguments: object) -> tuple:
+            beside = threading.Thread(target=step)
+            beside.start()
+            beside.join()
+            return level(*arguments)
+
+        return decided
+
+    for op in augment._rand_augment_policy(RAND)[0]:
+        if op.level_fn:
+            monkeypatch.setattr(op, "level_fn", interrupted(op.level_fn))
+    assert np.array_equal(np.asarray(augment.rand_augment(image, RAND, key)), expected)
+    seeded = random.Random(7)
+    assert set(steps) == {seeded.random()} and random.random() == seeded.random()
+
+
+@pytest.fixture
+def restless_threads() -> Iterator[None]:
+    """Threads take turns as often as Python can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("restless_threads")
+def test_augmenting_threads_and_the_step_beside_them_draw_their_own_numbers() -> None:
+    images, index, augmentation = _images(64, side=4), np.arange(64), Augmentation(auto=RAND)
+    seeded = random.Random(7)
+    alone, steps_own = augment.augment_batch(images.copy(), index, augmentation, seed=0, epoch=0), [seeded.random() for _ in range(100)]
+
+    def others() -> int:
+        batches = (augment.augment_batch(images.copy(), index, augmentation, seed=0, epoch=0) for _ in range(12))
+        return sum(not np.array_equal(batch, alone) for batch in batches)
+
+    disturbed = 0
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(others) for _ in range(2)]
+        while not all(future.done() for future in running):
+            random.seed(7)
+            disturbed += [random.random() for _ in range(100)] != steps_own
+    assert (disturbed, *(future.result() for future in running)) == (0, 0, 0)
 
 
 def test_three_augment_picks_each_of_three_equally() -> None:

@@ -7,8 +7,10 @@ sample index).
 
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -21,8 +23,29 @@ THREE_AUGMENT_PLUS_JITTER = 0.3
 # What rotations and shears uncover: ImageNet's mean colour, as the papers' recipes set it in timm.
 FILL = (124, 116, 104)
 
-# timm draws from Python's global generator; one thread at a time may borrow it.
-_global_random = threading.Lock()
+
+class _ThreadsRandom(threading.local):
+    """Stands in for the module `random` in timm: a thread's own generator while it decides an augmentation, else `random` itself.
+
+    The process-wide generator is the step's, which is seeded and drawn from in the training thread without any lock: neither may
+    see the other's numbers.
+    """
+
+    rng: random.Random | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(random if self.rng is None else self.rng, name)
+
+    @contextmanager
+    def drawing_from(self, rng: random.Random) -> Iterator[None]:
+        self.rng = rng
+        try:
+            yield
+        finally:
+            self.rng = None
+
+
+_timms_random = _ThreadsRandom()
 
 
 def _greyscale(image: Image.Image, _: random.Random) -> Image.Image:
@@ -61,33 +84,27 @@ def _rand_augment_policy(config: str) -> tuple[Sequence, int]:
     """timm's operations for `config`, and how many of them an image gets."""
     import replicate.compat  # noqa: F401
 
-    from timm.data.auto_augment import rand_augment_transform  # isort: skip  (after replicate.compat)
+    from timm.data import auto_augment  # isort: skip  (after replicate.compat)
 
-    policy = rand_augment_transform(config, {"img_mean": FILL, "interpolation": Image.Resampling.BICUBIC})
+    auto_augment.random = _timms_random
+    policy = auto_augment.rand_augment_transform(config, {"img_mean": FILL, "interpolation": Image.Resampling.BICUBIC})
     return policy.ops, policy.num_layers
 
 
 def _decide(config: str, key: int) -> list[tuple[Callable[..., Image.Image], tuple, dict]]:
     """The operations that timm's RandAugment would apply after seeding both of its generators with `key`, with their arguments.
 
-    Deciding is separate from doing because timm draws from global generators: the lock is held for microseconds, not while
-    pixels change.
+    All of RandAugment's numbers are drawn here, none while pixels change.
     """
     ops, count = _rand_augment_policy(config)
-    chosen = np.random.RandomState(key).choice(len(ops), count)
-    decided = []
-    with _global_random:
-        before = random.getstate()
-        random.seed(key)
-        try:
-            for op in (ops[i] for i in chosen):
-                if op.prob < 1.0 and random.random() > op.prob:
-                    continue
-                magnitude = random.gauss(op.magnitude, op.magnitude_std) if op.magnitude_std > 0 else op.magnitude
-                magnitude = max(0.0, min(magnitude, op.magnitude_max or 10.0))
-                decided.append((op.aug_fn, op.level_fn(magnitude, op.hparams) if op.level_fn else (), op.kwargs))
-        finally:
-            random.setstate(before)
+    chosen, rng, decided = np.random.RandomState(key).choice(len(ops), count), random.Random(key), []
+    with _timms_random.drawing_from(rng):
+        for op in (ops[i] for i in chosen):
+            if op.prob < 1.0 and rng.random() > op.prob:
+                continue
+            magnitude = rng.gauss(op.magnitude, op.magnitude_std) if op.magnitude_std > 0 else op.magnitude
+            magnitude = max(0.0, min(magnitude, op.magnitude_max or 10.0))
+            decided.append((op.aug_fn, op.level_fn(magnitude, op.hparams) if op.level_fn else (), op.kwargs))
     return decided
 
 

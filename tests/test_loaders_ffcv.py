@@ -2,12 +2,14 @@
 
 import importlib.util
 import itertools
+import queue
 import subprocess
 import sys
 import threading
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -243,6 +245,45 @@ def test_failure_surfaces_and_leaving_early_joins(tmp_path: Path, monkeypatch: p
         with pytest.raises(UserError, match="has shrunk since it was opened"):
             list(loader.epoch(4))
     assert threading.active_count() == before
+
+
+class _LateQueue(queue.Queue):
+    """Empty to who asks first, and full a moment later."""
+
+    def __init__(self, items: list) -> None:
+        super().__init__()
+        self.late = items
+
+    def get(self, block: bool = True, timeout: float | None = None) -> object:
+        if not self.late:
+            return super().get(block, 0.01)
+        while self.late:
+            self.put(self.late.pop(0))
+        raise queue.Empty
+
+
+def _ended_epoch(items: list, images: int) -> list:
+    """What an epoch of `images` images gives whose thread puts `items` and ends after the consumer has found nothing."""
+    from replicate.loaders import ffcv
+
+    epoch = object.__new__(ffcv._WatchedEpoch)
+    threading.Thread.__init__(epoch)
+    epoch.output_queue, epoch.terminate_event = _LateQueue(items), threading.Event()
+    epoch.order, epoch.reader, epoch.closed = np.arange(images), SimpleNamespace(path=Path("x.beton")), True
+    return list(epoch.results())
+
+
+@needs_ffcv
+def test_batches_put_as_the_thread_ends_are_served() -> None:
+    batches = [(np.arange(4), np.zeros(4)), (np.arange(4, 6), np.ones(2))]
+    assert _ended_epoch([*batches, None], images=6) == batches
+    assert _ended_epoch([], images=0) == []
+
+
+@needs_ffcv
+def test_an_epoch_that_ends_short_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="x.beton: the pipeline's thread ended after 4 of the epoch's 6 images"):
+        _ended_epoch([(np.arange(4), np.zeros(4)), None], images=6)
 
 
 @needs_ffcv

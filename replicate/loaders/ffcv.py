@@ -15,7 +15,7 @@ import queue
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -261,22 +261,31 @@ class _WatchedEpoch(EpochIterator):
                 continue
         return False
 
-    def results(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(sample numbers, images) of every batch; images are a view that lasts until the next one is asked for."""
+    def _next(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """What the thread put next, None where nothing more will come."""
         while True:
             try:
-                item = self.output_queue.get(timeout=_POLL_SECONDS)
+                return self.output_queue.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 if self.is_alive():
                     continue
-                item = None
-            if item is None:
-                if self.terminate_event.is_set():
-                    raise RuntimeError("this epoch was left when another one of the same loader began")
-                if self.error is not None:
-                    raise self.error
-                return
+            # Between the two looks the thread may have put its last batches and ended.
+            with suppress(queue.Empty):
+                return self.output_queue.get_nowait()
+            return None
+
+    def results(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(sample numbers, images) of every batch; images are a view that lasts until the next one is asked for."""
+        served = 0
+        while (item := self._next()) is not None:
+            served += len(item[0])
             yield item
+        if self.terminate_event.is_set():
+            raise RuntimeError("this epoch was left when another one of the same loader began")
+        if self.error is not None:
+            raise self.error
+        if served < len(self.order):
+            raise RuntimeError(f"{self.reader.path}: the pipeline's thread ended after {served} of the epoch's {len(self.order)} images")
 
     def close(self) -> None:
         super().close()

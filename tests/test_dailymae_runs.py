@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
+from replicate.errors import UserError
 from replicate.loaders import Augmentation, crop_decode, open_loader
 from replicate.loaders.crops import center_boxes
 from replicate.loaders.data import DataSettings, write
@@ -187,6 +190,20 @@ def test_a_folder_of_made_up_photos_reads_their_stored_files(tmp_path):
         assert isinstance(plain.source, StoredSource)
         for mine, theirs in zip(ours.epoch(0), plain.epoch(0), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted in /proc")
+@pytest.mark.parametrize("mode", ["jpg", "raw"])
+def test_a_folder_of_made_up_photos_leaves_no_file_open(tmp_path, mode):
+    write(DataSettings(image_size=16, train_images=12, val_images=12, train=WriteSettings(mode=mode)), tmp_path, workers=1, progress=False)
+    options = {"image_size": 8, "augmentation": Augmentation(), "seed": 0, "train": True}
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with open_loader("folder", tmp_path / "train.beton", batch_size=4, **options):
+            pass
+        with pytest.raises(UserError, match="fewer than one batch of 99"):
+            open_loader("folder", tmp_path / "train.beton", batch_size=99, **options)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.slow

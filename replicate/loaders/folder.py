@@ -56,14 +56,22 @@ class StoredSource:
     def read(self, index: int) -> bytes:
         return bytes(self.reader.read(index))
 
+    def close(self) -> None:
+        self.reader.close()
+
 
 def served(path: Path) -> Source:
-    """What the loader reads: the files behind `path`, or the .beton's own JPEGs where there are none."""
+    """What the loader reads: the files behind `path`, or the .beton's own JPEGs where there are none. A StoredSource is the
+    caller's to close.
+    """
     source = source_behind(path)
     if not isinstance(source, PhotosSource):
         return source
     stored = StoredSource(path)
-    return stored if (stored.reader.tables.modes == JPG).all() else source
+    if (stored.reader.tables.modes == JPG).all():
+        return stored
+    stored.close()
+    return source
 
 
 class _Crops(Dataset):
@@ -119,7 +127,11 @@ class FolderLoader(BaseLoader):
 
     def __init__(self, path: Path, **options: Any) -> None:
         self.source = served(path)
-        super().__init__(path, self.source.labels, self.source.class_names, None, **options)
+        try:
+            super().__init__(path, self.source.labels, self.source.class_names, None, **options)
+        except BaseException:
+            self.close()
+            raise
 
     def _collate(self, index: np.ndarray, images: list[np.ndarray | UserError]) -> Batch:
         good = [position for position, image in enumerate(images) if not isinstance(image, UserError)]
@@ -139,7 +151,9 @@ class FolderLoader(BaseLoader):
                 yield self._collate(index, crops_of_batch)
 
     def close(self) -> None:
-        """Worker processes end with their epoch; nothing else is held."""
+        """Worker processes end with their epoch; what is left is the .beton, where it stands for the files."""
+        if isinstance(self.source, StoredSource):
+            self.source.close()
 
 
 def open_loader(path: Path, **options: Any) -> FolderLoader:

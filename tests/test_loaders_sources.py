@@ -1,5 +1,6 @@
 """Folder sources: subsets that mean what the papers mean, and one clear sentence for each way a folder can be wrong."""
 
+import os
 import subprocess
 import sys
 import time
@@ -11,10 +12,12 @@ import pytest
 from PIL import Image
 
 from replicate.errors import UserError
-from replicate.loaders import Augmentation, data, open_loader, writer
+from replicate.loaders import Augmentation, crop_decode, data, open_loader, restart
 from replicate.loaders.photos import LAYOUTS
 from replicate.loaders.sources import open_folder, spread_classes
 from replicate.loaders.writer import WriteSettings, write_beton
+
+needs_c_library = pytest.mark.skipif(not crop_decode.available(), reason="the C library is not built")
 
 
 def _fill(root: Path, classes: int = 5, train: int = 20, val: int = 4) -> Path:
@@ -140,7 +143,7 @@ def test_a_killed_writer_leaves_nothing_that_a_reader_takes(root: Path, tmp_path
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer.os, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         data.write(data.DataSettings(str(root), fraction=0.5), out, progress=False)
     assert (out / "train.beton").read_bytes() == before and not list(out.glob("*.part"))
@@ -148,14 +151,32 @@ def test_a_killed_writer_leaves_nothing_that_a_reader_takes(root: Path, tmp_path
         data.read_manifest(out)
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("seek", [0, pytest.param(8, marks=needs_c_library)], ids=["beton", "seek index"])
+def test_a_full_disk_is_told_and_leaves_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seek: int) -> None:
+    there_is_room, sync = iter([True] if seek else []), os.fsync
 
-    monkeypatch.setattr(writer.os, "fsync", full)
+    def full(file: int) -> None:
+        if not next(there_is_room, False):
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"train.beton: cannot be written \(No space left on device\)"):
-        write_beton(tmp_path / "out" / "train.beton", open_folder(root)[0], WriteSettings(), progress=False)
+        write_beton(tmp_path / "out" / "train.beton", open_folder(root)[0], WriteSettings(seek=seek), progress=False)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_seek_index_that_cannot_be_written_leaves_nothing_and_the_old_one_whole(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    restart.write_index(tmp_path / "train.seek", [b"old"])
+    before, limits = (tmp_path / "train.seek").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            restart.write_index(tmp_path / "train.seek", [bytes(1 << 21)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"train.seek": before}
 
 
 @pytest.mark.parametrize(

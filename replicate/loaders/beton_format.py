@@ -7,8 +7,12 @@ trusts all of it, and reads garbage or asks for terabytes when a table is cut; `
 UserError that names the file.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -35,6 +39,27 @@ class FileCutError(UserError):
     def __init__(self, path: Path, sample: str = "") -> None:
         super().__init__(f"{path}: {sample and sample + ': '}the file has shrunk since it was opened; write it again")
         self.path = path
+
+
+def sync(file: BinaryIO) -> None:
+    """Returns when all that was written lies on the disk. Raises OSError where it cannot, a full disk for one."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into that appears as `path` when the block ends, complete and on the disk; where that fails nothing of it is
+    left, and what was there before is unchanged.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+            sync(file)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def metadata_dtype(type_ids: list[int]) -> np.dtype:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from replicate.errors import UserError
-from replicate.loaders.beton_format import FileCutError
+from replicate.loaders.beton_format import FileCutError, written_whole
 from replicate.loaders.crop_decode import MESSAGE_BYTES, address_of, jpeg_info, raise_decode_error, require
 
 INTERVAL = 8
@@ -76,14 +76,14 @@ def build_index(jpeg: bytes | memoryview | np.ndarray, step: int = INTERVAL, nam
 
 
 def write_index(path: Path, indices: Iterable[bytes]) -> None:
-    """Writes the seek indices of a data set, one a sample in order (b"" where a sample has none), atomically."""
+    """Writes the seek indices of a data set, one a sample in order (b"" where a sample has none), atomically. Raises OSError where they
+    cannot be written.
+    """
     indices = list(indices)
     ends = np.cumsum([0, *map(len, indices)]).astype("<u8")
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("wb") as file:
+    with written_whole(path) as file:
         file.write(_MAGIC + np.uint64(len(indices)).tobytes() + ends.tobytes())
         file.writelines(indices)
-    os.replace(unfinished, path)
 
 
 class SeekIndex:

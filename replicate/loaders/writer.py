@@ -5,7 +5,6 @@ run leaves nothing that could be taken for a finished file. Resizing is FFCV's: 
 """
 
 import io
-import os
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -302,20 +301,17 @@ def write_beton(path: Path, source: Source, settings: WriteSettings, *, workers:
     Raises UserError for a damaged image (named) and where the file cannot be written, a full disk for one; nothing is left
     behind.
     """
-    part = path.with_name(path.name + ".part")
     images = _encode_in_order(source, settings, max(workers, 1), on_error)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         bar = tqdm(images, total=len(source), desc=path.name, unit="img", disable=not progress)
-        with open(part, "wb") as file:
+        with fmt.written_whole(path) as file:
             written = _write_file(file, source, bar)
-            file.flush()
-            os.fsync(file.fileno())
-        _replace_seek_index(path, written, settings)
-        os.replace(part, path)
+            # A disk that is full is to be met before the old index goes.
+            fmt.sync(file)
+            _replace_seek_index(path, written, settings)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was left half-written") from error
     finally:
         images.close()
-        part.unlink(missing_ok=True)
     return written

@@ -334,6 +334,33 @@ def test_batch_refuses_arrays_that_do_not_fit(example):
         crop_decode.decode_crop_resize(jpeg, (0, 0, 9, 9), False, 32, out=np.empty((32, 32), np.uint8))
 
 
+@pytest.mark.parametrize("side", [0, crop_decode.MAX_OUTPUT_SIDE + 1])
+@pytest.mark.parametrize("c_library", [True, False])
+def test_an_output_that_is_refused_is_told_with_size_and_limit(example, side, c_library, monkeypatch):
+    jpeg, whole = example
+    monkeypatch.setattr(crop_decode, "available", lambda: c_library)
+    calls = [lambda: crop_decode.decode_crop_resize(jpeg, (0, 0, 9, 9), False, side), lambda: crop_decode.resize_pixels(whole, False, (side, 8))]
+    calls += [lambda: crop_decode.decode_files([jpeg, jpeg], np.array([[0, 0, 9, 9]] * 2), np.zeros(2, bool), side)] * c_library
+    for call in calls:
+        with pytest.raises(DecodeError, match=f"output of {side} x .* pixels, where a side may have 1 to {crop_decode.MAX_OUTPUT_SIDE}$") as told:
+            call()
+        assert told.value.status == "too large"
+
+
+def test_the_c_library_fails_every_sample_of_an_output_that_it_refuses():
+    side, n = crop_decode.MAX_OUTPUT_SIDE + 1, 3
+    status, messages = np.zeros(n, np.int32), np.zeros((n, crop_decode.MESSAGE_BYTES), np.uint8)
+    tables = [0] * 7  # nothing of a sample is looked at
+    batch = crop_decode.function("crop_decode_batch")
+    assert batch(n, *tables, side, side, 0, 2, status.ctypes.data, messages.ctypes.data) == n
+    assert [crop_decode.STATUS[s] for s in status] == ["too large"] * n
+    one = crop_decode.function("crop_decode_resize_indexed")
+    message = ctypes.create_string_buffer(crop_decode.MESSAGE_BYTES)
+    assert crop_decode.STATUS[one(*[0] * 5, side, side, *[0] * 6, ctypes.addressof(message))] == "too large"
+    expected = f"output of {side} x {side} pixels, where a side may have 1 to {crop_decode.MAX_OUTPUT_SIDE}".encode()
+    assert {message.value, *(bytes(text).rstrip(b"\0") for text in messages)} == {expected}
+
+
 # ---- damage -------------------------------------------------------------------------------------------------------------------------------
 
 

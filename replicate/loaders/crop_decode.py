@@ -36,6 +36,7 @@ from replicate.errors import UserError
 LIBRARY = Path(__file__).resolve().parent / "_crop_decode" / "libcrop_decode.so"
 VERSION = 3
 MESSAGE_BYTES = 160
+MAX_OUTPUT_SIDE = 16384
 STATUS = ("ok", "corrupt", "unsupported", "box", "too large", "memory", "index", "file")
 _WORDS = {"corrupt": "damaged JPEG", "unsupported": "unsupported JPEG", "index": "wrong seek index"}
 _FAST_DCT, _PLANAR, _FUSED, _LIBJPEG_HUFFMAN, _NO_SEEK, _FULL, _BICUBIC, _VERIFY = (1 << bit for bit in range(8))
@@ -251,9 +252,10 @@ def decode_crop_resize(
 ) -> np.ndarray:
     """The crop `box` resized to `size` (one side or height, width) and mirrored if `flip`; uint8 (S, S, 3), or (3, S, S) if planar.
 
-    `out`, if given, receives the pixels and is returned. Raises DecodeError as `decode_crop` does.
+    `out`, if given, receives the pixels and is returned. Raises DecodeError as `decode_crop` does, and for a side that is not 1 to
+    MAX_OUTPUT_SIDE pixels.
     """
-    rows, columns = (size, size) if isinstance(size, int) else size
+    rows, columns = _checked_size(size, name)
     shape = (3, rows, columns) if decoding.planar else (rows, columns, 3)
     out = np.empty(shape, np.uint8) if out is None else _checked_output(out, shape)
     if not available():
@@ -270,6 +272,14 @@ def decode_crop_resize(
     if status:
         raise_decode_error(status, message, name)
     return out
+
+
+def _checked_size(size: int | tuple[int, int], name: str = "crop decode") -> tuple[int, int]:
+    """Height and width of an output: `size`, or that as both. Raises DecodeError, which begins with `name`."""
+    rows, columns = (size, size) if isinstance(size, (int, np.integer)) else size
+    if not (1 <= rows <= MAX_OUTPUT_SIDE and 1 <= columns <= MAX_OUTPUT_SIDE):
+        raise DecodeError(f"{name}: output of {rows} x {columns} pixels, where a side may have 1 to {MAX_OUTPUT_SIDE}", "too large")
+    return int(rows), int(columns)
 
 
 def _checked_output(out: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -302,7 +312,8 @@ def decode_batch(
     threads: int = 1,
     out: np.ndarray | None = None,
 ) -> BatchResult:
-    """Decodes n crops on `threads` threads without the interpreter lock. Never raises for a bad image: see `BatchResult`.
+    """Decodes n crops on `threads` threads without the interpreter lock. Never raises for a bad image (see `BatchResult`), but DecodeError
+    for a size out of 1 to MAX_OUTPUT_SIDE pixels.
 
     `addresses`, `lengths` (n,): where each JPEG stands in memory (a memory-mapped .beton: its address plus the samples' pointers; the
     caller keeps it mapped). `boxes` (n, 4) int32, `flips` (n,) bool. An index address of 0 means none. Needs the C library.
@@ -312,7 +323,8 @@ def decode_batch(
     boxes, flips = np.ascontiguousarray(boxes, np.int32), np.ascontiguousarray(flips, np.uint8)
     if not len(lengths) == len(boxes) == len(flips) == n or boxes.shape != (n, 4):
         raise ValueError(f"{n} addresses, {len(lengths)} lengths, boxes {boxes.shape} and {len(flips)} flips do not belong together")
-    shape = (n, 3, size, size) if decoding.planar else (n, size, size, 3)
+    rows, columns = _checked_size(size)
+    shape = (n, 3, rows, columns) if decoding.planar else (n, rows, columns, 3)
     out = np.empty(shape, np.uint8) if out is None else _checked_output(out, shape)
     where, where_lengths = 0, 0
     if index_addresses is not None and index_lengths is not None:
@@ -323,7 +335,7 @@ def decode_batch(
     status, messages = np.zeros(n, np.int32), np.zeros((n, MESSAGE_BYTES), np.uint8)
     failed = require().crop_decode_batch(
         *(n, addresses.ctypes.data, lengths.ctypes.data, where, where_lengths, boxes.ctypes.data, flips.ctypes.data),
-        *(out.ctypes.data, size, size, decoding.flags, threads, status.ctypes.data, messages.ctypes.data),
+        *(out.ctypes.data, rows, columns, decoding.flags, threads, status.ctypes.data, messages.ctypes.data),
     )
     bad = np.flatnonzero(status) if failed else ()
     return BatchResult(out, status, {int(i): bytes(messages[i]).split(b"\0")[0].decode("utf-8", "replace") for i in bad})
@@ -339,8 +351,11 @@ def decode_files(
 
 
 def resize_pixels(pixels: np.ndarray, flip: bool, size: int | tuple[int, int], decoding: Decoding = EXACT) -> np.ndarray:
-    """Resizes uint8 (H, W, 3) pixels, which may be a crop of a larger array, as `decode_crop_resize` does in its exact mode."""
-    rows, columns = (size, size) if isinstance(size, int) else size
+    """Resizes uint8 (H, W, 3) pixels, which may be a crop of a larger array, as `decode_crop_resize` does in its exact mode.
+
+    Raises DecodeError for a side of the output that is not 1 to MAX_OUTPUT_SIDE pixels.
+    """
+    rows, columns = _checked_size(size)
     if not available():
         return _python_resize(pixels, flip, (rows, columns), decoding)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.strides[1:] != (3, 1):

@@ -79,7 +79,8 @@ CD_PUBLIC int64_t crop_decode_resize_stored_pixels(int64_t file, int64_t offset,
 
 /* n samples on `threads` threads. jpegs, lengths, indices, index_lengths: n uint64 each (indices may be 0); boxes: (n, 4) int32
    top, left, height, width; flips: n uint8 or 0; out: n contiguous outputs; status: n int32; messages: n x CROP_DECODE_MESSAGE
-   or 0. Returns the number of samples that failed; their outputs are zero. */
+   or 0. Returns the number of samples that failed; their outputs are zero. An output size that is refused fails them all and leaves
+   the outputs alone. */
 CD_PUBLIC int64_t crop_decode_batch(int64_t n, int64_t jpegs, int64_t lengths, int64_t indices, int64_t index_lengths, int64_t boxes,
                           int64_t flips, int64_t out, int64_t out_height, int64_t out_width, int64_t flags, int64_t threads,
                           int64_t status, int64_t messages);

@@ -103,6 +103,14 @@ static bool output_allowed(int64_t height, int64_t width)
     return height >= 1 && width >= 1 && height <= MAX_OUTPUT_SIDE && width <= MAX_OUTPUT_SIDE;
 }
 
+static int refuse_output(int64_t message, int64_t height, int64_t width)
+{
+    if (message)
+        snprintf((char *)(intptr_t)message, CROP_DECODE_MESSAGE, "output of %lld x %lld pixels, where a side may have 1 to %d",
+                 (long long)height, (long long)width, MAX_OUTPUT_SIDE);
+    return CD_TOO_LARGE;
+}
+
 static const uint8_t *bytes_at(int64_t address) { return (const uint8_t *)(intptr_t)address; }
 
 int64_t crop_decode_version(void) { return CROP_DECODE_VERSION; }
@@ -132,9 +140,9 @@ int64_t crop_decode_resize_indexed(int64_t jpeg, int64_t length, int64_t index, 
                                    int64_t out_height, int64_t out_width, int64_t top, int64_t left, int64_t height,
                                    int64_t width, int64_t flip, int64_t flags, int64_t message)
 {
+    if (!output_allowed(out_height, out_width)) return refuse_output(message, out_height, out_width);
     context *c = thread_context();
     const request r = {bytes_at(jpeg), length, bytes_at(index), index_length, top, left, height, width, flip != 0, allowed(flags)};
-    if (!output_allowed(out_height, out_width)) return CD_TOO_LARGE;
     int status = c ? chosen_core()->resize(c, &r, (uint8_t *)(intptr_t)out, out_height, out_width) : CD_MEMORY;
     tell(c, message, status);
     if (c) release_large_scratch(c);
@@ -241,6 +249,11 @@ typedef struct {
     atomic_llong next, failed;
 } batch;
 
+static int64_t message_of(const batch *b, int64_t i)
+{
+    return b->messages ? (int64_t)(intptr_t)(b->messages + i * CROP_DECODE_MESSAGE) : 0;
+}
+
 static int decode_sample(context *c, const batch *b, int64_t i)
 {
     const int32_t *box = b->boxes + 4 * i;
@@ -266,7 +279,7 @@ static void *run_batch(void *pointer)
     while ((i = atomic_fetch_add(&b->next, 1)) < b->n) {
         int status = c ? decode_sample(c, b, i) : CD_MEMORY;
         b->status[i] = status;
-        tell(c, b->messages ? (int64_t)(intptr_t)(b->messages + i * CROP_DECODE_MESSAGE) : 0, status);
+        tell(c, message_of(b, i), status);
         if (status != CD_OK) {
             memset(b->out + i * size, 0, size);
             atomic_fetch_add(&b->failed, 1);
@@ -276,13 +289,19 @@ static void *run_batch(void *pointer)
     return NULL;
 }
 
+/* Memory of such a size was hardly meant: it is not touched. */
+static int64_t refuse_batch(const batch *b)
+{
+    for (int64_t i = 0; i < b->n; i++) b->status[i] = refuse_output(message_of(b, i), b->out_height, b->out_width);
+    return b->n;
+}
+
 #define MAX_THREADS 64
 
 int64_t crop_decode_batch(int64_t n, int64_t jpegs, int64_t lengths, int64_t indices, int64_t index_lengths, int64_t boxes,
                           int64_t flips, int64_t out, int64_t out_height, int64_t out_width, int64_t flags, int64_t threads,
                           int64_t status, int64_t messages)
 {
-    if (!output_allowed(out_height, out_width)) return n;
     batch b = {.n = n,
                .out_height = out_height,
                .out_width = out_width,
@@ -296,6 +315,7 @@ int64_t crop_decode_batch(int64_t n, int64_t jpegs, int64_t lengths, int64_t ind
                .flags = allowed(flags),
                .status = (int32_t *)(intptr_t)status,
                .messages = (char *)(intptr_t)messages};
+    if (!output_allowed(out_height, out_width)) return refuse_batch(&b);
     pthread_t helpers[MAX_THREADS];
     int64_t started = 0, wanted = (threads > n ? n : threads) - 1;
     if (wanted > MAX_THREADS) wanted = MAX_THREADS;

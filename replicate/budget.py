@@ -92,7 +92,8 @@ def resolve_evaluate(run: EvaluateRun, source: PretrainRun, budget: Budget) -> E
         update |= {"mixup": 0.0, "cutmix": 0.0, "random_erasing": 0.0, "drop_path": 0.0}
     elif budget.regularisation == "light":
         update |= {"mixup": 0.0, "cutmix": 0.0, "auto_augment": None, "random_erasing": 0.0, "drop_path": 0.0}
-        update["crop_scale"] = (max(run.crop_scale[0], LIGHT_CROP_SCALE[0]), run.crop_scale[1])
+        update["crop_scale"] = _light_crop(run.crop_scale)
+        update["stages"] = tuple(_light_stage(stage) for stage in update["stages"])
     return run.model_copy(update=update)
 
 
@@ -187,22 +188,29 @@ def scaled_image_size(pixels: int, budget: Budget, grain: int, least: int = 0) -
 
 
 def check_geometry(params: Params) -> None:
-    """Raise UserError for a run whose patch does not divide its image size, as written or at the active budget."""
+    """Raise UserError for a run whose patch does not divide its image size or a stage's, as written or at the active budget."""
     checked = set()
-    for name, run in params.pretrain_runs.items():
-        geometry = str((run.method, run.backbone, run.backbone_kwargs, run.mask_unit, run.image_size, run.stages))
-        if geometry in checked:
-            continue
-        checked.add(geometry)
-        for view in (run, params.resolve(name)):
-            patch = max(view.stride or 1, view.mask_unit or 1)
-            sizes = [view.image_size, *(stage.image_size for stage in view.stages if stage.image_size)]
-            for size in sizes:
-                if size % patch:
-                    raise UserError(
-                        f"params.yaml: pretrain.{name}.image_size = {size}: the patch of {patch} pixels does not divide it; "
-                        f"{size // patch * patch} and {(size // patch + 1) * patch} would fit"
-                    )
+    for name, run in (params.pretrain_runs | params.evaluate_runs).items():
+        owner = run.pretrain_name if isinstance(run, EvaluateRun) else name
+        source = params.pretrain_runs[owner]
+        model = (source.method, source.backbone, source.backbone_kwargs, source.mask_unit)
+        geometry = str((owner == name, model, run.image_size, run.stages))
+        if geometry not in checked:
+            checked.add(geometry)
+            _check_sizes(name, run, source)
+            _check_sizes(name, params.resolve(name), params.resolve(owner))
+
+
+def _check_sizes(name: str, run: PretrainRun | EvaluateRun, source: PretrainRun) -> None:
+    """`source` is the pre-training that an evaluation starts from, whose mask unit does not concern it, or the run itself."""
+    kind, units = ("evaluate", 1) if isinstance(run, EvaluateRun) else ("pretrain", source.mask_unit or 1)
+    patch = max(source.stride or 1, units)
+    for size in (run.image_size, *(stage.image_size for stage in run.stages if stage.image_size)):
+        if size % patch:
+            raise UserError(
+                f"params.yaml: {kind}.{name}.image_size = {size}: the patch of {patch} pixels does not divide it; "
+                f"{size // patch * patch} and {(size // patch + 1) * patch} would fit"
+            )
 
 
 def _pretrain_epochs(run: PretrainRun | TokenizerRun, budget: Budget) -> float:
@@ -236,6 +244,15 @@ def _stage(stage: Stage, budget: Budget, grain: int, least: int) -> Stage:
             "batch_size": stage.batch_size and _batch(stage.batch_size, budget),
         }
     )
+
+
+def _light_crop(scale: tuple[float, float]) -> tuple[float, float]:
+    return (min(max(scale[0], LIGHT_CROP_SCALE[0]), scale[1]), scale[1])
+
+
+def _light_stage(stage: Stage) -> Stage:
+    """A stage of a run without automatic augmentation, its crops no smaller than the run's."""
+    return stage.model_copy(update={"auto_augment": None, "crop_scale": stage.crop_scale and _light_crop(stage.crop_scale)})
 
 
 def _batch(batch: int, budget: Budget) -> int:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from replicate.errors import UserError
+from replicate.loaders import AUTOS
 from replicate.models.vit import is_plain_vit, vit_backbone
 from replicate.names import closest
 from replicate.schedules.stages import expand
@@ -33,7 +34,22 @@ NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 """Names of runs, budgets, data sets and papers: they become parts of paths, and of commands that DVC hands to a shell."""
 Difficulty = Literal["p2dist", "p2dist_approx", "neighbours_3x3", "inverse_distance_5x5", "nearest_patch"]
 BuiltBy = Literal["vit.py", "backbones"]
-CropScale = tuple[Positive, Annotated[float, Field(gt=0.0, le=1.0)]]
+
+
+def _rising(scale: tuple[float, float]) -> tuple[float, float]:
+    if scale[0] > scale[1]:
+        raise ValueError(f"{list(scale)}: the smaller share of the image comes first")
+    return scale
+
+
+def _known_augmentation(name: str) -> str:
+    if name not in AUTOS:
+        raise ValueError(f"{name!r} is none of null, {', '.join(filter(None, AUTOS))}")
+    return name
+
+
+CropScale = Annotated[tuple[Positive, Annotated[float, Field(gt=0.0, le=1.0)]], AfterValidator(_rising)]
+AutoAugment = Annotated[str, AfterValidator(_known_augmentation)]
 
 
 class Strict(BaseModel):
@@ -53,7 +69,7 @@ class Stage(Strict):
     mask_ratio: Ratio | None = None
     batch_size: Count | None = None
     crop_scale: CropScale | None = None
-    auto_augment: str | None = None
+    auto_augment: AutoAugment | None = None
 
 
 class Optimisation(Strict):
@@ -149,6 +165,16 @@ class PretrainRun(Optimisation):
             raise ValueError(f"built_by is {self.built_by!r}, but method {self.method} builds its encoder by {wanted}")
         if self.method == "mae" and (self.drop_blocks or self.mask_unit or self.mask_space != "image"):
             raise ValueError("drop_blocks, mask_unit and mask_space belong to method mim")
+        if self.method == "mim" and self.mask_tokens_in_encoder:
+            raise ValueError("mask_tokens_in_encoder belongs to method mae; mim's encoder sees the masked image")
+        if self.tokenizer and self.target != "token":
+            raise ValueError(f"tokenizer {self.tokenizer!r} is read by nothing: the target is {self.target}, not token")
+        return self
+
+    @model_validator(mode="after")
+    def _distillation_has_a_teacher(self):
+        if (self.objective == "distillation") != isinstance(self, DistilledRun):
+            raise ValueError(f"objective {self.objective}: runs that learn from a teacher, and no others, stand under grid.distill with distillation")
         return self
 
     @property
@@ -204,11 +230,19 @@ class EvaluateRun(Optimisation):
     label_smoothing: Ratio = 0.0
     mixup: NonNegative = 0.0
     cutmix: NonNegative = 0.0
-    auto_augment: str | None = None
+    auto_augment: AutoAugment | None = None
     random_erasing: Fraction = 0.0
     ema: Ratio | None = None
     flip: bool = True
     keep_view: bool = False
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_protocol(self):
+        tuned = {"tuned_blocks": None, "layer_decay": 1.0, "drop_path": 0.0}
+        stated = [name for name, off in tuned.items() if getattr(self, name) != off]
+        if self.protocol == "linear" and stated:
+            raise ValueError(f"{', '.join(stated)}: a linear probe tunes no block of the encoder; protocol finetune does")
+        return self
 
     @property
     def pretrain_name(self) -> str:
@@ -324,7 +358,10 @@ class Budget(Strict):
 
 
 class Machine(Strict):
-    """What the machine at hand decides; none of it is meant to change a result."""
+    """What the machine at hand decides; none of it is meant to change a result.
+
+    One exception: mixup and cutmix pair the images that a process holds at once, so with them `micro_batch` decides the pairs.
+    """
 
     device: str = "auto"
     workers: Annotated[int, Field(ge=0)] = 2

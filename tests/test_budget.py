@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from replicate.budget import resolve
+from replicate.budget import resolve, resolve_evaluate
 from replicate.params import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,6 +150,16 @@ def test_hog_cells_follow_the_patch_and_dropped_blocks_the_depth(params):
 def test_stages_go_through_the_lens(params):
     stages = params.resolve("fastmim_progressive_vit_l", "tiny").stages
     assert [(stage.until, stage.image_size) for stage in stages] == [(0.625, 32), (0.875, 40), (1.0, 48)]
+
+
+def test_light_regularisation_is_light_in_every_stage(params):
+    """Where a budget leaves out automatic augmentation and the smallest crops, no stage brings them back; `keep_view` keeps them."""
+    run = params.run("daily_ft_s3")
+    light = resolve_evaluate(run.model_copy(update={"keep_view": False}), params.run("full_75"), params.budgets["brief"])
+    assert light.auto_augment is None and light.crop_scale == (0.35, 1.0)
+    assert [(stage.auto_augment, stage.crop_scale) for stage in light.stages] == [(None, (0.35, 0.4624)), (None, (0.35, 0.7056)), (None, (0.35, 1.0))]
+    kept = params.resolve("daily_ft_s3", "brief")
+    assert [(stage.auto_augment, stage.crop_scale) for stage in kept.stages] == [(stage.auto_augment, stage.crop_scale) for stage in run.stages]
 
 
 def test_p2dist_thresholds_follow_the_patch(params):

@@ -122,6 +122,22 @@ def test_the_probe_learns_at_its_own_rate_and_gives_the_encoder_no_gradient():
     assert all(parameter is not encoder.weight for parameter in probe.parameters())
 
 
+def test_the_online_probe_leaves_batch_normalisation_alone():
+    """Whole images must not enter the running statistics that masked images make."""
+    from replicate.models.backbones import build_encoder
+    from replicate.models.mim import MIM
+
+    torch.manual_seed(0)
+    numbers = {"dims": (8, 16, 16, 32), "depths": (1, 1, 1, 1), "heads": (1, 1, 1, 2)}
+    model = MIM(build_encoder("cmt_tiny", 32, **numbers), 12, decoder_width=32, mask_unit=32, mask_ratio=0.5).train()
+    probe = OnlineProbe(model, 3).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    probe(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 2, 0]))
+    assert any("running_mean" in name for name in before)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    assert all(module.training for module in (*model.modules(), *probe.modules()))
+
+
 def test_fine_tuning_in_stages_reports_their_ends(train):
     result = train("daily_ft_s3")
     assert {"top1_at_30", "top1_at_60"} <= set(result) and math.isfinite(result["loss"])

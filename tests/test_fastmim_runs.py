@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from replicate.params import load
-from replicate.trainers import engine, invariance, launch
+from replicate.trainers import classify, engine, invariance, launch
 from replicate.trainers.pretrain import PretrainTask
 from replicate.trainers.seeds import train_one_seed, weights_path
 from replicate.trainers.session import open_session
@@ -126,6 +126,47 @@ def test_a_stage_changes_the_loaders_batches_and_colours(train, small_folder):
         assert loader.num_batches == len(batches) == 4 and batches[0].images.shape == (16, 3, 24, 24)
         assert loader.augmentation.auto == "three_augment"
         assert batches[0].images.dtype == torch.uint8
+
+
+def test_a_stage_without_automatic_augmentation_ends_that_of_the_stage_before(train, small_folder):
+    """The same images as a loader that was opened for that stage, as a resumed run opens it."""
+    from replicate.loaders import Augmentation, open_loader
+
+    train("fastmim_vit_hog_128")
+    options = {"batch_size": 32, "image_size": 16, "augmentation": Augmentation(), "seed": 0, "train": True}
+    path = small_folder / "data/smoke/full/train.beton"
+    with open_loader("beton", path, **options) as going_on, open_loader("beton", path, **options) as opened:
+        going_on.set_stage(auto="three_augment")
+        list(going_on.epoch(0))
+        going_on.set_stage(image_size=16)
+        assert going_on.augmentation.auto == "three_augment"
+        going_on.set_stage(auto=None)
+        assert all(torch.equal(one.images, other.images) for one, other in zip(going_on.epoch(1), opened.epoch(1), strict=True))
+
+
+@pytest.mark.parametrize("short", ["swin_l", *slow("pvt_v1_l", "cmt_s", "convnext")])
+def test_a_backbone_of_fixed_size_is_fine_tuned_in_stages_with_its_average(train, small_params, monkeypatch, short):
+    """FastMIM Table 4 trains Swin-L from scratch at 192, then at 224 pixels. It is scored at what it takes; its average follows."""
+    train(f"fastmim_{short}_scratch")
+    staged, sizes, accuracy = small_params.resolve("fastmim_swin_l_scratch_ft"), [], classify.accuracy
+
+    def watched(model, context, image_size):
+        sizes.append(image_size)
+        return accuracy(model, context, image_size)
+
+    monkeypatch.setattr(classify, "accuracy", watched)
+    with open_session(small_params.machine, "float32", "beton") as session:
+        context = launch.context_of(small_params, f"fastmim_{short}_scratch_ft", session)
+        update = {"ema": 0.5, "epochs": 2, "warmup_epochs": 0.0, "stages": tuple(map(_halves, staged.stages, (0.5, 1.0)))}
+        object.__setattr__(context, "run", context.run.model_copy(update=update))
+        outcome = train_one_seed(context, 0, launch.importlib.import_module("replicate.trainers.finetune").train_seed)
+    small, large = staged.stages[0].image_size, staged.image_size
+    assert small < large and sizes == [small, large, large]
+    assert math.isfinite(outcome["results"]["loss"]) and 0 <= outcome["results"]["top1_without_ema"] <= 100
+
+
+def _halves(stage, until):
+    return stage.model_copy(update={"until": until})
 
 
 def test_stages_reach_the_batches_and_the_learning_rate(train, small_folder, tmp_path, monkeypatch):

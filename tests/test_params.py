@@ -46,12 +46,47 @@ def test_unknown_key_is_named_with_the_one_that_was_meant(tmp_path, content):
         ("evaluate", "light_90_llrd_65", "layer_decay", 1.5, "less than or equal to 1"),
         ("evaluate", "light_90_llrd_65", "betas", [0.9], "missing"),
         ("evaluate", "light_90_llrd_65", "protocol", "detect", "'finetune'"),
+        ("evaluate", "light_90_llrd_65", "auto_augment", "three_augmnt", "none of null, rand-m9-mstd0.5-inc1, three_augment"),
+        ("evaluate", "light_90_llrd_65", "crop_scale", [0.9, 0.2], "the smaller share of the image comes first"),
     ],
 )
 def test_impossible_values_name_key_value_and_range(tmp_path, content, section, run, key, value, told):
     content[section][run][key] = value
     message = refused(tmp_path, content)
     assert f"{section}.{run}.{key}" in message and told in message.lower()
+
+
+@pytest.mark.parametrize(
+    ("group", "run", "keys", "told"),
+    [
+        ("pretrain", "fastmim_vit_hog_128", {"mask_tokens_in_encoder": True}, "belongs to method mae"),
+        ("pretrain", "light_90", {"tokenizer": "grid/mae/mae_tokens"}, "tokenizer 'grid/mae/mae_tokens' is read by nothing"),
+        ("pretrain", "light_90", {"objective": "distillation"}, "and no others, stand under grid.distill"),
+        ("evaluate", "light_90_llrd_65", {"protocol": "linear"}, "layer_decay, drop_path: a linear probe tunes no block"),
+        ("evaluate", "mae_base_lin", {"tuned_blocks": 1.0, "drop_path": 0.1}, "tuned_blocks, drop_path: a linear probe tunes no block"),
+        ("evaluate", "light_90_llrd_65", {"stages": [{"until": 1.0, "auto_augment": "three_augmnt"}]}, "'three_augmnt' is none of null"),
+        ("grid.distill", "fastmim_distillation", {"objective": "reconstruction"}, "and no others, stand under grid.distill"),
+    ],
+)
+def test_what_would_be_read_by_nothing_is_refused(tmp_path, content, group, run, keys, told):
+    section = content
+    for key in group.split("."):
+        section = section[key]
+    section[run] |= keys
+    message = refused(tmp_path, content)
+    assert f"{group}.{run}" in message and told in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"image_size": 225}, "evaluate.light_90_llrd_65.image_size = 225: the patch of 16 pixels does not divide it; 224 and 240"),
+        ({"stages": [{"until": 0.5, "image_size": 200}, {"until": 1.0}]}, "evaluate.light_90_llrd_65.image_size = 200"),
+    ],
+)
+def test_sizes_of_fine_tuning_are_those_of_its_models_patch(tmp_path, content, keys, told):
+    content["evaluate"]["light_90_llrd_65"] |= keys
+    assert told in refused(tmp_path, content)
 
 
 def test_image_size_that_the_patch_does_not_divide(tmp_path, content):

@@ -1,15 +1,21 @@
 """Precision and the machine's settings: each is really in force, and none changes what is learnt beyond rounding."""
 
+import random
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from project import ROOT
 from test_engine import MemoryLoader, run_of, same
 from torch import nn
 
-from replicate.params import Machine
+from replicate.errors import UserError
+from replicate.params import Machine, Stage, load
+from replicate.trainers.classify import ClassifyTask
 from replicate.trainers.engine import fit
-from replicate.trainers.session import Session, open_session
+from replicate.trainers.session import Session, open_session, seed_everything
 from replicate.trainers.store import RunStore
 
 
@@ -103,3 +109,36 @@ def test_deterministic_mode_lasts_as_long_as_the_session_that_asked_for_it():
 def test_every_epoch_states_its_throughput_and_memory(tmp_path):
     _, history = train(tmp_path)
     assert all(row["images_per_second"] > 0 and row["peak_memory_gib"] > 0 and row["images"] == 64 for row in history)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_mixing_keeps_every_image_of_a_batch(count):
+    """timm mixes pairs; an image without a partner keeps its pixels and its smoothed label, and a batch of one has a loss."""
+    run = load(ROOT / "params.yaml").run("light_90_llrd_80").model_copy(update={"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.0})
+    torch.manual_seed(0)
+    task = ClassifyTask(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)), run, 4, torch.device("cpu"))
+    pixels, labels = torch.randn(count, 3, 8, 8), torch.arange(count) % 4
+    mixed, targets = task._mixed(pixels.clone(), labels)
+    assert mixed.shape == pixels.shape and targets.shape == (count, 4)
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(count))
+    if count % 2:
+        smooth = run.label_smoothing / 4
+        assert torch.equal(mixed[-1], pixels[-1])
+        assert targets[-1, labels[-1]] == pytest.approx(1 - run.label_smoothing + smooth) and targets[-1].min() == pytest.approx(smooth)
+    assert torch.isfinite(task(torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8), labels, labels, 0, 0.0)[0])
+
+
+def test_every_process_draws_its_own_numbers_and_the_first_those_of_a_run_alone():
+    drawn = []
+    for parts in ((1, 2, 3), (1, 2, 3, 0), (1, 2, 3, 1)):
+        seed_everything(*parts)
+        drawn.append((torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()))
+    assert drawn[0] == drawn[1] and all(one != other for one, other in zip(drawn[0], drawn[2], strict=True))
+
+
+def test_a_stage_that_the_processes_cannot_share_is_refused_before_the_first_step(tmp_path):
+    run = run_of(epochs=2)
+    stages = (Stage(until=0.5), Stage(until=1.0, batch_size=run.batch_size + 1))
+    session = Session(torch.device("cpu"), torch.float32, world_size=2)
+    with pytest.raises(UserError, match=f"batch_size {run.batch_size + 1} cannot be shared by 2 processes"):
+        fit(nn.Linear(1, 1), None, None, SimpleNamespace(batch_size=run.batch_size, stages=stages), session, None, seed=0, name="run")

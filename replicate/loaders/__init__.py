@@ -10,25 +10,29 @@ same crop decoder), `folder` (Pillow and a plain DataLoader over the source imag
 the same speed, without the seconds that importing ffcv and compiling its pipeline cost in every process.
 """
 
+from __future__ import annotations
+
 import importlib
 import importlib.util
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from replicate.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from replicate.loaders.crop_decode import Decoding
 
 KINDS = ("ffcv", "beton", "folder")
 CROPS = ("random_resized", "fixed", "center", "none")
 AUTOS = (None, "rand-m9-mstd0.5-inc1", "three_augment", "three_augment_plus")
 INTERPOLATIONS = ("area", "bicubic")
+UNCHANGED: Any = object()
+"""A setting that stays as it is, where None is a setting of its own."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,10 @@ class Loader(Protocol):
         image_size: int | None = None,
         scale: tuple[float, float] | None = None,
         batch_size: int | None = None,
-        auto: str | None = None,
+        auto: str | None = UNCHANGED,
     ) -> None: ...
     def close(self) -> None: ...
-    def __enter__(self) -> "Loader": ...
+    def __enter__(self) -> Loader: ...
     def __exit__(self, *exception: object) -> None: ...
 
 
@@ -123,7 +127,7 @@ def open_loader(
     world_size: int = 1,
     drop_last: bool | None = None,
     on_error: str = "raise",
-    decoding: "Decoding | None" = None,
+    decoding: Decoding | None = None,
 ) -> Loader:
     """Opens `path` (a .beton file; for `folder` also a folder of class folders) and checks it before the first batch.
 

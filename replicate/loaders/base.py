@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from replicate.errors import UserError
-from replicate.loaders import Augmentation, Batch, crops
+from replicate.loaders import UNCHANGED, Augmentation, Batch, crops
 from replicate.loaders.beton_format import FileCutError
 
 S, T = TypeVar("S"), TypeVar("T")
@@ -143,16 +143,19 @@ class BaseLoader(ABC):
         image_size: int | None = None,
         scale: tuple[float, float] | None = None,
         batch_size: int | None = None,
-        auto: str | None = None,
+        auto: str | None = UNCHANGED,
     ) -> None:
-        """Output side in pixels, crop scale, batch and automatic augmentation from the next epoch on; None leaves one as it is."""
+        """Output side in pixels, crop scale, batch and automatic augmentation from the next epoch on.
+
+        None, or a value not given, leaves one as it is, but for `auto`: None is no augmentation.
+        """
         if image_size is not None:
             if image_size < 1:
                 raise UserError(f"image_size: {image_size} must be at least 1 pixel")
             self.image_size = image_size
         if scale is not None:
             self.augmentation = replace(self.augmentation, scale=tuple(scale))
-        if auto is not None and auto != self.augmentation.auto:
+        if auto is not UNCHANGED and auto != self.augmentation.auto:
             self.augmentation = replace(self.augmentation, auto=auto)
             self._rebuild()
         if batch_size is not None and batch_size != self.batch_size:

@@ -109,9 +109,10 @@ def init_head(classifier: nn.Module, std: float) -> None:
     The reference's 2e-5 hides the encoder from the loss until the head has grown: nothing to a hundred epochs, but much to
     a few.
     """
-    head = classifier.get_classifier()
-    nn.init.trunc_normal_(head.weight, std=std)
-    nn.init.zeros_(head.bias)
+    heads = classifier.get_classifier()
+    for head in heads if isinstance(heads, tuple) else (heads,):  # DeiT's distilled models have two
+        nn.init.trunc_normal_(head.weight, std=std)
+        nn.init.zeros_(head.bias)
 
 
 def freeze_for_partial(classifier: nn.Module, blocks: float) -> list[str]:

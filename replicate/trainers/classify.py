@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from replicate.trainers.images import training_loader
 from replicate.trainers.seeds import RunContext
 from replicate.trainers.store import RunStore
 
-from timm.data.mixup import Mixup  # isort: skip  (after replicate.compat)
+from timm.data.mixup import Mixup, mixup_target  # isort: skip  (after replicate.compat)
 from timm.data.random_erasing import RandomErasing  # isort: skip
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy  # isort: skip
 from timm.utils import ModelEmaV3  # isort: skip
@@ -30,22 +31,28 @@ EVALUATIONS = 10  # how many times during a run the validation images are scored
 
 
 class ClassifyTask(nn.Module):
-    """Classifier with the recipe's batch-level regularisation; forward gives the loss of a batch."""
+    """Classifier with the recipe's batch-level regularisation; forward gives the loss of a batch.
 
-    def __init__(self, model: nn.Module, run: EvaluateRun, num_classes: int, device: torch.device) -> None:
+    `image_size` is what the model takes now: the stage's where its learned tables belong to a size. `followers` are copies of the model,
+    such as its moving average, that take every new size with it.
+    """
+
+    def __init__(self, model: nn.Module, run: EvaluateRun, num_classes: int, device: torch.device, followers: Sequence[nn.Module] = ()) -> None:
         super().__init__()
-        self.model, self.image_size = model, (run.image_size, run.image_size)
+        self.model, self.image_size, self.num_classes, self.label_smoothing = model, run.image_size, num_classes, run.label_smoothing
+        self._followers = tuple(followers)  # in a tuple: they are neither trained nor part of the task's state
         mixed = run.mixup > 0 or run.cutmix > 0
         self.mixup = Mixup(run.mixup, run.cutmix, label_smoothing=run.label_smoothing, num_classes=num_classes) if mixed else None
         self.erase = RandomErasing(run.random_erasing, mode="pixel", device=device) if run.random_erasing else None
         self.criterion = SoftTargetCrossEntropy() if mixed else LabelSmoothingCrossEntropy(run.label_smoothing)
 
     def set_view(self, view: View) -> Resized | None:
-        size = (view.image_size, view.image_size)
-        if size == self.image_size or getattr(self.model, "dynamic_img_size", False):  # our ViT resamples its positions as it goes
+        if view.image_size == self.image_size or getattr(self.model, "dynamic_img_size", False):  # our ViT resamples its positions as it goes
             return None
-        self.image_size = size
-        return self.model.set_input_size(img_size=size)
+        self.image_size = view.image_size
+        for follower in self._followers:
+            follower.set_input_size(img_size=(view.image_size, view.image_size))
+        return self.model.set_input_size(img_size=(view.image_size, view.image_size))
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor, epoch: int, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = normalise(images)
@@ -56,27 +63,34 @@ class ClassifyTask(nn.Module):
         return self.criterion(self.model(pixels).float(), labels), {}
 
     def _mixed(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """timm's mixup pairs an image with its mirror position in the batch, so an odd batch leaves its last image out."""
+        """timm's mixup pairs an image with its mirror position in the batch; the last of an odd number has no partner and stays as it is."""
         even = len(pixels) - len(pixels) % 2
-        return self.mixup(pixels[:even], labels[:even])
+        if even == len(pixels):
+            return self.mixup(pixels, labels)
+        alone = mixup_target(labels[even:], self.num_classes, smoothing=self.label_smoothing)
+        if not even:
+            return pixels, alone
+        mixed, targets = self.mixup(pixels[:even], labels[:even])
+        return torch.cat([mixed, pixels[even:]]), torch.cat([targets, alone])
 
 
 def train_classifier(context: RunContext, seed: int, store: RunStore, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Train `model` by the run's recipe and score it; results are the accuracy of the last epoch and the best one seen, in percent.
 
     Where the run keeps a moving average of the weights, that is what is scored (MAE, Table 10), and `top1_without_ema` is the
-    accuracy of the weights themselves after the last epoch (MAE, section A.2).
+    accuracy of the weights themselves after the last epoch (MAE, section A.2). During a run in stages a model whose tables belong to a
+    size is scored at the stage's, any other at the run's.
     """
     run, session = context.run, context.session
-    task = ClassifyTask(model, run, context.num_classes, session.device)
     ema = ModelEmaV3(model, decay=run.ema) if run.ema else None
+    task = ClassifyTask(model, run, context.num_classes, session.device, [ema.module] if ema else [])
     period = max(1, run.epochs // EVALUATIONS)
     ends = {round(stage.until * run.epochs) for stage in run.stages} | {run.epochs}
 
     def after_epoch(epoch: int) -> dict[str, float]:
         if (epoch + 1) % period and epoch + 1 not in ends:
             return {}
-        return accuracy(ema.module if ema else model, context, run.image_size)
+        return accuracy(ema.module if ema else model, context, task.image_size)
 
     with training_loader(context, seed) as loader:
         history = fit(

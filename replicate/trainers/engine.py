@@ -64,6 +64,8 @@ def fit(
     `extra_state` maps names to objects with state_dict / load_state_dict that belong to the checkpoint (an EMA model, say).
     Raises UserError when the loss stops being finite, naming the step.
     """
+    for batch_size in (run.batch_size, *(stage.batch_size or run.batch_size for stage in run.stages)):
+        accumulation(batch_size, session)  # a stage that the processes cannot share is refused now, not when it comes
     scaler = torch.amp.GradScaler(session.device.type, enabled=session.precision == torch.float16)
     parts = {"task": task, "optimizer": optimizer, "scaler": scaler, **(extra_state or {})}
     history = _resume(store, parts, task, run, session)
@@ -141,7 +143,7 @@ def _train_epoch(stepped, optimizer, scaler, loader, run, view, session, epoch, 
         position = epoch + step / steps
         lr = warmup_cosine(position, peak=peak, epochs=run.epochs, warmup_epochs=run.warmup_epochs, min_lr=run.min_lr)
         set_learning_rate(optimizer, lr)
-        seed_everything(seed, epoch, step)
+        seed_everything(seed, epoch, step, session.rank)
         logs = _step(stepped, optimizer, scaler, group, run, session, epoch, position / run.epochs)
         if after_step:
             after_step()

@@ -7,6 +7,7 @@ here); the accuracy on the validation images (`probe_top1`) is reported as well,
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from replicate.loaders.pixels import normalise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from replicate.trainers.session import Session
 
@@ -38,8 +39,9 @@ class OnlineProbe(nn.Module):
         nn.init.zeros_(self.head[1].bias)
 
     def logits(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            features = self._encoder[0].unmasked_features(normalise(images))
+        """images (n, 3, S, S) uint8 -> (n, num_classes)."""
+        with torch.no_grad(), _as_for_scoring(self._encoder[0]) as encoder:
+            features = encoder.unmasked_features(normalise(images))
         return self.head(features.float())
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -53,18 +55,25 @@ class OnlineProbe(nn.Module):
         return {"params": list(self.parameters()), "weight_decay": 0.0, "lr": LEARNING_RATE, "fixed_lr": LEARNING_RATE, "betas": BETAS}
 
 
+@contextmanager
+def _as_for_scoring(module: nn.Module) -> Iterator[nn.Module]:
+    """The module in evaluation mode: whole images must not enter the running statistics of an encoder's batch normalisation."""
+    training = module.training
+    module.eval()
+    try:
+        yield module
+    finally:
+        module.train(training)
+
+
 @torch.no_grad()
 def accuracy(probe: OnlineProbe, batches: Iterable[tuple[Tensor, Tensor, Tensor]], session: Session) -> dict[str, float]:
     """Top-1 accuracy in percent over batches of images, each counted once, whatever the number of processes."""
-    training = [part for part in (probe, probe._encoder[0]) if part.training]
-    for part in training:
-        part.eval()
     right = count = 0
-    for images, labels, _ in batches:
-        with session.autocast():
-            found = probe.logits(images.to(session.device)).argmax(1)
-        right, count = right + int((found == labels.to(session.device)).sum()), count + len(labels)
-    for part in training:
-        part.train()
+    with _as_for_scoring(probe):
+        for images, labels, _ in batches:
+            with session.autocast():
+                found = probe.logits(images.to(session.device)).argmax(1)
+            right, count = right + int((found == labels.to(session.device)).sum()), count + len(labels)
     right, count = session.sum_over_ranks(right, count)
     return {"probe_top1": 100.0 * right / count}

@@ -120,10 +120,10 @@ def _device(name: str, local_rank: int) -> torch.device:
 
 
 def seed_everything(*parts: int) -> None:
-    """Seed torch, numpy and Python from a tuple such as (seed, epoch, step).
+    """Seed torch, numpy and Python from a tuple such as (seed, epoch, step, rank); zeros at its end change nothing.
 
-    Called before every step, so that what is random inside a step (drop path, mixup) depends on the step alone and a resumed run repeats
-    an unbroken one bit for bit without any generator's state being stored.
+    Called before every step, so that what is random inside a step (drop path, mixup) depends on the step and the process alone and a
+    resumed run repeats an unbroken one bit for bit without any generator's state being stored.
     """
     state = np.random.SeedSequence(parts).generate_state(1)[0]
     torch.manual_seed(int(state))

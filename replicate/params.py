@@ -356,6 +356,15 @@ class Budget(Strict):
     regularisation: Literal["paper", "light"] = "paper"
     data: dict[str, Any] = {}
 
+    @field_validator("data")
+    @classmethod
+    def _settings_of_data_sets(cls, stated: dict[str, Any]) -> dict[str, Any]:
+        try:
+            Dataset.model_validate(stated)
+        except ValidationError as error:
+            raise ValueError(_first_fault(error)) from None
+        return stated
+
 
 class Machine(Strict):
     """What the machine at hand decides; none of it is meant to change a result.

@@ -100,6 +100,21 @@ def test_truncated_beton_is_named_before_training(project, capsys):
     assert not Path("results/smoke/efficient_learners/light_90/metrics.json").exists()
 
 
+def test_data_of_other_settings_than_stated_are_not_trained_on(project, capsys):
+    """Without DVC nothing writes the data anew when params.yaml names others."""
+    assert main(["data", "write"]) == 0
+    write_params(project, data={"train_images": 96})
+    message = told(capsys, "pretrain", "light_90")
+    assert "data/smoke/full: was written with train_images 128, where params.yaml now says 96" in message
+    assert "python -m replicate data write full" in message
+    content = yaml.safe_load(write_params(project).read_text())
+    content["datasets"]["full"]["val"]["quality"] = 60
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    assert "was written with val.quality 100, where params.yaml now says 60" in told(capsys, "log", "light_90")
+    write_params(project)
+    assert "has no log" in told(capsys, "log", "light_90")
+
+
 def test_weights_of_another_model_are_refused(project, capsys):
     from replicate.models.mae import MAE
     from replicate.models.weights import save_weights

@@ -175,6 +175,20 @@ def test_findings_of_an_unknown_paper_or_budget(tmp_path, content, paper, budget
         load(path)
 
 
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"sorce": "photos"}, "unknown key sorce; did you mean 'source'?"),
+        ({"classes": "many"}, "classes = 'many'"),
+        ({"train": {"quality": 200}}, "train.quality = 200"),
+    ],
+)
+def test_a_wrong_setting_of_a_budgets_data_is_told_where_it_stands(tmp_path, content, data, told):
+    content["budgets"]["laptop"]["data"] = data
+    message = refused(tmp_path, content)
+    assert "budgets.laptop.data: " in message and told in message
+
+
 def test_findings_of_some_papers_only(tmp_path, content):
     del content["findings"]["mae"]
     assert "findings names no budget for mae" in refused(tmp_path, content)

@@ -95,6 +95,19 @@ class Manifest:
     def record(self, beton: Path) -> dict[str, Any]:
         return next(record for record in self.splits.values() if record["file"] == beton.name)
 
+    def refuse_other(self, folder: Path, dataset: Any) -> None:
+        """Raise UserError, with the first setting that differs, where the data in `folder` was written for another data set than
+        `dataset`, whose attributes are its settings now.
+        """
+        settings = [(name, written, getattr(dataset, name, written)) for name, written in self.source.items()]
+        for split, record in self.splits.items():
+            encoding = getattr(dataset, split)
+            settings += [(f"{split}.{name}", written, getattr(encoding, name, written)) for name, written in record["settings"].items()]
+        for name, written, asked in settings:
+            if written != asked:
+                again = f"write it again with `python -m replicate data write {folder.name}`"
+                raise UserError(f"{folder}: was written with {name} {written!r}, where params.yaml now says {asked!r}; {again}")
+
     def check_tables(self, tables: Tables) -> None:
         """Size, count and labels against the record. Raises UserError naming the file."""
         record, path = self.record(tables.path), tables.path

@@ -119,6 +119,7 @@ def context_of(params: Params, name: str, session: Session) -> RunContext:
         run=run,
         seeds=1 if isinstance(run, TokenizerRun) else params.budget_named().seeds,
         session=session,
+        dataset=params.dataset(run.dataset),
         data_folder=params.data_folder(run.dataset),
         results_folder=params.results_folder(name),
         entries=_entries(run),
@@ -126,7 +127,6 @@ def context_of(params: Params, name: str, session: Session) -> RunContext:
         upstream_run=source and params.resolve(source),
         teacher_run=params.resolve(upstream) if learns else None,
         tokenizer=_tokenizer(params, name),
-        on_error=params.dataset(run.dataset).on_error,
     )
 
 

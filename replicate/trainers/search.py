@@ -101,12 +101,12 @@ def _context(params: Params, name: str, stated: Search, decay: float, dataset: s
         run=resolved,
         seeds=params.budget_named().seeds,
         session=session,
+        dataset=params.dataset(dataset),
         data_folder=params.data_folder(dataset),
         results_folder=params.search_folder(name),
         entries=evaluate_entries(resolved),
         upstream=params.results_folder(stated.pretrain_name),
         upstream_run=params.resolve(stated.pretrain_name),
-        on_error=params.dataset(dataset).on_error,
     )
 
 

@@ -23,7 +23,7 @@ from replicate.trainers.session import Session
 from replicate.trainers.store import RunStore, atomic_write, run_key
 
 if TYPE_CHECKING:
-    from replicate.params import Optimisation
+    from replicate.params import Dataset, Optimisation
 
 SCORES = ("top1", "val_loss", "loss")
 
@@ -41,6 +41,7 @@ class RunContext:
     run: Optimisation
     seeds: int
     session: Session
+    dataset: Dataset
     data_folder: Path
     results_folder: Path
     entries: tuple[str, ...]
@@ -48,12 +49,17 @@ class RunContext:
     upstream_run: Optimisation | None = None
     tokenizer: Path | None = None
     teacher_run: Optimisation | None = None
-    on_error: str = "raise"
 
     @property
     def manifest(self) -> Manifest:
-        """What the run's data set holds. Raises UserError, with the command that writes it, when it is not there."""
-        return Manifest.read(self.data_folder / FILE_NAME)
+        """What the run's data set holds. Raises UserError, with the command that writes it, when it is not there or not what is stated."""
+        manifest = Manifest.read(self.data_folder / FILE_NAME)
+        manifest.refuse_other(self.data_folder, self.dataset)
+        return manifest
+
+    @property
+    def on_error(self) -> str:
+        return self.dataset.on_error
 
     @property
     def manifest_sha256(self) -> str:

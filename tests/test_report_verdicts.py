@@ -119,6 +119,16 @@ def test_place_of_the_peak():
     assert check(spec, results(sweep([40, 40, 40, 40, 40], 1.0))).verdict == UNDECIDED
 
 
+@pytest.mark.parametrize("spec", [{"kind": "peak_not_above"}, {"kind": "peaks_agree", "step": 0.05}])
+def test_peaks_at_the_end_of_both_sweeps_are_not_compared(spec):
+    """Curves that still rise, or fall from the first place on, peak beyond it, and nobody knows where."""
+    for means in ([30, 34, 38, 41, 44], [44, 41, 38, 34, 30]):
+        runs = sweep(means) | {f"q{k}": v for k, v in enumerate(sweep(means, seed=1).values())}
+        other = {x: run.replace("r", "q") for x, run in POINTS.items()}
+        outcome = check(spec | {"sweep": POINTS, "than": other}, results(runs))
+        assert outcome.verdict == UNDECIDED and "where the sweeps end" in outcome.note
+
+
 def test_two_peaks():
     runs = sweep([30, 38, 44, 38, 30]) | {f"q{k}": v for k, v in enumerate(sweep([44, 38, 36, 34, 30]).values())}
     other = {x: run.replace("r", "q") for x, run in POINTS.items()}

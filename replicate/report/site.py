@@ -122,12 +122,19 @@ def index(site: Site) -> str:
         *(f"<p>{_what_was_run(site, budget)}</p>" for budget in site.results),
         '<p>How runs are mapped to a budget and verdicts are reached: <a href="methods.html">methods</a>.</p>',
     ]
-    if any(budget in verdicts.NO_FINDING for budget in site.results):
-        lines.append(f'<p class="notice">{texts.NO_FINDING}</p>')
+    lines += dict.fromkeys(_notice(site, budget) for budget in site.results)
     lines += ["<h2>Claims</h2>", table(scoreboard.verdict_counts(board)), "<h2>Numbers</h2>", table(scoreboard.texts(board.totals))]
     lines += [f"<details><summary>what the statuses mean</summary>{_meaning(board)}</details>"]
     lines += [_paper(site, paper) for paper in published.PAPERS]
     return "\n".join([*lines, "<h2>Run it</h2>", texts.RUN_IT, "<h2>Explore</h2>", texts.EXPLORE])
+
+
+def _notice(site: Site, budget: str) -> str:
+    """What a budget's verdicts are worth, where that is nothing; empty for one that sees images of the world."""
+    if budget in verdicts.NO_FINDING:
+        return f'<p class="notice">{texts.NO_FINDING}</p>'
+    made_up = site.params.budget_named(budget).data.get("source", "photos") == "photos"
+    return f'<p class="notice">{texts.MADE_UP}</p>' if made_up else ""
 
 
 def _paper(site: Site, paper: str) -> str:
@@ -149,7 +156,8 @@ def _paper(site: Site, paper: str) -> str:
 def _claim_list(paper: str, claims: pd.DataFrame) -> str:
     lines = []
     for line in claims.to_dict("records"):
-        effect, anchor = html.escape(verdicts.effect_text(line)), line["claim"].partition(".")[2]
+        computed = line["budget"] == "by computation" and line["note"]  # of several numbers, the farthest is the one to name
+        effect, anchor = html.escape(computed or verdicts.effect_text(line)), line["claim"].partition(".")[2]
         found = f'<span class="found">ours: {effect}</span>' if effect else ""
         lines.append(f'<li>{_verdict(line["verdict"])} <a href="{paper}.html#{anchor}">{html.escape(line["statement"])}</a> {found}</li>')
     return f'<ul class="claims">{"".join(lines)}</ul>'
@@ -182,8 +190,7 @@ def paper_page(site: Site, paper: str) -> str:
     numbers = site.board.numbers[site.board.numbers["paper"] == paper]
     executed = site.executed(paper)
     parts = [f"<h1>{html.escape(TITLES[paper])}</h1>"]
-    if site.budgets[paper] in verdicts.NO_FINDING:
-        parts.append(f'<p class="notice">{texts.NO_FINDING}</p>')
+    parts.append(_notice(site, site.budgets[paper]))
     parts.append('<p class="contents"><a href="#claims">claims</a> <a href="#notebook">notebook</a> <a href="#numbers">every number</a> ')
     parts.append('<a href="#contradictions">contradictions</a></p><h2 id="claims">Claims</h2>')
     parts += [_claim(site, line) for line in site.board.claims[site.board.claims["paper"] == paper].to_dict("records")]

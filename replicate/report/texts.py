@@ -2,6 +2,8 @@
 
 NO_FINDING = "These are runs of the <b>smoke</b> budget: they show that the pipeline works, and none of their numbers is a finding."
 
+MADE_UP = "These runs see images that were made up on the spot: they show what the machinery does, and their verdicts say nothing of the papers."
+
 LENS = """\
 <p>Every run is written in its paper's own numbers. A budget maps them to what a machine affords: image and patch size, width,
 epochs, batch. Ratios that carry the science (mask ratio, layer-wise decay, warm-up and stage fractions) are never mapped; except at

@@ -276,7 +276,7 @@ def peak_between(reader: Reader, sweep: Any, low: float, high: float) -> Outcome
 
 
 def peak_not_above(reader: Reader, sweep: Any, than: Any) -> Outcome:
-    """The peak of one sweep is not to the right of another's."""
+    """The peak of one sweep is not to the right of another's; undecided where both lie at the same end of their sweep."""
     curves = reader.curve(sweep), reader.curve(than)
     value = _peak_distance(curves).value
     direction = "smaller" if value < 0 else "larger" if value > 0 else "the same"
@@ -284,11 +284,11 @@ def peak_not_above(reader: Reader, sweep: Any, than: Any) -> Outcome:
     def side(found: Estimate) -> str:
         return HOLDS if found.high <= 0 else FAILS if found.low > 0 else UNDECIDED
 
-    return _by_bootstrap(lambda more: _peak_distance(curves, more), side, f"the best place is {direction}")
+    return _censored(curves) or _by_bootstrap(lambda more: _peak_distance(curves, more), side, f"the best place is {direction}")
 
 
 def peaks_agree(reader: Reader, sweep: Any, than: Any, step: float) -> Outcome:
-    """The peaks of two sweeps lie within one step of each other."""
+    """The peaks of two sweeps lie within one step of each other; undecided where both lie at the same end of their sweep."""
     curves, within = (reader.curve(sweep), reader.curve(than)), step * (1 + 1e-9)
 
     def side(found: Estimate) -> str:
@@ -296,7 +296,7 @@ def peaks_agree(reader: Reader, sweep: Any, than: Any, step: float) -> Outcome:
             return HOLDS
         return FAILS if found.low > within or found.high < -within else UNDECIDED
 
-    return _by_bootstrap(lambda more: _peak_distance(curves, more), side)
+    return _censored(curves) or _by_bootstrap(lambda more: _peak_distance(curves, more), side)
 
 
 def rising(reader: Reader, sweep: Any, strict: bool = False) -> Outcome:
@@ -457,6 +457,15 @@ def _monotone(reader: Reader, sweep: Any, sign: int, strict: bool) -> Outcome:
 
 def _beyond(step: Estimate, sign: int) -> bool:
     return step.has_interval and (step.low > 0 if sign > 0 else step.high < 0)
+
+
+def _censored(curves: tuple[Curve, Curve]) -> Outcome | None:
+    """The answer where both sweeps are best at the same end, beyond which either may be better still; None where they are not."""
+    found = _peak_distance(curves)
+    peaks, ends = [intervals.argmax(curve).value for curve in curves], [{min(curve.x), max(curve.x)} for curve in curves]
+    if not found.has_interval or peaks[0] != peaks[1] or not all(peak in end for peak, end in zip(peaks, ends, strict=True)):
+        return None
+    return _outcome(UNDECIDED, found, f"both are best at {peaks[0]:g}, where the sweeps end: which peaks first does not show")
 
 
 def _peak_distance(curves: tuple[Curve, Curve], more: int | None = None) -> Estimate:

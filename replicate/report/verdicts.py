@@ -205,7 +205,9 @@ def unit(spec: Mapping[str, Any]) -> str:
     metrics = {text.partition("/")[2] for text in named} - {""} or {spec.get("metric", DEFAULT_METRIC)}
     if all("top1" in metric for metric in metrics):
         return "points"
-    return "images/s" if metrics == {"images_per_second"} else "dB" if all(metric.startswith("psnr") for metric in metrics) else ""
+    if all(metric.startswith("psnr") for metric in metrics):
+        return "dB"
+    return {"images_per_second": "images/s", "file_bytes": "bytes"}.get(metrics.pop(), "") if len(metrics) == 1 else ""
 
 
 def _expressions(value: Any) -> Iterator[Mapping[str, Any]]:

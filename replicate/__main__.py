@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from replicate import interruption
 from replicate.errors import UserError
+
+RESUMES = "interrupted; what had finished is kept, and the same command continues"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (2 for a user's mistake, 130 when interrupted)."""
-    options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interruption.watch()
     try:
+        options = _parser().parse_args(arguments)
+        interruption.would_say(options.interrupted)
         options.handler(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; what had finished is kept, and the same command continues", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+    except BaseException as error:
+        interrupted = interruption.begun() or isinstance(error, KeyboardInterrupt)
+        if not interrupted and not isinstance(error, UserError):
+            raise
+        line = f"error: {error}"
+    # Out here the error's frames are gone, and with them a progress bar that would stand in the line's way.
+    if interrupted:
+        interruption.tell()
+        return interruption.STATUS
+    print(line, file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="replicate", description="Five papers on efficient masked image modelling, in one harness.")
     parser.add_argument("--params", default="params.yaml", help="file with runs and budgets (default: %(default)s)")
+    parser.set_defaults(interrupted=RESUMES)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     for name, handler, what in (

@@ -148,6 +148,86 @@ def test_an_image_that_cannot_be_read_while_training_is_counted_in_the_history(t
     assert [row["skipped"] for row in history] == [4] * 6
 
 
+INTERRUPTED = "interrupted; what had finished is kept, and the same command continues\n"
+LEAVING = """
+import atexit, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and hand that on
+from replicate import __main__, interruption
+seconds, interruption.PATIENCE = map(float, sys.argv[1:])
+def work(options):
+    try:
+        print("at work", flush=True)
+        exec("time.sleep(60)")  # where Ctrl-C comes in text that is executed, as in an import that makes a class, Python wants to die of it
+    finally:
+        print("leaving", flush=True)
+        time.sleep(seconds)
+atexit.register(time.sleep, seconds)
+__main__._scoreboard = work
+sys.exit(__main__.main(["scoreboard"]))
+"""
+
+
+def leaving(folder: Path, seconds: float, patience: float) -> subprocess.Popen:
+    """A command that was told to leave, and takes its time twice: before it has said anything, and as Python ends."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    (folder / "leaving.py").write_text(LEAVING)
+    command = [sys.executable, "-m", "leaving", str(seconds), str(patience)]
+    process = subprocess.Popen(command, cwd=folder, env=os.environ | ENVIRONMENT, **pipes)
+    assert process.stdout.readline() == "at work\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "leaving\n"
+    return process
+
+
+@pytest.mark.parametrize("times", ["once", "often"])
+def test_one_ctrl_c_that_arrives_several_times_is_one_line(tmp_path, times):
+    process = leaving(tmp_path, 0.4, 60)
+    while times == "often" and process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    assert (process.communicate()[1], process.returncode) == (INTERRUPTED, 130)
+
+
+def test_leaving_that_hangs_is_left_by_another_ctrl_c(tmp_path):
+    process = leaving(tmp_path, 60, 0)
+    process.send_signal(signal.SIGINT)
+    assert (process.communicate(timeout=30)[1], process.returncode) == (INTERRUPTED, 130)
+
+
+SEEDS = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from replicate import __main__
+from replicate.trainers.parallel import train_seeds_in_processes
+__main__._scoreboard = lambda options: train_seeds_in_processes(("--params", sys.argv[1], "pretrain", "light_90"), 2, 2)
+sys.exit(__main__.main(["scoreboard"]))
+"""
+
+
+@pytest.mark.parametrize("whom", ["all", "a seed"])
+def test_a_terminals_ctrl_c_over_several_seeds_is_one_line(tmp_path, whom):
+    """It reaches parent and seeds; these wait for their params.yaml, a pipe that nobody fills. A scheduler's SIGTERM to one seed ends all of them."""
+    os.mkfifo(tmp_path / "params.yaml")
+    command = [sys.executable, "-c", SEEDS, str(tmp_path / "params.yaml")]
+    process = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline, pipe = time.monotonic() + 60, None
+    while pipe is None:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+        with contextlib.suppress(OSError):  # while nobody reads it
+            pipe = os.open(tmp_path / "params.yaml", os.O_WRONLY | os.O_NONBLOCK)
+    time.sleep(0.5)  # the other seed may still be starting, which is to be just as quiet
+    if whom == "all":
+        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        os.kill(children(process.pid)[0], signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    os.close(pipe)
+    assert (said, process.returncode) == (INTERRUPTED, 130)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 def test_a_data_stage_that_is_killed_leaves_nothing_that_a_run_takes(tmp_path, how):

@@ -137,7 +137,7 @@ root = Path(sys.argv[1])
 files = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
 print(*(file.relative_to(root) for file in files if file.is_relative_to(root / "replicate")), sep="\\n")
 """
-COMMAND_LINE = {Path(f"replicate/{name}.py") for name in ("__main__", "names", "sources", "trainers/parallel")}
+COMMAND_LINE = {Path(f"replicate/{name}.py") for name in ("__main__", "interruption", "names", "sources", "trainers/parallel")}
 COMMAND_LINE |= {Path(f"replicate/models/{name}.py") for name in ("vit", "backbones/__init__", "backbones/names")}
 """They decide which run is trained and in which process, or check the geometry of every run of params.yaml; not what comes out of this one."""
 CHAINS = [

@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Sequence
 
+from replicate import interruption
 from replicate.errors import UserError
+from replicate.interruption import PARENT
 from replicate.trainers.session import Session
-
-PARENT = "REPLICATE_PARENT"
 
 
 def seed_processes(setting: int | None, seeds: int, session: Session) -> int:
@@ -34,7 +34,9 @@ def available_cores() -> int:
 def train_seeds_in_processes(command: Sequence[str], seeds: int, processes: int) -> None:
     """Run `python -m replicate *command --seed S` for every seed, `processes` at a time.
 
-    Raises UserError, once the others have been stopped, when a seed fails; its own message is on stderr by then.
+    Ctrl-C is for this process alone, which ends the seeds: to them it is not a signal, not even while Python starts. Raises UserError, once the
+    others have been stopped, when a seed fails; its own message is on stderr by then. A seed that was interrupted says nothing, and
+    interrupts this process.
     """
     threads = max(1, available_cores() // processes)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())}
@@ -43,12 +45,15 @@ def train_seeds_in_processes(command: Sequence[str], seeds: int, processes: int)
         while waiting or running:
             while waiting and len(running) < processes:
                 seed = waiting.pop(0)
-                running[seed] = subprocess.Popen([sys.executable, "-m", "replicate", *command, "--seed", str(seed)], env=environment)
+                arguments = {"env": environment, "preexec_fn": interruption.ignore_ctrl_c}
+                running[seed] = subprocess.Popen([sys.executable, "-m", "replicate", *command, "--seed", str(seed)], **arguments)
             time.sleep(0.05)
             for seed, child in list(running.items()):
                 status = child.poll()
                 if status is not None:
                     del running[seed]
+                if status == interruption.STATUS:
+                    raise KeyboardInterrupt
                 if status:
                     raise UserError(f"seed {seed} of `replicate {' '.join(command)}` ended with status {status}; its message is above")
     finally:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from replicate import interruption
 from replicate.errors import UserError
 
 RESUMES = "interrupted; what had finished is kept, and the same command continues"
+CLOSED_PIPE = 141
+"""As a shell reports a program that SIGPIPE ended."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (2 for a user's mistake, 130 when interrupted)."""
+    """Run one command; returns the exit status (2 for a user's mistake, 130 when interrupted, 141 when nobody reads what it prints any more)."""
     interruption.watch()
     try:
         options = _parser().parse_args(arguments)
         interruption.would_say(options.interrupted)
         options.handler(options)
+        # Here rather than as Python ends, where a closed pipe could no longer be caught.
+        sys.stdout.flush()
         return 0
     except BaseException as error:
         interrupted = interruption.begun() or isinstance(error, KeyboardInterrupt)
+        if not interrupted and isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return CLOSED_PIPE
         if not interrupted and not isinstance(error, UserError):
             raise
         line = f"error: {error}"
@@ -32,6 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return interruption.STATUS
     print(line, file=sys.stderr)
     return 2
+
+
+def _nobody_reads(stream: TextIO) -> bool:
+    """Whether it is a pipe whose reader, such as `head`, has left."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _parser() -> argparse.ArgumentParser:

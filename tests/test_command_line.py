@@ -1,5 +1,6 @@
 """The command line: light to start, and one clear line with exit status 2 for each mistake."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from project import ROOT, write_params
+from project import ENVIRONMENT, ROOT, write_params
 
 from replicate.__main__ import main
 from replicate.params import load
@@ -56,6 +57,17 @@ def test_help_does_not_import_torch():
 def test_unknown_run_and_wrong_command(project, capsys):
     assert "no run 'light_9'; did you mean" in told(capsys, "pretrain", "light_9")
     assert "use `python -m replicate evaluate light_90_llrd_65`" in told(capsys, "pretrain", "light_90_llrd_65")
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_output_that_nobody_reads_any_more_ends_a_command_quietly(project, buffered):
+    """As in `python -m replicate log RUN | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | ENVIRONMENT | {"PYTHONUNBUFFERED": buffered}
+    done = subprocess.run([sys.executable, "-m", "replicate", "budget"], stdout=writer, stderr=subprocess.PIPE, env=environment)
+    os.close(writer)
+    assert (done.stderr, done.returncode) == (b"", 141)
 
 
 def test_training_without_data_says_how_to_write_it(project, capsys):

@@ -54,7 +54,7 @@ def _nobody_reads(stream: TextIO) -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="replicate", description="Five papers on efficient masked image modelling, in one harness.")
     parser.add_argument("--params", default="params.yaml", help="file with runs and budgets (default: %(default)s)")
-    parser.set_defaults(interrupted=RESUMES)
+    parser.set_defaults(interrupted="interrupted")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     for name, handler, what in (
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("run", help="the run's name in params.yaml")
         command.add_argument("--seed", type=int, help="train this seed only, into the store of resumable runs")
-        command.set_defaults(handler=handler)
+        command.set_defaults(handler=handler, interrupted=RESUMES)
 
     command = commands.add_parser("log", help="what a run has logged so far, also while it trains")
     command.add_argument("run", help="its name in params.yaml")
@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         action = actions.add_parser(name, help=what, description=what)
         action.add_argument("dataset", nargs="?", default="full", help="its name in params.yaml (default: %(default)s)")
         action.set_defaults(handler=handler)
+    actions.choices["write"].set_defaults(interrupted="interrupted; the same command writes the data set anew")
 
     command = commands.add_parser("budget", help="show or choose the lens through which runs are seen")
     command.add_argument("name", nargs="?", help="smoke, laptop, brief, tiny, evening, gpu, paper or one of your own")
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("grid", help="every run of params.yaml (or of one paper) in this one process, without DVC")
     command.add_argument("paper", nargs="*", help="papers to run (default: all)")
-    command.set_defaults(handler=_grid)
+    command.set_defaults(handler=_grid, interrupted=RESUMES)
 
     command = commands.add_parser("search", help="search a recipe's number on a subset of the images, and apply it to the full set")
     actions = command.add_subparsers(metavar="WHAT", required=True)
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     action.add_argument("search", help="its name under `searches` in params.yaml")
     action.add_argument("--apply", action="store_true", help="fine-tune on the full set at the value that was recommended")
     action.add_argument("--seed", type=int, help="train this seed only, into the store of resumable runs")
-    action.set_defaults(handler=_search)
+    action.set_defaults(handler=_search, interrupted=RESUMES)
 
     command = commands.add_parser("strip", help="write a notebook without its outputs, for the pipeline to depend on")
     command.add_argument("notebook", type=Path)
@@ -136,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("results/bench"),
         help="folder of loader_1_thread.json, ... (default: %(default)s, which the notebook shows before git's own in benchmarks/results)",
     )
-    action.set_defaults(handler=_bench_loader)
+    action.set_defaults(handler=_bench_loader, interrupted="interrupted; nothing was written")
 
     command = commands.add_parser("scoreboard", help="every published number with its status, every claim with its verdict")
     command.set_defaults(handler=_scoreboard)

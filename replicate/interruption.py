@@ -30,6 +30,7 @@ def watch() -> None:
 
     SIGINT stays ignored where it is ignored already, as in a shell's background jobs.
     """
+    _Leaving.since, _Leaving.told = None, False
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)

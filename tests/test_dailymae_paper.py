@@ -430,7 +430,9 @@ def test_a_whole_benchmark_on_own_images(own_images, monkeypatch, capsys, thread
     monkeypatch.setattr(loader_bench, "has_ffcv", lambda: False)
     monkeypatch.setattr(loader_bench, "LONG", 16)
     path = measured_on(own_images, monkeypatch, "--threads", str(threads))
-    told = capsys.readouterr().out
+    told, bar = capsys.readouterr()
+    loaders = re.search(r"(\d+) loaders in turn, 1 rounds", told).group(1)
+    assert "bench loader: " in bar and f"{loaders}/{loaders}" in bar
     assert f"written to {path.relative_to(own_images.parent)}" in told and "ms an image" in told and "4 photographs of mine" in told
     rows = json.loads(path.read_text())
     expected = {what for what, *sides in loader_bench.COMPARISONS if not any("ffcv" in side for side in sides)}
@@ -443,6 +445,21 @@ def test_a_whole_benchmark_on_own_images(own_images, monkeypatch, capsys, thread
     assert sizes["loader_folder"] == sum(image.stat().st_size for image in own_images.rglob("*.jpg")), "each image counts once"
     said = loader_runs.conditions(own_images.parent)
     assert ("One thread, processor time" if threads == 1 else "2 threads, wall time") in said and "4 photographs of mine" in said
+
+
+def test_a_benchmark_that_is_interrupted_has_written_nothing_and_says_so(own_images, monkeypatch, capfd):
+    from replicate.__main__ import main
+    from replicate.cost import loader_bench
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(own_images.parent)
+    monkeypatch.setattr(loader_bench, "measure", interrupted)
+    monkeypatch.setattr(loader_bench, "cases", lambda *_: {})
+    assert main(["bench", "loader", "--images", str(own_images)]) == 130
+    assert capfd.readouterr().err == "interrupted; nothing was written\n"
+    assert not (own_images.parent / "results").exists()
 
 
 @pytest.mark.slow

@@ -162,8 +162,8 @@ def work(options):
         print("leaving", flush=True)
         time.sleep(seconds)
 atexit.register(time.sleep, seconds)
-__main__._scoreboard = work
-sys.exit(__main__.main(["scoreboard"]))
+__main__._grid = work
+sys.exit(__main__.main(["grid"]))
 """
 
 
@@ -200,8 +200,8 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from replicate import __main__
 from replicate.trainers.parallel import train_seeds_in_processes
-__main__._scoreboard = lambda options: train_seeds_in_processes(("--params", sys.argv[1], "pretrain", "light_90"), 2, 2)
-sys.exit(__main__.main(["scoreboard"]))
+__main__._grid = lambda options: train_seeds_in_processes(("--params", sys.argv[1], "pretrain", "light_90"), 2, 2)
+sys.exit(__main__.main(["grid"]))
 """
 
 

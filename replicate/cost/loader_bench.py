@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from replicate.cost.bench import Timing, compare, take_turns, timed_window, write_results
 from replicate.cost.stock_ffcv import WARM, has_ffcv, stock_ffcv
@@ -263,7 +265,14 @@ COMPARISONS = (
 def measure(made: Mapping[str, Case], rounds: int, threads: int, size: int, images: Photographs) -> list[dict[str, Any]]:
     """One row a comparison, in milliseconds an image, with the images per second of every round and the bytes of both sides."""
     clock = time.process_time if threads == 1 else time.perf_counter
-    windows = take_turns({name: partial(timed_window, one.begin, one.skip, clock) for name, one in made.items()}, rounds)
+    with _bar(rounds * len(made)) as bar:
+
+        def turn(one: Case) -> float:
+            seconds = timed_window(one.begin, one.skip, clock)
+            bar.update()
+            return seconds
+
+        windows = take_turns({name: partial(turn, one) for name, one in made.items()}, rounds)
     timings = {name: Timing(tuple(1000 * seconds / made[name].images for seconds in taken.seconds)) for name, taken in windows.items()}
     rows = []
     for what, ours, theirs in COMPARISONS:
@@ -282,6 +291,14 @@ def measure(made: Mapping[str, Case], rounds: int, threads: int, size: int, imag
         }
         rows.append(compare("loader", f"{what}, {size} px, {_threads(threads)}", timings[ours], timings[theirs], **extra))
     return rows
+
+
+def _bar(turns: int) -> tqdm:
+    """On stderr, as other commands' bars; without a terminal, a line every half minute."""
+    quiet = not sys.stderr.isatty()
+    return tqdm(
+        total=turns, desc="bench loader", unit="turn", mininterval=30 if quiet else 0.5, maxinterval=60 if quiet else 10, dynamic_ncols=not quiet
+    )
 
 
 def _threads(number: int) -> str:

@@ -8,10 +8,13 @@ import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from replicate import interruption
 from replicate.errors import UserError
+
+if TYPE_CHECKING:
+    from replicate.params import Params
 
 RESUMES = "interrupted; what had finished is kept, and the same command continues"
 CLOSED_PIPE = 141
@@ -214,7 +217,7 @@ def _data_check(options: argparse.Namespace) -> None:
     from replicate.loaders.data import check
     from replicate.params import load
 
-    for file in check(load(options.params).data_folder(options.dataset)):
+    for file in check(_data_folder(load(options.params), options.dataset)):
         print(f"{file}: whole")
 
 
@@ -222,7 +225,13 @@ def _data_info(options: argparse.Namespace) -> None:
     from replicate.loaders.data import info
     from replicate.params import load
 
-    info(load(options.params).data_folder(options.dataset))
+    info(_data_folder(load(options.params), options.dataset))
+
+
+def _data_folder(params: Params, name: str) -> Path:
+    """Raises UserError for a name that `params.yaml` does not hold."""
+    params.dataset(name)
+    return params.data_folder(name)
 
 
 def _budget(options: argparse.Namespace) -> None:

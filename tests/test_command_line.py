@@ -85,6 +85,18 @@ def test_missing_data_folder(project, capsys):
     assert "nowhere" in told(capsys, "data", "write")
 
 
+@pytest.mark.parametrize("action", ["write", "check", "info"])
+def test_a_data_set_that_is_not_stated_is_told_with_those_that_are(project, capsys, action):
+    message = told(capsys, "data", action, "nosuch")
+    assert "params.yaml has no dataset 'nosuch'" in message and "full" in message
+
+
+def test_a_benchmark_tells_a_folder_that_is_not_there_from_an_empty_one(project, capsys):
+    assert "nowhere: no such folder" in told(capsys, "bench", "loader", "--images", "nowhere")
+    Path("empty").mkdir()
+    assert "empty: no JPEG or PNG file in it" in told(capsys, "bench", "loader", "--images", "empty")
+
+
 def test_empty_class_folder(project, capsys):
     root = image_folder(project / "images")
     (root / "train" / "class_9").mkdir()

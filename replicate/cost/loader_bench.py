@@ -107,6 +107,8 @@ class Photographs:
 
 
 def _below(folder: Path) -> list[tuple[str, bytes]]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; --images takes one with JPEG or PNG files in it, at any depth")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not paths:
         raise UserError(f"{folder}: no JPEG or PNG file in it, nor below")

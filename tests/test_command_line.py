@@ -85,6 +85,12 @@ def test_missing_data_folder(project, capsys):
     assert "nowhere" in told(capsys, "data", "write")
 
 
+def test_tiny_imagenet_that_is_not_there_is_told_with_the_tool_that_lays_it_out(project, capsys):
+    write_folder_params(project, Path("data/tiny-imagenet"))
+    assert "`python tools/tiny_imagenet.py UNPACKED`" in told(capsys, "data", "write")
+    assert (ROOT / "tools" / "tiny_imagenet.py").exists()
+
+
 @pytest.mark.parametrize("action", ["write", "check", "info"])
 def test_a_data_set_that_is_not_stated_is_told_with_those_that_are(project, capsys, action):
     message = told(capsys, "data", action, "nosuch")

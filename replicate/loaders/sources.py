@@ -10,6 +10,7 @@ from replicate.errors import UserError
 from replicate.loaders import crops
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
+TINY_IMAGENET = Path("data/tiny-imagenet")
 _STREAM = 12
 
 
@@ -101,6 +102,13 @@ def cap_evenly(files: Sequence[Sequence[Path]], limit: int | None, seed: int) ->
     return [take_share(group, label, min(quota / len(group), 1.0), seed) for label, (group, quota) in enumerate(zip(files, quotas, strict=True))]
 
 
+def _how_to_get(root: Path) -> str:
+    """What to do about a source that is not there; budgets that git holds read Tiny-ImageNet from `TINY_IMAGENET`."""
+    if root == TINY_IMAGENET:
+        return f"`python tools/tiny_imagenet.py UNPACKED` lays the unpacked Tiny-ImageNet archive out as {root} (the README has its address)"
+    return "data source must be 'photos' or a folder with train/ and val/ in it"
+
+
 def open_folder(
     root: Path,
     *,
@@ -118,7 +126,7 @@ def open_folder(
     not share.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; data source must be 'photos' or a folder with train/ and val/ in it")
+        raise UserError(f"{root}: no such folder; {_how_to_get(root)}")
     train_root, val_root = root / "train", root / "val"
     names = class_folders(train_root)
     odd = sorted(set(names) ^ set(class_folders(val_root)))

@@ -117,7 +117,8 @@ def test_damaged_source_image_is_named_and_leaves_no_data_set(project, capsys, d
     victim = root / "train" / "class_1" / "1.jpg"
     victim.write_bytes(victim.read_bytes()[:400] if damage == "truncated" else b"this is no picture\n")
     write_folder_params(project, root)
-    assert str(Path("class_1") / "1.jpg") in told(capsys, "data", "write")
+    message = told(capsys, "data", "write")
+    assert str(Path("class_1") / "1.jpg") in message and "`on_error: skip` in the data set's settings leaves such images out" in message
     assert not Path("data/smoke/full/manifest.json").exists()
 
 

@@ -205,8 +205,10 @@ class BaseLoader(ABC):
 
     def sample_failed(self, error: UserError) -> None:
         """The error policy for one damaged image: raise, or count it in `num_skipped` and leave it out of its batch."""
-        if self.on_error == "raise" or isinstance(error, FileCutError):
+        if isinstance(error, FileCutError):
             raise error
+        if self.on_error == "raise":
+            raise UserError(f"{error}; `on_error: skip` in the data set's settings leaves such images out of training and evaluation") from error
         self.num_skipped += 1
 
     @abstractmethod

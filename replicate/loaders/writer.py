@@ -207,6 +207,13 @@ def encode_sample(source: Source, index: int, settings: WriteSettings) -> Encode
     return Encoded(np.ascontiguousarray(small).tobytes(), fmt.RAW, *small.shape[:2], "raw", resized)
 
 
+def _encode_or_tell(source: Source, index: int, settings: WriteSettings) -> Encoded:
+    try:
+        return encode_sample(source, index, settings)
+    except UserError as error:
+        raise UserError(f"{error}; `on_error: skip` in the data set's settings leaves such images out") from error
+
+
 def _encode_or_skip(source: Source, index: int, settings: WriteSettings) -> Encoded | UserError:
     try:
         return encode_sample(source, index, settings)
@@ -218,7 +225,7 @@ def _encode_in_order(source: Source, settings: WriteSettings, workers: int, on_e
     """All images in order; `workers` threads work at most a few images ahead, so that memory stays small. With on_error "skip" the place of an image
     that cannot be read holds the reason.
     """
-    encode = _encode_or_skip if on_error == "skip" else encode_sample
+    encode = _encode_or_skip if on_error == "skip" else _encode_or_tell
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[Future[Encoded | UserError]] = deque()
         try:

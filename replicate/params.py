@@ -167,8 +167,6 @@ class PretrainRun(Optimisation):
             raise ValueError("drop_blocks, mask_unit and mask_space belong to method mim")
         if self.method == "mim" and self.mask_tokens_in_encoder:
             raise ValueError("mask_tokens_in_encoder belongs to method mae; mim's encoder sees the masked image")
-        if self.tokenizer and self.target != "token":
-            raise ValueError(f"tokenizer {self.tokenizer!r} is read by nothing: the target is {self.target}, not token")
         return self
 
     @model_validator(mode="after")
@@ -489,6 +487,8 @@ class Params(Strict):
         for name, run in self.pretrain_runs.items():
             if (run.target == "token") != (name in self.grid.pretrain_tokens):
                 raise ValueError(f"run '{name}' has the target {run.target}: runs with the target token, and no others, stand under pretrain_tokens")
+            if run.tokenizer and run.target != "token":
+                raise ValueError(f"run '{name}' has tokenizer '{run.tokenizer}', which is read by nothing: its target is {run.target}, not token")
             if name in self.grid.pretrain_tokens and run.tokenizer not in tokenizers:
                 raise ValueError(f"run '{name}' predicts tokens of '{run.tokenizer}', which is no tokenizer{closest(str(run.tokenizer), tokenizers)}")
 

@@ -60,7 +60,6 @@ def test_impossible_values_name_key_value_and_range(tmp_path, content, section, 
     ("group", "run", "keys", "told"),
     [
         ("pretrain", "fastmim_vit_hog_128", {"mask_tokens_in_encoder": True}, "belongs to method mae"),
-        ("pretrain", "light_90", {"tokenizer": "grid/mae/mae_tokens"}, "tokenizer 'grid/mae/mae_tokens' is read by nothing"),
         ("pretrain", "light_90", {"objective": "distillation"}, "and no others, stand under grid.distill"),
         ("evaluate", "light_90_llrd_65", {"protocol": "linear"}, "layer_decay, drop_path: a linear probe tunes no block"),
         ("evaluate", "mae_base_lin", {"tuned_blocks": 1.0, "drop_path": 0.1}, "tuned_blocks, drop_path: a linear probe tunes no block"),
@@ -75,6 +74,11 @@ def test_what_would_be_read_by_nothing_is_refused(tmp_path, content, group, run,
     section[run] |= keys
     message = refused(tmp_path, content)
     assert f"{group}.{run}" in message and told in message and "\n" not in message
+
+
+def test_a_tokenizer_that_nothing_reads_is_refused(tmp_path, content):
+    content["pretrain"]["light_90"]["tokenizer"] = "grid/mae/mae_tokens"
+    assert "run 'light_90' has tokenizer 'grid/mae/mae_tokens', which is read by nothing: its target is pixel" in refused(tmp_path, content)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from torch import Tensor
 from replicate.cost.bench import compare, interleave, write_results
 from replicate.losses.reconstruction import reconstruction_loss
 from replicate.models.mae import MAE, ragged
-from replicate.models.vit import VIT_SIZES
+from replicate.config.backbones import VIT_SIZES
 from replicate.patches import patchify
 
 BETA = 26.0

@@ -35,7 +35,7 @@ from replicate.models.backbones import build_encoder
 from replicate.models.cpu import plain_torch
 from replicate.models.mae import MAE
 from replicate.models.mim import BASELINES, MIM
-from replicate.models.vit import VIT_SIZES
+from replicate.config.backbones import VIT_SIZES
 
 MEMORY_SAVING = [2.0, 3.33]
 """50 to 70 % less, sec 5.1."""

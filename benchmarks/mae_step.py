@@ -24,7 +24,7 @@ from replicate.losses.reconstruction import reconstruction_loss
 from replicate.models.cpu import plain_torch
 from replicate.models.huggingface import to_transformers
 from replicate.models.mae import MAE
-from replicate.models.vit import VIT_SIZES
+from replicate.config.backbones import VIT_SIZES
 from replicate.targets.pixel import Target
 
 NAME = "mae_step"

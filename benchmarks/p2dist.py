@@ -24,7 +24,7 @@ from replicate.difficulty import p2dist, p2dist_approx
 from replicate.losses.reconstruction import reconstruction_loss
 from replicate.masking import random_masking
 from replicate.models.mae import MAE
-from replicate.models.vit import VIT_SIZES
+from replicate.config.backbones import VIT_SIZES
 from replicate.targets.pixel import Target
 
 GRID, PATCH_SIZE = (14, 14), 16

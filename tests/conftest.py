@@ -39,6 +39,6 @@ def small_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def small_params(small_folder):
-    from replicate.params import load
+    from replicate.config import load
 
     return load(small_folder / "params.yaml")

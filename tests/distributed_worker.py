@@ -13,12 +13,12 @@ from test_engine import MemoryLoader, Regression, run_of
 
 from replicate.loaders import data
 from replicate.models.classifier import build_classifier
-from replicate.models.vit import vit_backbone
-from replicate.params import Machine
+from replicate.config.backbones import vit_backbone
+from replicate.config import Machine
 from replicate.trainers.accuracy import accuracy
 from replicate.trainers.engine import accumulation, fit
 from replicate.trainers.session import Session, open_session
-from replicate.trainers.store import RunStore
+from replicate.pipeline.store import RunStore
 
 IMAGES = 1003
 
@@ -52,7 +52,7 @@ def scored(session: Session, out: Path) -> dict[str, float]:
     folder = out.parent / "data"
     if session.is_main and not (folder / "manifest.json").exists():
         data.write(data.DataSettings(train_images=24, val_images=IMAGES, image_size=24), folder, progress=False)
-    session.wait_for_all()
+    session.barrier()
     torch.manual_seed(0)
     model = build_classifier(vit_backbone("vit", embed_dim=32, depth=2, num_heads=2, patch_size=8), 12, image_size=24)
     torch.nn.init.normal_(model.head.weight)

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from replicate.budget import Budget, backbone_kwargs
+from replicate.config.lens import Budget, backbone_kwargs
 from replicate.errors import UserError
 from replicate.losses.reconstruction import reconstruction_loss
 from replicate.models import backbones
 from replicate.models.backbones import build_classifier, build_encoder, load_encoder
 from replicate.models.backbones.features import tapped
-from replicate.models.backbones.names import HIERARCHIES, hierarchy
+from replicate.config.hierarchies import HIERARCHIES, hierarchy
 from replicate.models.backbones.resample import resample_grid, resample_pair_bias, resample_window_bias
 from replicate.models.classifier import init_head
 from replicate.models.mim import MIM
-from replicate.models.vit import vit_backbone
-from replicate.resized import carry_optimizer_state
+from replicate.config.backbones import vit_backbone
+from replicate.models.resized import carry_optimizer_state
 from replicate.targets import build as build_target
 
 from timm.layers import resample_abs_pos_embed  # isort: skip  (after replicate.compat)
@@ -121,7 +121,7 @@ def test_fine_tuning_models_have_the_printed_parameters(name: str) -> None:
 
 def test_the_table_of_parameters_is_the_published_one() -> None:
     """So that no model of FastMIM's Table 4 goes uncounted."""
-    from replicate.report import published
+    from replicate.config import published
 
     cells = published.select({"paper": "fastmim", "table": "table_4", "column": "params_m"})
     printed = {published.setting(row)["backbone"]: value for row, value in zip(cells["row"], cells["value"], strict=True)}

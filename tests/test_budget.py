@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from replicate.budget import resolve, resolve_evaluate
-from replicate.params import load
+from replicate.config.lens import resolve, resolve_evaluate
+from replicate.config import load
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE_KEYS = {
@@ -163,7 +163,7 @@ def test_light_regularisation_is_light_in_every_stage(params):
 
 
 def test_p2dist_thresholds_follow_the_patch(params):
-    from replicate.budget import resolve_pretrain
+    from replicate.config.lens import resolve_pretrain
 
     run = params.run("light_90").model_copy(update={"decoder_beta": 26.0})
     laptop = resolve_pretrain(run, params.budgets["laptop"])

@@ -13,8 +13,8 @@ import yaml
 from PIL import Image
 from project import ENVIRONMENT, ROOT, write_params
 
-from replicate.__main__ import main
-from replicate.params import load
+from replicate.cli import main
+from replicate.config import load
 from replicate.report import loader_runs, tables
 
 
@@ -50,7 +50,7 @@ def write_folder_params(project: Path, root: Path) -> None:
 
 
 def test_help_does_not_import_torch():
-    code = "import sys; from replicate.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = "import sys; from replicate.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -10,7 +10,7 @@ from replicate.cost.parameters import classifier_parameters, count_parameters, m
 from replicate.models.classifier import build_classifier, freeze_for_partial
 from replicate.models.cpu import plain_torch
 from replicate.models.mae import MAE
-from replicate.models.vit import vit_backbone
+from replicate.config.backbones import vit_backbone
 
 BASE = dict(embed_dim=768, depth=12, num_heads=12)
 LARGE = dict(embed_dim=1024, depth=24, num_heads=16)

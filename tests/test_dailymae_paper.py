@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from replicate.params import EvaluateRun, PretrainRun, ScoreRun, TeacherRun, load
-from replicate.report import computed, dailymae, dailymae_figures, loader_runs, published, tables
+from replicate.config import EvaluateRun, PretrainRun, ScoreRun, TeacherRun, load
+from replicate.config import published
+from replicate.report import computed, dailymae, dailymae_figures, loader_runs, tables
 from replicate.report.book import Book
 from replicate.report.quantities import Reader
 from replicate.report.results import Results, Run
@@ -222,7 +223,7 @@ def test_every_setting_of_the_writer_can_be_stated():
     from dataclasses import fields
 
     from replicate.loaders.writer import WriteSettings
-    from replicate.params import Encoding
+    from replicate.config import Encoding
 
     defaults = {field.name: field.default for field in fields(WriteSettings) if field.name != "seed"}
     stated = Encoding(quality=95).model_dump()
@@ -414,7 +415,7 @@ def own_images(tmp_path):
 
 def measured_on(images: Path, monkeypatch, *options: str) -> Path:
     """The file that the command writes for one round of small crops, in the folder beside the images."""
-    from replicate.__main__ import main
+    from replicate.cli import main
 
     monkeypatch.chdir(images.parent)
     assert main(["bench", "loader", "--images", str(images), "--rounds", "1", "--repeat", "2", "--size", "32", *options]) == 0
@@ -448,7 +449,7 @@ def test_a_whole_benchmark_on_own_images(own_images, monkeypatch, capsys, thread
 
 
 def test_a_benchmark_that_is_interrupted_has_written_nothing_and_says_so(own_images, monkeypatch, capfd):
-    from replicate.__main__ import main
+    from replicate.cli import main
     from replicate.cost import loader_bench
 
     def interrupted(*_):

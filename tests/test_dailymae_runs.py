@@ -22,13 +22,13 @@ from replicate.loaders.decode import decode_image, resize_crop
 from replicate.loaders.folder import StoredSource
 from replicate.loaders.writer import WriteSettings
 from replicate.models.weights import load_weights
-from replicate.params import Encoding, Params, ScoreRun, load
+from replicate.config import Encoding, Params, ScoreRun, load
 from replicate.report.results import read
 from replicate.schedules.stages import expand, view_at
 from replicate.trainers import launch, score
 from replicate.trainers.online_probe import OnlineProbe
 from replicate.trainers.score import recompressed
-from replicate.trainers.seeds import weights_path
+from replicate.pipeline.seeds import weights_path
 
 
 @pytest.fixture

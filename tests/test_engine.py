@@ -10,7 +10,7 @@ from replicate.errors import UserError
 from replicate.loaders import Batch
 from replicate.trainers.engine import accumulation, fit
 from replicate.trainers.session import Session
-from replicate.trainers.store import RunStore
+from replicate.pipeline.store import RunStore
 
 
 class Regression(nn.Module):

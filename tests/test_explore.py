@@ -14,7 +14,7 @@ import torch
 from replicate.errors import UserError
 from replicate.explore import images, loader, masking, recipe, reconstruction, schedules
 from replicate.explore.panel import extremes, panel
-from replicate.params import load
+from replicate.config import load
 from replicate.report.notebook import read
 from replicate.report.style import Figure
 

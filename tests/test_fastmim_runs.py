@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from replicate.params import load
+from replicate.config import load
 from replicate.trainers import classify, engine, invariance, launch
 from replicate.trainers.pretrain import PretrainTask
-from replicate.trainers.seeds import train_one_seed, weights_path
+from replicate.pipeline.seeds import train_one_seed, weights_path
 from replicate.trainers.session import open_session
 
 

@@ -22,7 +22,7 @@ from test_engine import MemoryLoader, run_of, same, session_of, train
 from replicate.errors import UserError
 from replicate.loaders import Augmentation, data, open_loader
 from replicate.trainers import seeds, store
-from replicate.trainers.store import RunStore
+from replicate.pipeline.store import RunStore
 
 TABLE = ROOT / "docs" / "faults.md"
 
@@ -199,7 +199,7 @@ SEEDS = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from replicate import __main__
-from replicate.trainers.parallel import train_seeds_in_processes
+from replicate.pipeline.parallel import train_seeds_in_processes
 __main__._grid = lambda options: train_seeds_in_processes(("--params", sys.argv[1], "pretrain", "light_90"), 2, 2)
 sys.exit(__main__.main(["grid"]))
 """

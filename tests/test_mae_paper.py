@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from replicate.params import PretrainRun, load
-from replicate.report import computed, published, tables
+from replicate.config import PretrainRun, load
+from replicate.config import published
+from replicate.report import computed, tables
 from replicate.report.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]

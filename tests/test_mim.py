@@ -16,7 +16,7 @@ from replicate.losses.reconstruction import reconstruction_loss
 from replicate.masking import num_visible
 from replicate.models.backbones import build_encoder
 from replicate.models.mim import BASELINES, MIM
-from replicate.resized import carry_optimizer_state
+from replicate.models.resized import carry_optimizer_state
 from replicate.targets import build as build_target
 
 VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 16}

@@ -12,8 +12,8 @@ from project import ROOT
 from replicate import budget as budget_module
 from replicate.cost.shapes import shapes_only
 from replicate.loaders import Augmentation
-from replicate.models.vit import Backbone
-from replicate.params import load
+from replicate.config.backbones import Backbone
+from replicate.config import load
 from replicate.schedules.layer_decay import decayed_groups, plain_groups
 from replicate.schedules.lr import set_learning_rate, warmup_cosine
 from replicate.schedules.stages import view_at

@@ -8,7 +8,7 @@ import yaml
 
 from replicate.errors import UserError
 from replicate.names import closest
-from replicate.params import load, switch_budget
+from replicate.config import load, switch_budget
 
 ROOT = Path(__file__).resolve().parents[1]
 

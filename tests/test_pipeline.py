@@ -13,9 +13,9 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from replicate.__main__ import main
-from replicate.params import load
-from replicate.sources import closure, evaluate_entries, notebook_entries, pretrain_entries, tokenizer_entries
+from replicate.cli import main
+from replicate.config import load
+from replicate.pipeline.sources import closure, evaluate_entries, notebook_entries, pretrain_entries, tokenizer_entries
 
 ROOT = Path(__file__).resolve().parents[1]
 LENS = {Path("replicate/params.py"), Path("replicate/budget.py"), Path("replicate/trainers/launch.py")}
@@ -131,7 +131,7 @@ def test_the_crop_decoders_c_sources_are_code(project):
 FILES_OF = """
 import sys
 from pathlib import Path
-from replicate.__main__ import main
+from replicate.cli import main
 if main(sys.argv[2:]): raise SystemExit("failed")
 root = Path(sys.argv[1])
 files = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
@@ -243,7 +243,7 @@ def test_scored_classifiers_are_dependencies(stages, params, project):
 
 def test_searches_depend_on_what_they_import_and_write_where_the_package_does(stages, params, project):
     for name, search in params.searches.items():
-        wanted = set(closure("replicate.trainers.search", *evaluate_entries(search))) | LENS
+        wanted = set(closure("replicate.pipeline.search", *evaluate_entries(search))) | LENS
         for kind, file in (("search", "search.json"), ("apply", "applied.json")):
             stage = stages[GRID, f"{kind}@{name}"]
             assert wanted - code_dependencies(stage, project) == set(), stage

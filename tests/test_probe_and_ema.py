@@ -11,7 +11,7 @@ from project import write_params
 from scipy.spatial.distance import cdist
 from torch import nn
 
-from replicate.__main__ import main
+from replicate.cli import main
 from replicate.models.classifier import probe_head
 from replicate.trainers import classify
 from replicate.trainers.knn import knn_votes

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from replicate.errors import UserError
-from replicate.report import computed, published, verdicts
+from replicate.config import published
+from replicate.report import computed, verdicts
 
 COUNTS = {"efficient_learners": 82, "efficient_mae": 182, "mae": 173, "fastmim": 599, "dailymae": 250}
 
@@ -25,7 +26,7 @@ def test_every_printed_number_is_there_once(values):
 def test_every_number_says_where_it_stands(values):
     for name in ("paper", "table", "row", "column", "unit", "printed"):
         assert (values[name] != "").all(), name
-    assert set(values["paper"]) == set(published.PAPERS)
+    assert set(values["paper"]) == set(published.papers())
     assert values["table"].str.fullmatch(r"(table|figure)_\d+|text").all()
     assert values["row"].map(lambda row: bool(published.setting(row))).all()
     assert set(values["flag"]) == {"", "inconsistent", "ocr_doubt"}
@@ -61,7 +62,7 @@ def test_the_last_printed_digit(printed, worth):
 
 def test_recipes_are_55_and_say_where_they_come_from():
     recipes = published.recipes()
-    assert sum(len(group) for group in recipes.values()) == 55 and set(recipes) == set(published.PAPERS)
+    assert sum(len(group) for group in recipes.values()) == 55 and set(recipes) == set(published.papers())
     assert all("source" in recipe for group in recipes.values() for recipe in group.values())
     assert recipes["mae"]["pretrain"]["lr"] == 1.5e-4
 
@@ -69,7 +70,7 @@ def test_recipes_are_55_and_say_where_they_come_from():
 def test_claims_are_75_and_each_names_its_test():
     claims = published.claims()
     papers = collections.Counter(name.partition(".")[0] for name in claims)
-    assert papers == dict.fromkeys(published.PAPERS, 15)
+    assert papers == dict.fromkeys(published.papers(), 15)
     for claim in claims.values():
         assert claim["statement"] and claim["source"] and claim["test"] and claim["checks"]
         assert claim["size"] in ("strong", "medium", "weak", "none")
@@ -104,7 +105,7 @@ def test_sweeps_named_by_claims_exist():
 
 def test_contradictions_are_complete():
     found = published.contradictions()
-    assert {entry["paper"] for entry in found} == {*published.PAPERS, "between"}
+    assert {entry["paper"] for entry in found} == {*published.papers(), "between"}
     for entry in found:
         assert set(entry) == {"paper", "kind", "place", "printed", "recomputed", "note"}
         assert entry["kind"] in ("contradiction", "wording", "scan", "reconciled", "between")
@@ -148,5 +149,5 @@ def test_a_broken_or_missing_yaml_is_told_in_one_line(tmp_path, monkeypatch):
 
 
 def test_every_file_of_the_folder_is_valid():
-    for path in sorted(published.FOLDER.rglob("*.yaml")):
+    for path in sorted(published.ROOMS.rglob("*.yaml")):
         assert yaml.safe_load(path.read_text()) is not None, path

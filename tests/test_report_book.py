@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from replicate.report import figures, published
+from replicate.config import published
+from replicate.report import figures
 from replicate.report.book import NOTHING_DRAWN, Book
 from replicate.report.costs import model_costs, pretraining_costs, speedups
 from replicate.report.summary import contrasts, recipes, recomputed

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from replicate.errors import UserError
-from replicate.report import fastmim, published
+from replicate.config import published
+from replicate.report import fastmim
 from replicate.report.book import repository
 from replicate.report.quantities import Reader
 from replicate.report.results import Results, Run

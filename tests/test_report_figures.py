@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from replicate.report import figures, style
-from replicate.report.published import Sweep
+from replicate.config.published import Sweep
 from replicate.report.quantities import Reader
 from replicate.report.results import Results, Run
 

@@ -24,7 +24,7 @@ from replicate.report.reconstruct import (
 
 
 class Params:
-    """As much of `replicate.params.Params` as the function uses."""
+    """As much of `replicate.config.Params` as the function uses."""
 
     def __init__(self, **options):
         self.run = SimpleNamespace(target="pixel", target_options=options, patch_size=8, image_size=32, mask_ratio=0.75, method="mae", dataset="full")

@@ -4,7 +4,7 @@ import pytest
 from project import ROOT
 
 from replicate.errors import UserError
-from replicate.params import load
+from replicate.config import load
 from replicate.report import results
 
 

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from replicate.intervals import Estimate
-from replicate.params import load
-from replicate.report import published, tables
+from replicate.config import load
+from replicate.config import published
+from replicate.report import tables
 from replicate.report.results import Results, Run
 
 PAPER = "efficient_learners"
@@ -101,7 +102,7 @@ def test_runs_are_named_with_the_digits_of_the_setting():
     assert tables.fill({"best": ["x_{llrd}", "y"]}, setting) == {"best": ["x_65", "y"]}
 
 
-@pytest.mark.parametrize("paper", published.PAPERS)
+@pytest.mark.parametrize("paper", published.papers())
 def test_mappings_are_well_formed(paper):
     for rule in published.mapping(paper):
         assert set(rule) <= {"match", "ours", "claim", "status", "why"} and ("ours" in rule) != ("status" in rule)
@@ -113,8 +114,8 @@ def test_mappings_are_well_formed(paper):
 
 
 def test_every_run_that_is_mapped_is_in_params():
-    known = set(load(published.FOLDER.parent / "params.yaml").runs)
-    for paper in published.PAPERS:
+    known = set(load(published.ROOMS.parent / "params.yaml").runs)
+    for paper in published.papers():
         trained = {run for run in tables.runs_named(paper) if not run.startswith("loader_")}  # loaders are measured, not trained
         assert trained <= known, paper
 
@@ -173,7 +174,7 @@ def test_parameters_are_those_of_what_is_fine_tuned():
 
 @pytest.mark.parametrize("paper", TABLES)
 def test_every_run_that_a_claim_speaks_of_is_in_params(paper):
-    params = load(published.FOLDER.parent / "params.yaml")
+    params = load(published.ROOMS.parent / "params.yaml")
     known = set(params.pretrain_runs) | set(params.evaluate_runs)
     for name, claim in published.claims().items():
         if name.startswith(f"{paper}."):

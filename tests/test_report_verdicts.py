@@ -10,8 +10,9 @@ from scipy import stats
 
 from replicate import intervals
 from replicate.errors import UserError
-from replicate.report import benchmarks, published, verdicts
-from replicate.report.published import Sweep
+from replicate.config import published
+from replicate.report import benchmarks, verdicts
+from replicate.config.published import Sweep
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Results, Run
 from replicate.report.verdicts import FAILS, HOLDS, NOT_RUN, UNDECIDED, check
@@ -347,7 +348,7 @@ def test_an_effect_is_told_with_interval_and_unit():
 
 def test_a_committed_benchmark_is_decided_by_its_quartiles():
     spec = {"kind": "benchmark", "file": "fastmim_step", "line": "step: FastMIM vs SimMIM", "case": "ViT-B", "bound": 0.0}
-    row = benchmarks.row(published.FOLDER.parent, "fastmim_step", spec["line"], "ViT-B")
+    row = benchmarks.row(published.ROOMS.parent, "fastmim_step", spec["line"], "ViT-B")
     low, high = row["spread"]
     for bound, verdict in ((low / 2, HOLDS), ((low + high) / 2, UNDECIDED), (2 * high, FAILS)):
         outcome = check(spec | {"bound": bound}, results({}))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from replicate.params import load
+from replicate.config import load
 from replicate.schedules.layer_decay import decayed_groups, layer_scales, plain_groups
 from replicate.schedules.lr import set_learning_rate, warmup_cosine
 from replicate.schedules.stages import view_at
@@ -28,7 +28,7 @@ def test_finetuning_schedule_matches_a_published_log():
 
 def test_layer_decay_has_fourteen_levels_for_twelve_blocks():
     from replicate.models.classifier import build_classifier
-    from replicate.models.vit import vit_backbone
+    from replicate.config.backbones import vit_backbone
 
     model = build_classifier(vit_backbone("vit", embed_dim=32, depth=12, num_heads=2, patch_size=8), 10, image_size=32)
     groups = decayed_groups(model, weight_decay=0.05, layer_decay=0.65)
@@ -45,7 +45,7 @@ def test_layer_decay_has_fourteen_levels_for_twelve_blocks():
 def test_weight_decay_exemptions():
     from replicate.models.classifier import build_classifier
     from replicate.models.mae import MAE
-    from replicate.models.vit import vit_backbone
+    from replicate.config.backbones import vit_backbone
 
     model = build_classifier(vit_backbone("vit", embed_dim=32, depth=1, num_heads=2, patch_size=8), 10, image_size=32)
     decays = {id(p): group["weight_decay"] for group in decayed_groups(model, 0.05, 0.75) for p in group["params"]}

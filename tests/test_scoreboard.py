@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from replicate.errors import UserError
-from replicate.params import load
-from replicate.report import loader_runs, published, scoreboard, tables
+from replicate.config import load
+from replicate.config import published
+from replicate.report import loader_runs, scoreboard, tables
 from replicate.report.ranges import last_nonzero_digit
 from replicate.report.results import Results, Run
 
@@ -87,7 +88,7 @@ def test_what_other_people_measured_is_cited_and_what_is_not_built_is_named(boar
 def test_files_and_readme(tmp_path, monkeypatch, board):
     monkeypatch.setattr(scoreboard, "build", lambda results: board)
     (tmp_path / "README.md").write_text("# x\n\n<!-- scoreboard -->\n<!-- /scoreboard -->\n\nrest\n")
-    shown = dict.fromkeys(published.PAPERS, "laptop")
+    shown = dict.fromkeys(published.papers(), "laptop")
     scoreboard.write("laptop", tmp_path, shown)
     folder = tmp_path / "tables" / "laptop"
     assert len(pd.read_csv(folder / "scoreboard.csv")) == 1286 and len(pd.read_csv(folder / "claims.csv")) == 75
@@ -108,7 +109,7 @@ def test_pages_hold_every_table(tmp_path, board):
     assert page.count("<tr>") > 1286 and '<a href="mae.html">' in page and "<script" not in page
     text = scoreboard.markdown(board)
     assert (
-        all(title in text for title in scoreboard.TITLES.values()) and text.count("#### ") == published.values().groupby(["paper", "table"]).ngroups
+        all(title in text for title in published.papers().values()) and text.count("#### ") == published.values().groupby(["paper", "table"]).ngroups
     )
 
 
@@ -116,7 +117,7 @@ def test_a_readme_that_shows_another_budget_is_left_alone(tmp_path, monkeypatch,
     monkeypatch.setattr(scoreboard, "build", lambda results: board)
     text = "<!-- scoreboard -->\n<!-- /scoreboard -->\n"
     (tmp_path / "README.md").write_text(text)
-    scoreboard.write("smoke", tmp_path, dict.fromkeys(published.PAPERS, "laptop"))
+    scoreboard.write("smoke", tmp_path, dict.fromkeys(published.papers(), "laptop"))
     assert (tmp_path / "README.md").read_text() == text
     (tmp_path / "README.md").write_text("no markers")
     with pytest.raises(UserError, match="lacks the markers"):
@@ -126,7 +127,7 @@ def test_a_readme_that_shows_another_budget_is_left_alone(tmp_path, monkeypatch,
 def test_findings_take_each_paper_from_its_own_budget(board):
     other = scoreboard.build(made("tiny", light_90_llrd_80=[10.0, 11.0, 12.0]))
     boards = {"laptop": board, "tiny": other}
-    shown = dict.fromkeys(published.PAPERS, "tiny") | {"efficient_learners": "laptop"}
+    shown = dict.fromkeys(published.papers(), "tiny") | {"efficient_learners": "laptop"}
     found = scoreboard.assemble({paper: boards[budget] for paper, budget in shown.items()})
     assert found.numbers["id"].tolist() == board.numbers["id"].tolist() and len(found.claims) == 75
     own = found.claims["paper"] == "efficient_learners"

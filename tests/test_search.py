@@ -8,10 +8,10 @@ import yaml
 from project import ROOT, run, write_params
 
 from replicate.errors import UserError
-from replicate.params import load
+from replicate.config import load
 from replicate.report.book import Book
 from replicate.report.searches import searches
-from replicate.trainers.search import described, recommendation
+from replicate.pipeline.search import described, recommendation
 
 NAME = "light_90_images"
 FOLDER = Path("results/smoke/grid/efficient_learners") / NAME

@@ -13,8 +13,8 @@ from project import ROOT
 
 from replicate.errors import UserError
 from replicate.models.weights import load_weights
-from replicate.params import load
-from replicate.trainers.store import RunStore
+from replicate.config import load
+from replicate.pipeline.store import RunStore
 
 CODE = [path for folder in ("replicate", "tools", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -65,7 +65,7 @@ def test_notebook_parameters_arrive_as_text_and_nothing_else(value):
 
 
 def test_only_papers_of_params_yaml_become_notebook_parameters(capsys):
-    from replicate.__main__ import main
+    from replicate.cli import main
 
     assert main(["--params", str(ROOT / "params.yaml"), "notebook", 'mae"; import os']) == 2
     assert "there is no notebook of" in capsys.readouterr().err

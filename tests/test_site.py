@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from replicate.errors import UserError
-from replicate.params import load
-from replicate.report import published, rerun, scoreboard, site, verdicts
+from replicate.config import load
+from replicate.config import published
+from replicate.report import rerun, scoreboard, site, verdicts
 from replicate.report.page import table as html_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +73,7 @@ def mixed(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook(title), path)
     params = load(ROOT / "params.yaml")
-    shown = params.model_copy(update={"findings": dict.fromkeys(published.PAPERS, "brief") | {"efficient_learners": "tiny"}})
+    shown = params.model_copy(update={"findings": dict.fromkeys(published.papers(), "brief") | {"efficient_learners": "tiny"}})
     written = site.of_findings(shown, folder)
     return written, {path.stem: Page(path) for path in written.write()}
 
@@ -122,7 +123,7 @@ def committed():
 
 
 def test_there_is_a_page_for_every_paper_and_for_what_they_share(pages):
-    assert set(pages) == {"index", *published.PAPERS, "scoreboard", "methods", "data", "provenance"}
+    assert set(pages) == {"index", *published.papers(), "scoreboard", "methods", "data", "provenance"}
     assert "The notebook of MAE" in pages["mae"].path.read_text()
 
 
@@ -196,7 +197,7 @@ def test_the_committed_pages_show_the_committed_scoreboard(committed):
     board = scoreboard.findings(params.findings, ROOT)
     overview = committed["index"].path.read_text()
     assert html_table(scoreboard.texts(board.totals)) in overview and html_table(scoreboard.verdict_counts(board)) in overview
-    for paper in published.PAPERS:
+    for paper in published.papers():
         text = committed[paper].path.read_text()
         assert '<div class="notebook">' in text and "has not been executed" not in text, paper
         for line in board.claims[board.claims["paper"] == paper].to_dict("records"):
@@ -221,7 +222,7 @@ def test_commands_name_stages_that_exist():
             assert rerun.commands(runs, params, "laptop") == ["python -m replicate scoreboard"]
     assert rerun.runs_of(published.claims()["efficient_learners.llrd_peak"], params.runs)[0].startswith("light_90_llrd_")
     assert rerun.benchmarks(published.claims()["fastmim.speed_memory"]) == ["python benchmarks/fastmim_step.py"]
-    assert (published.FOLDER.parent / "benchmarks/fastmim_step.py").exists() and not rerun.benchmarks(published.claims()["fastmim.transfer"])
+    assert (published.ROOMS.parent / "benchmarks/fastmim_step.py").exists() and not rerun.benchmarks(published.claims()["fastmim.transfer"])
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_the_queue_takes_the_commands_and_runs_them(tmp_path):
     call("dvc", "init", "-q")
     call("git", "add", "-A")
     call("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "start")
-    from replicate.params import load
+    from replicate.config import load
 
     commands = queue_sweep.commands(load(ROOT / "params.yaml"), KEY, ["0.7", "0.75"], 1)
     assert len(commands) == 3
@@ -143,7 +143,7 @@ def test_a_job_trains_under_torchrun_and_then_records_its_stage(submission, tmp_
 
 
 def test_every_stage_of_the_submission_is_one_of_dvc_yaml():
-    from replicate.params import load
+    from replicate.config import load
 
     params = load(ROOT / "params.yaml")
     found = {stage.target for stage in slurm.stages(params, [])}

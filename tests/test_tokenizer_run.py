@@ -8,12 +8,12 @@ import torch
 import yaml
 from project import write_params
 
-from replicate.__main__ import main
+from replicate.cli import main
 from replicate.models.dalle import DalleEncoder
 from replicate.models.tokenizer import Tokenizer, load_tokenizer
 from replicate.models.weights import load_weights, save_weights
-from replicate.params import load
-from replicate.trainers.launch import with_upstream
+from replicate.config import load
+from replicate.pipeline.launch import with_upstream
 
 RUN = Path("results/smoke/grid/mae/mae_tokens")
 SMALL = {"epochs": 300, "width": 256, "vocabulary": 1024}

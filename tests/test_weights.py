@@ -8,7 +8,7 @@ from replicate.errors import UserError
 from replicate.models import huggingface
 from replicate.models.classifier import build_classifier, load_encoder
 from replicate.models.mae import MAE
-from replicate.models.vit import vit_backbone
+from replicate.config.backbones import vit_backbone
 from replicate.models.weights import (
     export_weights,
     import_weights,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from replicate.errors import UserError
-from replicate.params import PretrainRun, load
+from replicate.config import PretrainRun, load
 
 LOCK = ".replicate/dvc.flock"
 
@@ -35,17 +35,17 @@ class Stage:
 
 def stages(params, names: list[str]) -> list[Stage]:
     """The chosen headline runs (default: all), what they start from, and the tables. Raises UserError for a run that dvc.yaml does not hold."""
-    headline = params.pretrain | params.evaluate
+    headline = params.headline
     for name in names:
         if name not in headline:
-            raise UserError(f"{name} is no headline run of params.yaml; they are {', '.join(headline)}")
+            raise UserError(f"{name} is not a headline run; they are {', '.join(headline)}")
     chosen = {name: headline[name] for name in names or headline}
-    chosen = {run.pretrain_name: params.run(run.pretrain_name) for run in chosen.values() if not isinstance(run, PretrainRun)} | chosen
+    chosen = {run.pretrain: params.run(run.pretrain) for run in chosen.values() if not isinstance(run, PretrainRun)} | chosen
     datasets = dict.fromkeys(run.dataset for run in chosen.values())
     found = [Stage("inputs"), *(Stage(f"data@{dataset}", after=("inputs",)) for dataset in datasets)]
     for name, run in chosen.items():
         kind = "pretrain" if isinstance(run, PretrainRun) else "evaluate"
-        after = ("inputs", f"data@{run.dataset}") + (() if kind == "pretrain" else (f"pretrain@{run.pretrain_name}",))
+        after = ("inputs", f"data@{run.dataset}") + (() if kind == "pretrain" else (f"pretrain@{run.pretrain}",))
         found.append(Stage(f"{kind}@{name}", ("-m", "replicate", kind, name), after))
     return sorted(found, key=lambda stage: ("inputs", "data", "pretrain", "evaluate").index(stage.target.partition("@")[0]))
 

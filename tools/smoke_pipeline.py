@@ -29,7 +29,7 @@ EXPECTED = (f"tables/{BUDGET}/{PAPER}/*.csv", f"tables/{BUDGET}/{PAPER}/*.md", f
 STAGE = re.compile(r"^Running stage '([^']+)'", re.MULTILINE)
 RUNS_OF_PAPER = """
 import json, sys
-from replicate.params import load
+from replicate.config import load
 print(json.dumps([name for name, run in load("params.yaml").runs.items() if run.paper == sys.argv[1]]))
 """
 

@@ -11,12 +11,12 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from replicate.config.backbones import Backbone, is_plain_vit, vit_backbone
 from replicate.masking import num_visible
-from replicate.models.vit import Backbone, is_plain_vit, vit_backbone
 
 if TYPE_CHECKING:
+    from replicate.config import EvaluateRun, PretrainRun, TokenizerRun
     from replicate.cost.beside import Beside, Encoder
-    from replicate.params import EvaluateRun, PretrainRun, TokenizerRun
 
 TRAINED, FROZEN = 3, 1
 """Passes that a multiply-add of the forward costs: a trained layer's matrix product has two gradients."""
@@ -28,7 +28,6 @@ SAMPLED_MASKS = 256
 SCHEDULE = {
     "paper",
     "dataset",
-    "built_by",
     "epochs",
     "warmup_epochs",
     "batch_size",
@@ -43,7 +42,7 @@ PIXELS = {"crop", "crop_scale", "color_jitter", "interpolation", "flip", "auto_a
 LOSS = {"loss_norm", "score_all", "weighting", "weighting_options", "difficulty", "label_smoothing", "layer_decay", "drop_path", "head_std", "ema"}
 BESIDE = {"online_probe", "objective", "teacher"}
 """What adds to the model's cost and is counted by itself (`replicate.cost.beside`)."""
-NOT_SHAPES = {"paper", "dataset", "built_by"} | SCHEDULE | PIXELS | LOSS | BESIDE
+NOT_SHAPES = {"paper", "dataset", "keep_weights"} | SCHEDULE | PIXELS | LOSS | BESIDE
 """What never changes the cost of an image in the model; everything else may."""
 NOT_SHAPES_IN_IMAGE_SPACE = {"mask", "mask_ratio", "mask_space", "mask_token", "mask_tokens_in_encoder", "target", "target_options", "tokenizer"}
 """A mask drawn on the image leaves the encoder all of its tokens, and of a target only its width counts."""

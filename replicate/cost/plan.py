@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from replicate.config import EvaluateRun, PretrainRun, TokenizerRun, published
 from replicate.cost.kinds import ImageCost, evaluate_cost, pretrain_cost, tokenizer_cost
 from replicate.cost.rates import Rates
 from replicate.errors import UserError
-from replicate.params import DistilledRun, EvaluateRun, PretrainRun, TokenizerRun
-from replicate.report import published
 from replicate.schedules.stages import view_at
 
 if TYPE_CHECKING:
-    from replicate.params import Dataset, Params
+    from replicate.config import Dataset, Params
 
 IMAGENET = {"train": 1_281_167, "val": 50_000}
 IMAGENET_CLASSES = 1000
@@ -50,7 +49,7 @@ def plan(params: Params, names: list[str], budget: str, rates: Rates, devices: i
     Raises UserError for an unknown run or budget.
     """
     chosen = names or list(params.runs)
-    sizes = {name: data_size(params, name, budget) for name in params.all_datasets}
+    sizes = {name: data_size(params, name, budget) for name in params.datasets}
     return pd.DataFrame([_line(params, name, budget, rates, devices, sizes[params.run(name).dataset]) for name in chosen]).set_index("run")
 
 
@@ -140,7 +139,7 @@ def _counted(source: Path) -> dict[str, int] | None:
 def _line(params: Params, name: str, budget: str, rates: Rates, devices: int, data: DataSize) -> dict[str, Any]:
     run, lens = params.resolve(name, budget), params.budget_named(budget)
     values = 4 if lens.precision == "float32" else 2
-    source = params.resolve(run.pretrain_name, budget) if isinstance(run, EvaluateRun) else run
+    source = params.resolve(run.pretrain, budget) if isinstance(run, EvaluateRun) else run
     seeds = 1 if isinstance(run, TokenizerRun) else lens.seeds
     stages = _views(run)
     epochs = list(stages.values())
@@ -191,10 +190,10 @@ def _views(run: Any) -> dict[Any, int]:
 
 def _teacher(params: Params, run: Any, budget: str) -> tuple[EvaluateRun, PretrainRun] | None:
     """What a distillation learns from: a fine-tuning, and the pre-training that it started from."""
-    if not isinstance(run, DistilledRun):
+    if not getattr(run, "teacher", None):
         return None
-    tuning = params.resolve(run.teacher.rpartition("/")[2], budget)
-    return tuning, params.resolve(tuning.pretrain_name, budget)
+    tuning = params.resolve(run.teacher, budget)
+    return tuning, params.resolve(tuning.pretrain, budget)
 
 
 def _tokenizer(params: Params, run: Any, budget: str) -> TokenizerRun | None:
@@ -256,7 +255,7 @@ def published_hours(params: Params, lines: dict[str, pd.DataFrame]) -> pd.DataFr
     hours are those of their own machines, named in `hardware`.
     """
     rows = []
-    for paper in published.PAPERS:
+    for paper in published.papers():
         for cell in published.select({"paper": paper}).to_dict("records"):
             run = _timed_run(paper, cell, params)
             if run is not None:

@@ -19,13 +19,13 @@ import ipywidgets as widgets
 import pandas as pd
 import yaml
 
+from replicate.config import Params, load
 from replicate.cost import plan
 from replicate.cost.rates import rates_of
 from replicate.errors import UserError
 from replicate.explore.panel import choice, panel, real, shown, whole
 from replicate.explore.reconstruction import parameters
 from replicate.explore.schedules import FIXED, PALINDROME, PATCH, PROGRESSIVE, stages
-from replicate.params import Params, load
 from replicate.report import results
 from replicate.report.book import repository
 from replicate.report.figures import new
@@ -71,17 +71,16 @@ def controls() -> dict[str, widgets.Widget]:
 def mix(**values: Any) -> dict[str, dict[str, Any]]:
     """What the widgets say as the entries of `params.yaml`: {"pretrain": {...}, "evaluate": {...}}, each one run."""
     name = name_of(values)
-    recipes = parameters(repository()).recipes
+    params = parameters(repository())
+    light, tuning = (params.run(run).model_dump(mode="json", exclude_unset=True) for run in ("light_75", "light_75_llrd_80"))
     low, high = sorted((values["low"], values["image_size"]))
     target, options = TARGETS[values["target"]]
-    built_by = "vit.py" if values["method"] == "mae" else "backbones"
     grain = PATCH if values["backbone"].startswith("vit") else HIERARCHY
     sizes = low, high, values["mask_ratio"], values["mask_ratio"]
     staged = stages(values["schedule"], *sizes, grain) if values["schedule"] != FIXED else ()
     taken = {key: values[key] for key in ("method", "backbone", "mask", "mask_ratio", "decoder_depth", "objective", "epochs", "batch_size")}
-    pretrain = recipes["light_pretrain"] | taken | {
+    pretrain = light | taken | {
         "paper": OWN,
-        "built_by": built_by,
         "target": target,
         "target_options": options,
         "weighting": values["weighting"],
@@ -91,8 +90,8 @@ def mix(**values: Any) -> dict[str, dict[str, Any]]:
         "stages": [stage.model_dump(exclude_none=True) for stage in staged],
         "warmup_epochs": min(5, values["epochs"]),
     }  # fmt: skip
-    tuned = {"paper": OWN, "built_by": built_by, "layer_decay": values["layer_decay"], "epochs": values["finetune_epochs"]}
-    evaluate = recipes["tuned_finetune"] | tuned | {"pretrain": f"{OWN}/{name}", "warmup_epochs": 5}
+    tuned = {"paper": OWN, "layer_decay": values["layer_decay"], "epochs": values["finetune_epochs"]}
+    evaluate = tuning | tuned | {"pretrain": name, "warmup_epochs": 5}
     return {"pretrain": {name: pretrain}, "evaluate": {f"{name}_ft": evaluate}}
 
 
@@ -107,15 +106,21 @@ def write(values: dict[str, Any], root: Path | None = None) -> Path:
     params = parameters(root)
     budgets = {name: params.budget_named(name).model_dump(exclude_unset=True) for name in (BUDGET, PRICED_AT)}
     datasets = {"full": params.datasets["full"].model_dump(exclude_unset=True)}
-    papers = {OWN: {"title": "A mix of the papers' options", "notebook": "notebooks/explore_recipe.ipynb"}}
-    content = {"budget": BUDGET, "budgets": budgets, "datasets": datasets, "papers": papers, **mix(**values)}
+    room = {"title": "A mix of the papers' options", **mix(**values)}
     path = root / ".replicate" / "explore" / "params.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False))
+    files = {
+        "params.yaml": {"budget": BUDGET, "datasets": datasets},
+        "budgets.yaml": budgets,
+        f"papers/{OWN}/runs.yaml": room,
+    }
+    for file, content in files.items():
+        target = path.parent / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False))
     try:
         load(path)
     except UserError as error:
-        raise UserError("this mix does not fit together: " + re.sub(r"^.*?params\.yaml: (pretrain|evaluate)\.\w+[:.] ?", "", str(error))) from None
+        raise UserError("this mix does not fit together: " + re.sub(r"^.*?\.yaml: (pretrain|evaluate)?\.?\w+[:.] ?", "", str(error))) from None
     return path
 
 

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from replicate import targets
+from replicate.config import Params, PretrainRun, load
 from replicate.difficulty import p2dist
 from replicate.explore import images
 from replicate.explore.panel import choice, real, whole
 from replicate.intervals import spearman
 from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import per_unit_error
-from replicate.params import Params, PretrainRun, load
 from replicate.patches import unpatchify
 from replicate.report.book import repository
 from replicate.report.fastmim import HOG_PREDICTED, TRUTH, drawn

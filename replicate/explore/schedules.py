@@ -9,10 +9,10 @@ import ipywidgets as widgets
 import matplotlib as mpl
 import numpy as np
 
+from replicate.config import PretrainRun, Stage
 from replicate.cost.kinds import pretrain_cost
 from replicate.explore.panel import choice, real, whole
 from replicate.explore.reconstruction import parameters
-from replicate.params import PretrainRun, Stage
 from replicate.report.book import repository
 from replicate.report.figures import new
 from replicate.report.style import HEATMAP, OURS, PALETTE, REFERENCE, WIDTH, Figure

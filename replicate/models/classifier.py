@@ -11,10 +11,10 @@ from functools import partial
 from torch import Tensor, nn
 
 import replicate.compat  # noqa: F401
+from replicate.config.backbones import Backbone
 from replicate.errors import UserError
 from replicate.models.cpu import tune_for_cpu
 from replicate.models.pos_embed import resample_pos_embed
-from replicate.models.vit import Backbone
 from replicate.patches import grid_of
 
 from timm.models.vision_transformer import VisionTransformer  # isort: skip  (after replicate.compat)

@@ -96,7 +96,7 @@ def parameters(setting: Setting) -> tuple[float, float]:
 
 
 def _vit(name: str) -> dict[str, int]:
-    from replicate.models.vit import vit_backbone
+    from replicate.config.backbones import vit_backbone
 
     return dict(vit_backbone("vit_" + VITS[name.partition("/")[0]]).kwargs)
 

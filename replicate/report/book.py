@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from IPython.display import Markdown
 
+from replicate.config import published
 from replicate.provenance import PAGE_SOURCES, git_state, machine, versions
-from replicate.report import costs, figures, loader_runs, points, published, results, style, summary, tables, verdicts
+from replicate.report import costs, figures, loader_runs, points, results, style, summary, tables, verdicts
 from replicate.report.lens import lens
 from replicate.report.quantities import Reader
 
 if TYPE_CHECKING:
-    from replicate.params import Params
+    from replicate.config import Params
 
 __all__ = ["Book", "figures", "costs"]
 
@@ -43,7 +44,7 @@ class Book:
 
     @cached_property
     def params(self) -> Params:
-        from replicate.params import load
+        from replicate.config import load
 
         return load(self.root / "params.yaml")
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pandas as pd
 
+from replicate.config import published
 from replicate.errors import UserError
-from replicate.report import analytic, published
+from replicate.report import analytic
 from replicate.report.ranges import Range, agrees, printed
 
 Cell = Mapping[str, Any]
@@ -63,7 +64,7 @@ def numbers(paper: str) -> pd.DataFrame:
 
 def all_numbers() -> pd.DataFrame:
     """`numbers` of all papers."""
-    return pd.concat([numbers(paper) for paper in published.PAPERS])
+    return pd.concat([numbers(paper) for paper in published.papers()])
 
 
 def _apply(cell: Cell, rule: Mapping[str, Any]) -> Computed:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from replicate.report import published
+from replicate.config import published
 from replicate.report.quantities import NotRun, Reader
 
 if TYPE_CHECKING:
-    from replicate.params import Params
+    from replicate.config import Params
 
 PAPER, MACS, LENS, OURS = "paper (hours)", "multiply-adds, paper's numbers", "multiply-adds, this budget", "measured here"
 
@@ -105,7 +105,7 @@ def _macs(run: Any):
 
 def _sizes(run: Any) -> dict[str, Any]:
     """A run's model as `MAE` is built from it."""
-    from replicate.budget import DECODER_HEAD_WIDTH
+    from replicate.config.lens import DECODER_HEAD_WIDTH
 
     heads = max(1, run.decoder_width // DECODER_HEAD_WIDTH)
     return _shape(run) | {"mask_ratio": run.mask_ratio, "decoder_num_heads": heads}
@@ -113,7 +113,7 @@ def _sizes(run: Any) -> dict[str, Any]:
 
 def _shape(run: Any) -> dict[str, Any]:
     """What multiply-adds and parameters depend on besides the mask ratio."""
-    from replicate.models.vit import vit_backbone
+    from replicate.config.backbones import vit_backbone
 
     sizes = dict(vit_backbone(run.backbone, **run.backbone_kwargs).kwargs)
     decoder = {"decoder_embed_dim": run.decoder_width, "decoder_depth": run.decoder_depth}

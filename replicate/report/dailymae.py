@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from replicate.config import published
 from replicate.cost.macs import mae_macs
-from replicate.report import published
 from replicate.report.quantities import NotRun, Reader
 from replicate.schedules import perceptual
 
 if TYPE_CHECKING:
-    from replicate.params import Params, PretrainRun
+    from replicate.config import Params, PretrainRun
     from replicate.report.book import Book
 
 PAPER = "dailymae"
@@ -90,7 +90,7 @@ def stage_shares(run: PretrainRun) -> dict[tuple[int, float], float]:
 
 
 def _cost(run: PretrainRun) -> dict[str, float]:
-    from replicate.models.vit import vit_backbone
+    from replicate.config.backbones import vit_backbone
 
     found = {"tokens": 0.0, "multiply-adds": 0.0}
     sizes = vit_backbone(run.backbone, **run.backbone_kwargs).kwargs
@@ -102,7 +102,7 @@ def _cost(run: PretrainRun) -> dict[str, float]:
 
 
 def _whole(run: PretrainRun) -> Any:
-    from replicate.params import Stage
+    from replicate.config import Stage
 
     return Stage(until=1.0, image_size=run.image_size)
 

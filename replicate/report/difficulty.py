@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from replicate import intervals
-from replicate.report import analytic, published
+from replicate.config import published
+from replicate.report import analytic
 from replicate.report.quantities import NotRun, Reader
 
 if TYPE_CHECKING:
-    from replicate.params import Params
+    from replicate.config import Params
 
 PAPER = "efficient_mae"
 SIDE, PATCH = 14, 16
@@ -176,8 +177,8 @@ def savings(params: Params, reader: Reader, pairs: Mapping[str, tuple[str, str]]
 
 
 def _macs(run: Any) -> float:
+    from replicate.config.backbones import vit_backbone
     from replicate.cost.macs import mae_macs
-    from replicate.models.vit import vit_backbone
 
     sizes = vit_backbone(run.backbone, **run.backbone_kwargs).kwargs
     side = run.image_size // sizes["patch_size"]

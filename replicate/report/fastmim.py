@@ -26,7 +26,7 @@ from replicate.targets.hog import CELL, dense_hog, hog_image
 from replicate.targets.similarity import reduced, similarities
 
 if TYPE_CHECKING:
-    from replicate.params import PretrainRun
+    from replicate.config import PretrainRun
     from replicate.report.book import Book
 
 BENCHMARKS = ("benchmarks/results/fastmim_step.json", "benchmarks/results/fastmim_step_cuda.json")

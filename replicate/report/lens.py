@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 if TYPE_CHECKING:
-    from replicate.params import Params
+    from replicate.config import Params
 
 _HIDDEN = {"paper", "dataset", "target_options", "weighting_options"}
 
@@ -29,7 +29,7 @@ def _changes(params: Params, name: str, budget: str | None) -> dict[str, str]:
 
 
 def _numbers(params: Params, run: Any) -> dict[str, Any]:
-    from replicate.models.vit import is_plain_vit, vit_backbone
+    from replicate.config.backbones import is_plain_vit, vit_backbone
 
     numbers = {key: value for key, value in run.model_dump().items() if key not in _HIDDEN}
     numbers["peak_lr"] = run.peak_lr

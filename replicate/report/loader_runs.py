@@ -131,7 +131,7 @@ def _run(path: Path, name: str, row: dict, side: int) -> results.Run:
 
 def load(budget: str, root: Path, grid: bool = True) -> results.Results:
     """All finished runs of a budget below the repository `root`, measured ones as far as its params.yaml still states them, and loaders."""
-    from replicate.params import load as load_params
+    from replicate.config import load as load_params
 
     stated = root / "params.yaml"
     found = results.load(budget, root / "results", grid, load_params(stated) if stated.exists() else None)

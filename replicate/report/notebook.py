@@ -38,7 +38,7 @@ def execute(paper: str, budget: str, scope: str = "headline") -> Path:
     """Run a paper's stripped notebook and render it: `executed/<budget>/<paper>.ipynb` and `.html`; returns the page.
 
     The notebook gets the names `paper`, `budget` and `scope` ("headline", or "full" with the runs of the grid, whose page lies in
-    `executed/<budget>/full/`) and reads every number through `replicate.params`. Raises UserError when a cell fails; the notebook
+    `executed/<budget>/full/`) and reads every number through `replicate.config`. Raises UserError when a cell fails; the notebook
     with its traceback stays where it is.
     """
     import papermill
@@ -47,7 +47,7 @@ def execute(paper: str, budget: str, scope: str = "headline") -> Path:
     source = SOURCES / f"{paper}.ipynb"
     if not source.exists():
         strip(f"notebooks/{paper}.ipynb", source)
-    target = EXECUTED / budget / ("full" if scope == "full" else "") / f"{paper}.ipynb"
+    target = EXECUTED / budget / ("full" if scope == "full" else "papers") / f"{paper}.ipynb"
     page = target.with_suffix(".html")
     target.parent.mkdir(parents=True, exist_ok=True)
     page.unlink(missing_ok=True)

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from replicate import intervals
+from replicate.config.published import Sweep
 from replicate.errors import UserError
 from replicate.intervals import Curve, Estimate
-from replicate.report.published import Sweep
 from replicate.report.results import Results
 
 DEFAULT_METRIC = "top1"

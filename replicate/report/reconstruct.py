@@ -18,8 +18,8 @@ from replicate.models.weights import load_weights
 from replicate.patches import unpatchify
 
 if TYPE_CHECKING:
+    from replicate.config import Params, PretrainRun
     from replicate.models.prediction import Prediction
-    from replicate.params import Params, PretrainRun
 
 MASKED, PREDICTED, PASTED, ORIGINAL = "masked", "prediction", "visible and predicted", "original"
 BORROWED = "prediction, true\nmean and contrast"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
-from replicate.report import published
+from replicate.config import published
+from replicate.pipeline.stages import group_of
 
 if TYPE_CHECKING:
-    from replicate.params import Params
+    from replicate.config import Params
 
 SHOWN = 12
 """Commands beyond these are counted, not listed."""
@@ -40,18 +41,10 @@ def benchmarks(claim: dict[str, Any]) -> list[str]:
 
 def commands(runs: list[str], params: Params, budget: str, loaders: bool = False) -> list[str]:
     """Shell commands that train these runs, what they start from included, at a budget, and with `loaders` measure the loaders."""
-    headline = [_stage(name, params) for name in runs if name not in params.grid]
-    grid = [f"make grid TARGET={_stage(name, params)}" for name in runs if name in params.grid]
+    headline = [f"{group_of(params, name)}@{name}" for name in runs if name not in params.grid]
+    grid = [f"make grid TARGET={group_of(params, name)}@{name}" for name in runs if name in params.grid]
     lines = [f"python -m replicate budget {budget}"]
     lines += [f"dvc repro {' '.join(headline)}"] if headline else []
     lines += grid if len(grid) <= SHOWN else [*grid[:SHOWN], f"# and {len(grid) - SHOWN} more in the same way, or all of them: make grid"]
     bench = ["python -m replicate bench loader --images FOLDER"] * loaders
     return [*bench, *lines] if runs else [*bench, "python -m replicate scoreboard"]
-
-
-def _stage(name: str, params: Params) -> str:
-    groups = {"pretrain": params.pretrain, "evaluate": params.evaluate}
-    if name in params.grid:
-        fields = type(params.grid).model_fields
-        groups = {"tokenizer" if group == "tokenizers" else group: getattr(params.grid, group) for group in fields}
-    return next(f"{kind}@{name}" for kind, runs in groups.items() if name in runs)

@@ -21,7 +21,7 @@ import pandas as pd
 from replicate.errors import UserError
 
 if TYPE_CHECKING:
-    from replicate.params import Params
+    from replicate.config import Params
 
 COLUMNS = ["paper", "run", "metric", "seed", "value"]
 SECTIONS = ("results", "run", "resolved", "provenance")
@@ -124,7 +124,16 @@ def _holds(name: str, measured: Mapping[str, Run], params: Params, budget: str) 
 def changed(run: Run, params: Params, budget: str) -> dict[str, tuple[Any, Any]]:
     """Settings that a finished run was trained with and `params` resolves otherwise now: key -> (then, now)."""
     now = params.resolve(run.name, budget).model_dump(mode="json")
-    return {key: (value, now[key]) for key, value in run.resolved.items() if key in now and value != now[key]}
+    then = {key: _name(value) if key in REFERENCES else value for key, value in run.resolved.items() if key in now}
+    return {key: (value, now[key]) for key, value in then.items() if value != now[key]}
+
+
+REFERENCES = ("pretrain", "classifier", "teacher", "tokenizer")
+"""Settings that name another run; older files have its folder."""
+
+
+def _name(reference: str | None) -> str | None:
+    return reference and reference.rpartition("/")[2]
 
 
 TIMES = ("seconds_per_epoch", "wall_seconds", "images_per_second", "seconds")

@@ -9,7 +9,7 @@ from replicate.report import loader_runs
 from replicate.report.results import Run
 
 if TYPE_CHECKING:
-    from replicate.params import Params
+    from replicate.config import Params
 
 
 def scale_of(runs: Sequence[Run], params: Params, budget: str) -> str:
@@ -45,7 +45,7 @@ def _model(resolved: dict[str, Any]) -> str:
     """Width and depth of a Vision Transformer, the name of any other backbone; nothing for an evaluation, which has its pre-training's."""
     if "backbone" not in resolved:
         return ""
-    from replicate.models.vit import is_plain_vit, vit_backbone
+    from replicate.config.backbones import is_plain_vit, vit_backbone
 
     kwargs = resolved.get("backbone_kwargs", {})
     if not is_plain_vit(resolved["backbone"], kwargs):

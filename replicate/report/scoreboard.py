@@ -16,8 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from replicate import intervals
+from replicate.config import published
 from replicate.errors import UserError
-from replicate.report import loader_runs, published, tables, verdicts
+from replicate.report import loader_runs, tables, verdicts
 from replicate.report.page import page
 from replicate.report.page import table as html_table
 from replicate.report.results import Results
@@ -25,13 +26,6 @@ from replicate.report.results import Results
 NUMBERS, CLAIMS, TOP1, SUMMARY = "scoreboard.csv", "claims.csv", "top1.csv", "summary.json"
 COLUMNS = ["id", "paper", "table", *tables.COLUMNS[1:]]
 VERDICTS = (verdicts.HOLDS, verdicts.FAILS, verdicts.UNDECIDED, verdicts.NOT_RUN)
-TITLES = {
-    "efficient_learners": "MAE Are Secretly Efficient Learners",
-    "efficient_mae": "Efficient MAE",
-    "mae": "Masked Autoencoders",
-    "fastmim": "FastMIM",
-    "dailymae": "DailyMAE",
-}
 MEANING = {
     tables.EXACT: "computed without training, and equal at the printed precision",
     tables.ROUNDING: "computed from the paper's own rounded numbers; what rounding allows includes the printed number",
@@ -81,8 +75,8 @@ def build(results: Results) -> Scoreboard:
     """Judge every claim and find the status of every number."""
     claims = verdicts.all_claims(results)
     judged = dict(zip(claims["claim"], claims["verdict"], strict=True))
-    numbers = [tables.cells(paper, results, judged).assign(paper=paper) for paper in published.PAPERS]
-    return Scoreboard(dict.fromkeys(published.PAPERS, results.budget), pd.concat(numbers, ignore_index=True)[COLUMNS], claims)
+    numbers = [tables.cells(paper, results, judged).assign(paper=paper) for paper in published.papers()]
+    return Scoreboard(dict.fromkeys(published.papers(), results.budget), pd.concat(numbers, ignore_index=True)[COLUMNS], claims)
 
 
 def assemble(boards: Mapping[str, Scoreboard]) -> Scoreboard:
@@ -95,7 +89,7 @@ def assemble(boards: Mapping[str, Scoreboard]) -> Scoreboard:
 def findings(budgets: Mapping[str, str], root: str | Path = ".") -> Scoreboard:
     """The scoreboard of the project's findings from those written before. Raises UserError when one of them was not."""
     boards = {budget: read(budget, root) for budget in set(budgets.values())}
-    return assemble({paper: boards[budgets[paper]] for paper in published.PAPERS})
+    return assemble({paper: boards[budgets[paper]] for paper in published.papers()})
 
 
 def _is_written(budget: str, root: Path) -> bool:
@@ -109,7 +103,7 @@ def read(budget: str, root: str | Path = ".") -> Scoreboard:
         numbers, claims = (_read(folder / name) for name in (NUMBERS, CLAIMS))
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; `python -m replicate scoreboard` writes it") from None
-    return Scoreboard(dict.fromkeys(published.PAPERS, budget), numbers, claims)
+    return Scoreboard(dict.fromkeys(published.papers(), budget), numbers, claims)
 
 
 def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None = None) -> Scoreboard:
@@ -130,7 +124,7 @@ def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None =
     (folder / SUMMARY).write_text(json.dumps(counts(board), indent=1) + "\n", encoding="utf-8")
     target = root / "executed" / budget / "scoreboard.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(html_page(board, [paper for paper in published.PAPERS if target.with_name(f"{paper}.html").exists()]), "utf-8")
+    target.write_text(html_page(board, [paper for paper in published.papers() if (target.parent / "papers" / f"{paper}.html").exists()]), "utf-8")
     readme = root / "README.md"
     if shown and budget in shown.values() and readme.exists() and all(_is_written(other, root) for other in shown.values()):
         update_readme(readme, findings(shown, root))
@@ -182,10 +176,10 @@ def markdown(board: Scoreboard) -> str:
     """The whole scoreboard on one Markdown page."""
     parts = [f"# Scoreboard, budget {board.scale}", "", summary(board), "## What the statuses mean", ""]
     parts += [f"- *{status}*: {MEANING[status]}" for status in board.totals.columns if status in MEANING]
-    for paper in published.PAPERS:
+    for paper in published.papers():
         claims = board.claims[board.claims["paper"] == paper]
         numbers = board.numbers[board.numbers["paper"] == paper]
-        parts += ["", f"## {TITLES[paper]}", "", "### Claims", "", tables.markdown(_claims(claims)), "### Numbers", ""]
+        parts += ["", f"## {published.papers()[paper]}", "", "### Claims", "", tables.markdown(_claims(claims)), "### Numbers", ""]
         for name, table in numbers.groupby("table", sort=False):
             parts += [f"#### {_place(name)}", "", tables.markdown(tables.display(table))]
     return "\n".join(parts)
@@ -193,7 +187,7 @@ def markdown(board: Scoreboard) -> str:
 
 def html_page(board: Scoreboard, pages: Sequence[str] = ()) -> str:
     """The whole scoreboard as one page of HTML; `pages` are the papers that have a page of their own beside it."""
-    links = "".join(f'<a href="{paper}.html">{html.escape(TITLES[paper])}</a>' for paper in pages)
+    links = "".join(f'<a href="papers/{paper}.html">{html.escape(published.papers()[paper])}</a>' for paper in pages)
     return page(f"Scoreboard, {board.scale}", html_body(board), f"<nav>{links}</nav>" if links else "")
 
 
@@ -203,9 +197,9 @@ def html_body(board: Scoreboard) -> str:
     parts += ["<h2>Numbers</h2>", html_table(texts(board.totals)), "<h2>Claims</h2>", html_table(verdict_counts(board))]
     meaning = "".join(f"<li><i>{status}</i>: {html.escape(MEANING[status])}</li>" for status in board.totals.columns if status in MEANING)
     parts.append(f"<details><summary>what the statuses mean</summary><ul>{meaning}</ul></details>")
-    for paper in published.PAPERS:
+    for paper in published.papers():
         claims = board.claims[board.claims["paper"] == paper]
-        title = html.escape(f"{TITLES[paper]}, budget {board.budgets[paper]}")
+        title = html.escape(f"{published.papers()[paper]}, budget {board.budgets[paper]}")
         parts += [f'<h2 id="{paper}">{title}</h2>', html_table(_claims(claims))]
         parts += numbers_html(board.numbers[board.numbers["paper"] == paper])
     return "\n".join(parts)
@@ -227,7 +221,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _counts(frame: pd.DataFrame, column: str, order: Sequence[str]) -> pd.DataFrame:
     counts = frame.groupby("paper")[column].value_counts().unstack(fill_value=0)
-    counts = counts.reindex(index=[paper for paper in published.PAPERS if paper in counts.index])
+    counts = counts.reindex(index=[paper for paper in published.papers() if paper in counts.index])
     counts = counts[[name for name in order if name in counts.columns]]
     counts.loc["all"] = counts.sum()
     return counts.assign(sum=counts.sum(axis=1))
@@ -236,7 +230,7 @@ def _counts(frame: pd.DataFrame, column: str, order: Sequence[str]) -> pd.DataFr
 def texts(counts: pd.DataFrame) -> pd.DataFrame:
     """Totals as texts, papers by their titles."""
     shown = counts.astype(int).astype(str)
-    shown.insert(0, "paper", [TITLES.get(paper, paper) for paper in counts.index])
+    shown.insert(0, "paper", [published.papers().get(paper, paper) for paper in counts.index])
     return shown.reset_index(drop=True)
 
 

@@ -21,19 +21,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from replicate.config import published
 from replicate.errors import UserError
 from replicate.provenance import PAGE_SOURCES, git_state, machine, versions
-from replicate.report import loader_runs, notebook, published, rerun, results, scoreboard, summary, tables, texts, verdicts
+from replicate.report import loader_runs, notebook, rerun, results, scoreboard, summary, tables, texts, verdicts
 from replicate.report.page import page, table
 from replicate.report.scale import scale_of
-from replicate.report.scoreboard import MEANING, TITLES, Scoreboard
+from replicate.report.scoreboard import MEANING, Scoreboard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from replicate.params import Budget, Params
+    from replicate.config import Budget, Params
 
-PAGES = {"index": "Overview", **TITLES, "scoreboard": "Scoreboard", "methods": "Methods", "data": "Data", "provenance": "Provenance"}
+PAGES = {"index": "Overview", **published.papers(), "scoreboard": "Scoreboard", "methods": "Methods", "data": "Data", "provenance": "Provenance"}
 SAMPLES, SAMPLE_SIDE = 12, 96
 FULL = "full"
 LOADER_PAPER = "dailymae"  # the one whose claims speak of loaders
@@ -62,7 +63,7 @@ class Site:
     @cached_property
     def board(self) -> Scoreboard:
         boards = {budget: scoreboard.build(found) for budget, found in self.results.items()}
-        return scoreboard.assemble({paper: boards[self.budgets[paper]] for paper in published.PAPERS})
+        return scoreboard.assemble({paper: boards[self.budgets[paper]] for paper in published.papers()})
 
     def runs(self, paper: str) -> list[results.Run]:
         """The finished runs, at a paper's budget, that are its own or that its numbers and claims speak of; loaders are such."""
@@ -80,7 +81,7 @@ class Site:
         """Write every page anew; returns them."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        bodies = {"index": index(self), **{paper: paper_page(self, paper) for paper in published.PAPERS}}
+        bodies = {"index": index(self), **{paper: paper_page(self, paper) for paper in published.papers()}}
         bodies |= {"scoreboard": scoreboard.html_body(self.board), "methods": methods(self), "data": data(self), "provenance": provenance(self)}
         written = []
         for name, body in bodies.items():
@@ -93,14 +94,14 @@ class Site:
 
 def of_budget(params: Params, budget: str, root: Path = Path()) -> Site:
     """The site of one budget, with the notebooks of the default pipeline."""
-    return Site(params, dict.fromkeys(published.PAPERS, budget), root / "executed" / budget / "site", ("", FULL), root)
+    return Site(params, dict.fromkeys(published.papers(), budget), root / "executed" / budget / "site", ("papers", FULL), root)
 
 
 def of_findings(params: Params, root: Path = Path()) -> Site:
     """The site of the project's findings, with the notebooks of the full grid. Raises UserError where params.yaml names none."""
     if not params.findings:
         raise UserError("params.yaml: `findings` is empty; it names each paper's budget")
-    return Site(params, params.findings, root / FINDINGS, (FULL, ""), root)
+    return Site(params, params.findings, root / FINDINGS, (FULL, "papers"), root)
 
 
 def navigation(current: str) -> str:
@@ -125,7 +126,7 @@ def index(site: Site) -> str:
     lines += dict.fromkeys(_notice(site, budget) for budget in site.results)
     lines += ["<h2>Claims</h2>", table(scoreboard.verdict_counts(board)), "<h2>Numbers</h2>", table(scoreboard.texts(board.totals))]
     lines += [f"<details><summary>what the statuses mean</summary>{_meaning(board)}</details>"]
-    lines += [_paper(site, paper) for paper in published.PAPERS]
+    lines += [_paper(site, paper) for paper in published.papers()]
     return "\n".join([*lines, "<h2>Run it</h2>", texts.RUN_IT, "<h2>Explore</h2>", texts.EXPLORE])
 
 
@@ -139,12 +140,12 @@ def _notice(site: Site, budget: str) -> str:
 
 def _paper(site: Site, paper: str) -> str:
     """A paper on the overview: its picture and its claims by verdict, those not run folded away."""
-    title, own = html.escape(TITLES[paper]), site.board.claims[site.board.claims["paper"] == paper]
+    title, own = html.escape(published.papers()[paper]), site.board.claims[site.board.claims["paper"] == paper]
     parts = [f'<h2><a href="{paper}.html">{title}</a></h2>']
     executed = site.executed(paper)
     if executed is not None and (picture := notebook.front(notebook.read(executed))):
         png, described = picture
-        parts.append(f'<img class="front" src="data:image/png;base64,{png}" alt="{html.escape(described or TITLES[paper], quote=True)}">')
+        parts.append(f'<img class="front" src="data:image/png;base64,{png}" alt="{html.escape(described or published.papers()[paper], quote=True)}">')
     run, waiting = own[own["verdict"] != verdicts.NOT_RUN], own[own["verdict"] == verdicts.NOT_RUN]
     order = dict(zip(scoreboard.VERDICTS, range(len(scoreboard.VERDICTS)), strict=True))
     parts.append(_claim_list(paper, run.sort_values("verdict", key=lambda column: column.map(order), kind="stable")))
@@ -170,9 +171,9 @@ def _verdict(verdict: str) -> str:
 def _what_was_run(site: Site, budget: str) -> str:
     """Which papers a budget shows, and what was run at it."""
     found = site.results[budget].runs.values()
-    counts = {paper: sum(run.paper == paper for run in found) for paper in published.PAPERS if site.budgets[paper] == budget}
+    counts = {paper: sum(run.paper == paper for run in found) for paper in published.papers() if site.budgets[paper] == budget}
     loaders = sum(run.paper == loader_runs.PAPER for run in site.runs(LOADER_PAPER)) if site.budgets[LOADER_PAPER] == budget else 0
-    named = [f"{html.escape(TITLES[paper])} {count}" for paper, count in counts.items()] + [f"{loaders} loader measurements"] * bool(loaders)
+    named = [f"{html.escape(published.papers()[paper])} {count}" for paper, count in counts.items()] + [f"{loaders} loader measurements"] * bool(loaders)
     text = f"Runs at the budget <b>{html.escape(budget)}</b>: {', '.join(named)}"
     runs = [run for run in found if run.paper in counts]
     seeds = " or ".join(map(str, sorted({len(run.seeds) for run in runs})))
@@ -189,7 +190,7 @@ def paper_page(site: Site, paper: str) -> str:
     """A paper: each claim with what was found and how to run it again, the executed notebook, every number, contradictions."""
     numbers = site.board.numbers[site.board.numbers["paper"] == paper]
     executed = site.executed(paper)
-    parts = [f"<h1>{html.escape(TITLES[paper])}</h1>"]
+    parts = [f"<h1>{html.escape(published.papers()[paper])}</h1>"]
     parts.append(_notice(site, site.budgets[paper]))
     parts.append('<p class="contents"><a href="#claims">claims</a> <a href="#notebook">notebook</a> <a href="#numbers">every number</a> ')
     parts.append('<a href="#contradictions">contradictions</a></p><h2 id="claims">Claims</h2>')
@@ -283,7 +284,7 @@ def _datasets(site: Site, budget: str) -> list[str]:
     """The data sets that a budget's runs used; those of the default pipeline where none has finished."""
     parts = []
     used = {site.params.run(name).dataset for name in site.results[budget].runs if name in site.params.runs} or {"full"}
-    for name in site.params.all_datasets:
+    for name in site.params.datasets:
         if name not in used:
             continue
         dataset = site.params.dataset(name, budget)
@@ -328,11 +329,11 @@ def provenance(site: Site) -> str:
         "published values": "published/values.csv, re-checked against the papers' texts",
     }
     parts = ["<h1>Provenance</h1>", table(pd.DataFrame(facts.items(), columns=["what", "is"])), "<h2>Runs</h2>"]
-    for paper in published.PAPERS:
+    for paper in published.papers():
         if runs := site.runs(paper):
-            title = f"{TITLES[paper]}, budget {site.budgets[paper]}, {len(runs)} runs"
+            title = f"{published.papers()[paper]}, budget {site.budgets[paper]}, {len(runs)} runs"
             parts += [f"<h3>{html.escape(title)}</h3>", table(summary.finished(runs).astype(str))]
-    if not any(site.runs(paper) for paper in published.PAPERS):
+    if not any(site.runs(paper) for paper in published.papers()):
         parts.append("<p>No run has finished at this budget.</p>")
     return "\n".join(parts)
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from replicate import intervals
-from replicate.report import computed, published, tables
+from replicate.config import published
+from replicate.report import computed, tables
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Run
 
 if TYPE_CHECKING:
-    from replicate.params import Params
+    from replicate.config import Params
 
 COLUMNS = ["left", "right", "difference", "low", "high", "seeds"]
 HEADLINES = ("top1", "val_loss", "loss", "images_per_second")

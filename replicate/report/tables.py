@@ -14,8 +14,9 @@ from typing import Any
 
 import pandas as pd
 
+from replicate.config import published
 from replicate.intervals import Estimate
-from replicate.report import computed, published, verdicts
+from replicate.report import computed, verdicts
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Results
 
@@ -188,7 +189,7 @@ def _price(runs: list[str]) -> str:
 @functools.cache
 def prices() -> dict[str, float]:
     """Run -> A100-hours at the paper's scale, what it starts from included, as `python -m replicate plan --readme` wrote them."""
-    path = published.FOLDER.parent / "benchmarks" / "results" / "plan_paper.csv"
+    path = published.ROOMS.parent / "benchmarks" / "results" / "plan_paper.csv"
     return pd.read_csv(path, index_col="run")["a100_hours_in_all"].to_dict() if path.exists() else {}
 
 

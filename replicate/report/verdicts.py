@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 
 from replicate import intervals
+from replicate.config import published
 from replicate.errors import UserError
 from replicate.intervals import Curve, Estimate
-from replicate.report import benchmarks, computed, published
+from replicate.report import benchmarks, computed
 from replicate.report.quantities import DEFAULT_METRIC, Linear, NotRun, Reader
 from replicate.report.results import Results
 
@@ -341,7 +342,7 @@ def rank_correlation(reader: Reader, run: str, bins: str, bound: float) -> Outco
 
 def benchmark(reader: Reader, file: str, line: str, case: str, bound: float) -> Outcome:
     """A committed benchmark's ratio, theirs / ours, above `bound`: the quartiles of its rounds lie on one side. It is not run again here."""
-    row = benchmarks.row(published.FOLDER.parent, file, line, case)
+    row = benchmarks.row(published.ROOMS.parent, file, line, case)
     if row is None:
         raise NotRun([f"benchmarks/results/{file}.json: {line}, {case}"])
     low, high = row["spread"]

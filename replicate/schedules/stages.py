@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from replicate.params import Optimisation
+    from replicate.config import Optimisation
 
 
 KEYS = ("schedule", "sizes", "ends", "mask_ratios")

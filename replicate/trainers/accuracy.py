@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from replicate.loaders.pixels import normalise
+from replicate.trainers.context import RunContext
 from replicate.trainers.images import validation_loader
-from replicate.trainers.seeds import RunContext
 from replicate.trainers.sharding import gathered
 
 
@@ -23,5 +23,5 @@ def accuracy(model: nn.Module, context: RunContext, image_size: int) -> dict[str
                 logits = model(normalise(images.to(context.session.device)))
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             right1, right5, count = right1 + int(ranked[:, 0].sum()), right5 + int(ranked.sum()), count + len(labels)
-    right1, right5, count = context.session.sum_over_ranks(right1, right5, count)
+    right1, right5, count = context.session.all_reduce_sum(right1, right5, count)
     return {"top1": 100.0 * right1 / count, "top5": 100.0 * right5 / count}

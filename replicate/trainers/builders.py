@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from replicate.config.backbones import vit_backbone
 from replicate.models import classifier
-from replicate.models.vit import vit_backbone
 
 if TYPE_CHECKING:
-    from replicate.trainers.seeds import RunContext
+    from replicate.trainers.context import RunContext
 
 
 def build_classifier(context: RunContext, drop_path: float = 0.0) -> nn.Module:
@@ -48,4 +48,4 @@ def pooled(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _backbones(context: RunContext):
-    return importlib.import_module("replicate.models.backbones") if context.run.built_by == "backbones" else None
+    return importlib.import_module("replicate.models.backbones") if context.upstream_run.method != "mae" else None

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 import replicate.compat  # noqa: F401
 from replicate.loaders.pixels import normalise
-from replicate.resized import Resized
+from replicate.models.resized import Resized
+from replicate.trainers.context import RunContext
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.schedules.stages import View
 from replicate.trainers.accuracy import accuracy
 from replicate.trainers.engine import fit
 from replicate.trainers.images import training_loader
-from replicate.trainers.seeds import RunContext
-from replicate.trainers.store import RunStore
 
 from timm.data.mixup import Mixup, mixup_target  # isort: skip  (after replicate.compat)
 from timm.data.random_erasing import RandomErasing  # isort: skip
@@ -24,7 +24,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy  # isor
 from timm.utils import ModelEmaV3  # isort: skip
 
 if TYPE_CHECKING:
-    from replicate.params import EvaluateRun
+    from replicate.config import EvaluateRun
 
 PARTS = (30, 60)  # percent of the epochs at which DailyMAE's Table 9 reports
 EVALUATIONS = 10  # how many times during a run the validation images are scored
@@ -74,7 +74,7 @@ class ClassifyTask(nn.Module):
         return torch.cat([mixed, pixels[even:]]), torch.cat([targets, alone])
 
 
-def train_classifier(context: RunContext, seed: int, store: RunStore, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def train_classifier(context: RunContext, seed: int, store: Checkpoints, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Train `model` by the run's recipe and score it; results are the accuracy of the last epoch and the best one seen, in percent.
 
     Where the run keeps a moving average of the weights, that is what is scored (MAE, Table 10), and `top1_without_ema` is the

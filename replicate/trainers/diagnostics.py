@@ -40,9 +40,9 @@ class ErrorByP2Dist:
         self.errors.index_add_(0, number, error[chosen].double().cpu())
         self.units.index_add_(0, number, torch.ones(len(number), dtype=torch.float64))
 
-    def results(self, sum_over_ranks: Callable[..., list[float]]) -> dict[str, float]:
+    def results(self, all_reduce_sum: Callable[..., list[float]]) -> dict[str, float]:
         """`loss_p2dist_<middle of the bin in pixels>` -> mean error; nothing where no unit is masked."""
-        summed = sum_over_ranks(*self.errors.tolist(), *self.units.tolist())
+        summed = all_reduce_sum(*self.errors.tolist(), *self.units.tolist())
         errors, units = summed[:BINS], summed[BINS:]
         return {f"loss_p2dist_{(k + 0.5) * BIN:g}": errors[k] / units[k] for k in range(BINS) if units[k] > LEAST_SHARE * sum(units)}
 

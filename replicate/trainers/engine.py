@@ -16,16 +16,16 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from replicate.errors import UserError
-from replicate.resized import Resized, carry_optimizer_state
+from replicate.models.resized import Resized, carry_optimizer_state
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.schedules.lr import set_learning_rate, warmup_cosine
 from replicate.schedules.stages import View, view_at
 from replicate.trainers.session import Session, seed_everything
 from replicate.trainers.sharding import is_sharded, load_sharded, whole_state
-from replicate.trainers.store import RunStore
 
 if TYPE_CHECKING:
+    from replicate.config import Optimisation
     from replicate.loaders import Batch, Loader
-    from replicate.params import Optimisation
 
 CHECKPOINT_SHARE = 0.05  # of the time: a checkpoint is written once training has lasted 20 times as long as writing the last one took
 LOG_SECONDS = 30  # between two lines of the log within an epoch
@@ -50,7 +50,7 @@ def fit(
     loader: Loader,
     run: Optimisation,
     session: Session,
-    store: RunStore,
+    store: Checkpoints,
     *,
     seed: int,
     name: str,
@@ -101,7 +101,7 @@ def _due(epoch: int, session: Session, since: float, cost: float) -> bool:
     if session.checkpoint_every:
         return (epoch + 1) % session.checkpoint_every == 0
     due = since > cost / CHECKPOINT_SHARE
-    return bool(session.sum_over_ranks(float(due and session.is_main))[0])
+    return bool(session.all_reduce_sum(float(due and session.is_main))[0])
 
 
 def _is_best(history: list[dict[str, float]]) -> bool:
@@ -159,7 +159,7 @@ def _train_epoch(stepped, optimizer, scaler, loader, run, view, session, epoch, 
         bar.update()
     if not sums:
         raise UserError(f"run {name}: an epoch has no batch; {loader.num_images} images do not fill a batch of {view.batch_size}")
-    means = {key: value / steps for key, value in zip(sums, session.sum_over_ranks(*map(float, sums.values())), strict=True)}
+    means = {key: value / steps for key, value in zip(sums, session.all_reduce_sum(*map(float, sums.values())), strict=True)}
     means = {key: value / session.world_size for key, value in means.items()}
     _refuse_nan(means["loss"], name, epoch, steps - 1)
     seconds = time.monotonic() - started
@@ -217,7 +217,7 @@ def _parallel(task: nn.Module, session: Session) -> nn.Module:
     return DistributedDataParallel(task, device_ids=[session.device] if session.device.type == "cuda" else None)
 
 
-def _resume(store: RunStore, parts: dict[str, Any], task: nn.Module, run: Optimisation, session: Session) -> list[dict[str, float]]:
+def _resume(store: Checkpoints, parts: dict[str, Any], task: nn.Module, run: Optimisation, session: Session) -> list[dict[str, float]]:
     state = store.load_checkpoint(session.device)
     if state is None:
         return []
@@ -230,12 +230,12 @@ def _resume(store: RunStore, parts: dict[str, Any], task: nn.Module, run: Optimi
     return state["history"]
 
 
-def _save(store: RunStore, parts: dict[str, Any], history: list[dict[str, float]], session: Session, best: bool) -> None:
+def _save(store: Checkpoints, parts: dict[str, Any], history: list[dict[str, float]], session: Session, best: bool) -> None:
     state = whole_state(parts) if is_sharded(parts["task"]) else None
     if session.is_main:
         state = state or {key: part.state_dict() for key, part in parts.items()}
         store.save_checkpoint(state | {"history": history}, session.keep_checkpoints, best)
-    session.wait_for_all()
+    session.barrier()
 
 
 def _bar(run, loader, name: str, done_epochs: int, session: Session) -> tqdm:

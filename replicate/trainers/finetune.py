@@ -9,21 +9,20 @@ from torch import nn
 from replicate.errors import UserError
 from replicate.models.classifier import freeze_for_partial, init_head
 from replicate.models.weights import load_weights, save_weights
-from replicate.params import TeacherRun
+from replicate.trainers.context import RunContext
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.schedules.layer_decay import decayed_groups
 from replicate.trainers.builders import build_classifier, load_encoder
 from replicate.trainers.classify import train_classifier
 from replicate.trainers.engine import adamw
-from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
 from replicate.trainers.sharding import refuse_unsharded, shard
-from replicate.trainers.store import RunStore
 
 
-def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+def train_seed(context: RunContext, seed: int, store: Checkpoints) -> dict[str, Any]:
     """Fine-tune one seed from the same seed's pre-trained encoder; `tuned_blocks` leaves only the last blocks trainable.
 
-    The weights of a teacher (`TeacherRun`) are kept; nothing needs those of the others.
+    Keeps the weights where the run says so (`keep_weights`).
     """
     run = context.run
     seed_everything(seed)
@@ -31,7 +30,7 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
     model = shard(build_model(context, seed).to(context.session.device), context.session)
     optimizer = adamw(decayed_groups(model, run.weight_decay, run.layer_decay), run, context.session.device)
     outcome = train_classifier(context, seed, store, model, optimizer)
-    if isinstance(run, TeacherRun) and context.session.is_main:
+    if run.keep_weights and context.session.is_main:
         save_weights(model.state_dict(), store.weights_path, {"run": f"{context.name}, seed {seed}"})
     return outcome
 

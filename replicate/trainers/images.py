@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from replicate.loaders import EVALUATION, Augmentation, Loader, open_loader
+from replicate.trainers.context import RunContext
 from replicate.trainers.engine import accumulation
-from replicate.trainers.seeds import RunContext
 
 EVALUATION_BATCH = 256
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
+from replicate.trainers.context import RunContext
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.targets.hog import CELL
 from replicate.targets.similarity import similarities
 from replicate.trainers.images import whole_loader
-from replicate.trainers.seeds import RunContext
-from replicate.trainers.store import RunStore
 
 IMAGES = 1000
 
 
-def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+def train_seed(context: RunContext, seed: int, store: Checkpoints) -> dict[str, Any]:
     """Mean PSNR and SSIM between the run's image size and the one of the pre-training that it names, over up to 1,000 training images.
 
     Each seed takes images of its own, so that the interval over seeds is one over images.

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from replicate.loaders.pixels import normalise
 from replicate.models.weights import load_weights
+from replicate.trainers.context import RunContext
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.builders import build_classifier, load_encoder, pooled
 from replicate.trainers.images import whole_loader
-from replicate.trainers.seeds import RunContext
-from replicate.trainers.store import RunStore
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
 
 
-def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+def train_seed(context: RunContext, seed: int, store: Checkpoints) -> dict[str, Any]:
     """Score one seed's encoder: cosine similarity of the mean patch token, votes weighted by exp(similarity / .07) of the 20 nearest."""
     model = build_classifier(context)
     path = context.upstream_weights(seed)

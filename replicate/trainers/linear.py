@@ -8,11 +8,11 @@ from torch import nn
 
 import replicate.compat  # noqa: F401
 from replicate.models.weights import load_weights
+from replicate.trainers.context import RunContext
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.builders import build_probe, load_encoder
 from replicate.trainers.classify import train_classifier
-from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
-from replicate.trainers.store import RunStore
 
 from timm.optim import Lars  # isort: skip  (after replicate.compat)
 
@@ -20,7 +20,7 @@ MOMENTUM = 0.9
 TRUST = 0.001
 
 
-def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+def train_seed(context: RunContext, seed: int, store: Checkpoints) -> dict[str, Any]:
     """Train one seed's probe on its own pre-trained encoder."""
     run = context.run
     seed_everything(seed)

@@ -75,5 +75,5 @@ def accuracy(probe: OnlineProbe, batches: Iterable[tuple[Tensor, Tensor, Tensor]
             with session.autocast():
                 found = probe.logits(images.to(session.device)).argmax(1)
             right, count = right + int((found == labels.to(session.device)).sum()), count + len(labels)
-    right, count = session.sum_over_ranks(right, count)
+    right, count = session.all_reduce_sum(right, count)
     return {"probe_top1": 100.0 * right / count}

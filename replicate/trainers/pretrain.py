@@ -16,8 +16,10 @@ from replicate.loaders.crops import uniforms
 from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import per_unit_error, reconstruction_loss
 from replicate.models.prediction import Prediction
+from replicate.models.resized import Resized
 from replicate.models.weights import save_weights
-from replicate.resized import Resized
+from replicate.trainers.context import RunContext
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.schedules.layer_decay import plain_groups
 from replicate.schedules.stages import View
 from replicate.trainers.diagnostics import ErrorByP2Dist, activation_gb
@@ -25,13 +27,11 @@ from replicate.trainers.engine import adamw, fit
 from replicate.trainers.images import training_loader, validation_loader, whole_loader
 from replicate.trainers.online_probe import OnlineProbe
 from replicate.trainers.online_probe import accuracy as probe_accuracy
-from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
 from replicate.trainers.sharding import gathered, refuse_unsharded, shard, whole
-from replicate.trainers.store import RunStore
 
 if TYPE_CHECKING:
-    from replicate.params import PretrainRun
+    from replicate.config import PretrainRun
 
 MASK_STREAM = 16  # keeps the masks' random numbers apart from those of crops, flips and order
 PROBE_SCORES = 10  # how many times during a run the online probe is scored on the validation images
@@ -107,7 +107,7 @@ def mask_noise(seed: int, epoch: int, index: Tensor, num_patches: int) -> Tensor
     return torch.from_numpy(noise.astype(np.float32))
 
 
-def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+def train_seed(context: RunContext, seed: int, store: Checkpoints) -> dict[str, Any]:
     """Pre-train one seed and write its weights; results are the last epoch's training loss and the validation loss."""
     run, session = context.run, context.session
     seed_everything(seed)
@@ -145,7 +145,7 @@ def fit_target(target: nn.Module, context: RunContext) -> None:
         target.fit(batch.images.to(context.session.device) for batch in loader.epoch(0))
 
 
-def _train(task: PretrainTask, context: RunContext, seed: int, store: RunStore) -> list[dict[str, float]]:
+def _train(task: PretrainTask, context: RunContext, seed: int, store: Checkpoints) -> list[dict[str, float]]:
     run, session = context.run, context.session
     optimizer = adamw(_groups(task, run.weight_decay), run, session.device)
     period = max(1, run.epochs // PROBE_SCORES)
@@ -186,5 +186,5 @@ def validate(task: PretrainTask, context: RunContext) -> dict[str, float]:
                 loss = task.loss(prediction, target, 1.0)
             by_p2dist.add(per_unit_error(prediction.pred, target, task.loss_norm), prediction.mask, prediction.scored, prediction.grid)
             total, count = total + float(loss) * len(images), count + len(images)
-    total, count = context.session.sum_over_ranks(total, count)
-    return {"val_loss": total / count} | by_p2dist.results(context.session.sum_over_ranks)
+    total, count = context.session.all_reduce_sum(total, count)
+    return {"val_loss": total / count} | by_p2dist.results(context.session.all_reduce_sum)

@@ -18,17 +18,17 @@ from replicate.loaders.folder import source_behind
 from replicate.loaders.pixels import normalise
 from replicate.loaders.writer import encode_jpeg, shrink
 from replicate.models.weights import load_weights
+from replicate.trainers.context import RunContext
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.builders import build_classifier
 from replicate.trainers.images import EVALUATION_BATCH
-from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
-from replicate.trainers.store import RunStore
 
 if TYPE_CHECKING:
-    from replicate.params import Encoding, ScoreRun
+    from replicate.config import Encoding, ScoreRun
 
 
-def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+def train_seed(context: RunContext, seed: int, store: Checkpoints) -> dict[str, Any]:
     """Top-1 and top-5 accuracy in percent of one seed's classifier, and the mean size of a compressed image in bytes."""
     seed_everything(seed)
     model = build_classifier(context)
@@ -50,7 +50,7 @@ def _accuracy(model: nn.Module, context: RunContext) -> dict[str, float]:
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu() == batch.labels[:, None]
         right1, right5 = right1 + int(ranked[:, 0].sum()), right5 + int(ranked.sum())
         count, stored = count + len(index), stored + sum(sizes)
-    right1, right5, count, stored = session.sum_over_ranks(right1, right5, count, stored)
+    right1, right5, count, stored = session.all_reduce_sum(right1, right5, count, stored)
     return {"top1": 100.0 * right1 / count, "top5": 100.0 * right5 / count, "bytes_per_image": stored / count}
 
 

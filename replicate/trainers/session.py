@@ -17,7 +17,7 @@ import torch.distributed as dist
 from replicate.errors import UserError
 
 if TYPE_CHECKING:
-    from replicate.params import Machine
+    from replicate.config import Machine
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,7 +47,7 @@ class Session:
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
 
-    def sum_over_ranks(self, *values: float) -> list[float]:
+    def all_reduce_sum(self, *values: float) -> list[float]:
         """Each value summed over all processes, in float64."""
         if self.world_size == 1:
             return list(values)
@@ -55,7 +55,7 @@ class Session:
         dist.all_reduce(total)
         return total.tolist()
 
-    def wait_for_all(self) -> None:
+    def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from replicate.loaders.pixels import normalise
 from replicate.models import backbones
 from replicate.models.weights import load_weights
-from replicate.trainers.seeds import RunContext
+from replicate.trainers.context import RunContext
 
 
 class Teacher:

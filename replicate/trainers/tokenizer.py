@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from replicate.loaders.pixels import normalise
 from replicate.models.tokenizer import Tokenizer, load_tokenizer
 from replicate.models.weights import save_weights
+from replicate.trainers.context import RunContext
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.schedules.layer_decay import plain_groups
 from replicate.trainers.engine import adamw, fit
 from replicate.trainers.images import training_loader, validation_loader
-from replicate.trainers.seeds import RunContext
 from replicate.trainers.session import seed_everything
-from replicate.trainers.store import RunStore
 
 if TYPE_CHECKING:
     from replicate.schedules.stages import View
@@ -38,7 +38,7 @@ class TokenizerTask(nn.Module):
         return self.model(normalise(images))
 
 
-def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any]:
+def train_seed(context: RunContext, seed: int, store: Checkpoints) -> dict[str, Any]:
     """Train the tokenizer, or read it from the run's `file`, and write its weights.
 
     Results: how many of its tokens the validation images use, in effect (`perplexity`) and at all (`tokens_used`), and the mean
@@ -60,7 +60,7 @@ def train_seed(context: RunContext, seed: int, store: RunStore) -> dict[str, Any
     return {"results": results, "history": history}
 
 
-def _train(task: TokenizerTask, context: RunContext, seed: int, store: RunStore) -> list[dict[str, float]]:
+def _train(task: TokenizerTask, context: RunContext, seed: int, store: Checkpoints) -> list[dict[str, float]]:
     run = context.run
     optimizer = adamw(plain_groups(task, run.weight_decay), run, context.session.device)
     with training_loader(context, seed) as loader:
@@ -81,7 +81,7 @@ def usage(model: nn.Module, context: RunContext) -> dict[str, float]:
             if isinstance(model, Tokenizer):
                 grid = (images.shape[2] // model.stride, images.shape[3] // model.stride)
                 error += float((model.reconstruct(ids, grid) - images).square().mean()) * len(images)
-    *counted, error, images_seen = context.session.sum_over_ranks(*counts.tolist(), error, images_seen)
+    *counted, error, images_seen = context.session.all_reduce_sum(*counts.tolist(), error, images_seen)
     shares = torch.tensor(counted, dtype=torch.float64) / sum(counted)
     found = {"perplexity": float(torch.special.entr(shares).sum().exp()), "tokens_used": float((shares > 0).sum())}
     return found | ({"val_mse": error / images_seen} if isinstance(model, Tokenizer) else {})

@@ -10,9 +10,9 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from replicate.config.backbones import Backbone, is_plain_vit, stride_of, vit_backbone
+from replicate.config.hierarchies import hierarchy, is_hierarchy
 from replicate.errors import UserError
-from replicate.models.backbones.names import hierarchy, is_hierarchy
-from replicate.models.vit import Backbone, is_plain_vit, vit_backbone
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 _WRAPPERS = ("module.", "model.", "encoder.", "backbone.")
 _OWN = ("head.", "fc_norm.")
 """Prefixes of what a classifier owns and no encoder brings, beside the layer that timm says is the classifier (`_own`)."""
-
-
-def stride_of(name: str, **kwargs: Any) -> int | None:
-    """Pixels between a backbone's last tokens, without building it: the default mask unit. None for other names of timm.
-
-    Raises UserError for numbers that do not fit the backbone.
-    """
-    if is_plain_vit(name, kwargs):
-        return vit_backbone(name, **kwargs).kwargs["patch_size"]
-    return hierarchy(name, **kwargs).stride if is_hierarchy(name) else None
 
 
 def build_encoder(name: str, image_size: int | tuple[int, int], in_chans: int = 3, drop_blocks: int | Sequence[int] = 0, **kwargs: Any) -> Encoder:
@@ -87,7 +77,7 @@ def tokens(classifier: nn.Module, images: Tensor) -> Tensor:
 
 def _size(name: str, image_size: int | tuple[int, int], kwargs: dict[str, Any]) -> tuple[int, int]:
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    stride = stride_of(name, **kwargs)
+    stride = stride_of(name, kwargs)
     if stride and any(side < stride or side % stride for side in size):
         raise UserError(f"backbone {name!r}: image_size {size[0]}x{size[1]} is not a multiple of its stride, {stride} pixels")
     return size

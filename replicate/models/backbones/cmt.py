@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import replicate.compat  # noqa: F401
+from replicate.config.hierarchies import Hierarchy
 from replicate.models.backbones.features import FeatureMap
-from replicate.models.backbones.names import Hierarchy
 from replicate.models.backbones.resample import replace_data, resample_pair_bias, square
+from replicate.models.resized import Resized
 from replicate.patches import grid_of, pair
-from replicate.resized import Resized
 
 from timm.layers import DropPath  # isort: skip  (after replicate.compat)
 

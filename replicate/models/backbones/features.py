@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from replicate.errors import UserError
+from replicate.models.resized import Resized
 from replicate.patches import pair
-from replicate.resized import Resized
 
 
 class FeatureMap:

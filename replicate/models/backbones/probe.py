@@ -7,7 +7,7 @@ import importlib
 from torch import Tensor, nn
 
 from replicate.models.backbones.features import Encoder
-from replicate.resized import Resized
+from replicate.models.resized import Resized
 
 
 class Probe(nn.Module):

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import replicate.compat  # noqa: F401
+from replicate.config.hierarchies import Hierarchy
 from replicate.models.backbones.features import FeatureMap
-from replicate.models.backbones.names import Hierarchy
 from replicate.models.backbones.resample import replace_data, resample_grid, square
 from replicate.models.pos_embed import resample_pos_embed
+from replicate.models.resized import Resized
 from replicate.patches import grid_of, pair
-from replicate.resized import Resized
 
 from timm.layers import DropPath, Mlp  # isort: skip  (after replicate.compat)
 

@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 import replicate.compat  # noqa: F401
+from replicate.config.hierarchies import Hierarchy
 from replicate.errors import UserError
 from replicate.models.backbones.features import FeatureMap
-from replicate.models.backbones.names import Hierarchy
 from replicate.models.backbones.resample import replace_data, square
+from replicate.models.resized import Resized
 from replicate.patches import grid_of, pair
-from replicate.resized import Resized
 
 import timm  # isort: skip  (after replicate.compat)
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table  # isort: skip  (after replicate.compat)

@@ -1,7 +1,7 @@
 """Learned tables that depend on the resolution: position embeddings and relative position biases.
 
 A change of resolution keeps every parameter object and gives it new data, so that an optimiser goes on with what it holds;
-`replicate.resized` brings over what the optimiser remembers of them.
+`replicate.models.resized` brings over what the optimiser remembers of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from replicate.errors import UserError
-from replicate.resized import Resized
+from replicate.models.resized import Resized
 
 
 def resample_grid(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

@@ -8,11 +8,11 @@ from functools import partial
 from torch import Tensor, nn
 
 import replicate.compat  # noqa: F401
+from replicate.config.hierarchies import Hierarchy
 from replicate.models.backbones.features import FeatureMap
-from replicate.models.backbones.names import Hierarchy
 from replicate.models.backbones.resample import replace_data, resample_window_bias, square
+from replicate.models.resized import Resized
 from replicate.patches import pair
-from replicate.resized import Resized
 
 from timm.models.swin_transformer import SwinTransformer  # isort: skip  (after replicate.compat)
 

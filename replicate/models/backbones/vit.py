@@ -11,8 +11,8 @@ import replicate.compat  # noqa: F401
 from replicate.models.backbones.features import FeatureMap
 from replicate.models.backbones.resample import replace_data
 from replicate.models.pos_embed import resample_pos_embed, sincos_2d
+from replicate.models.resized import Resized
 from replicate.patches import grid_of, pair
-from replicate.resized import Resized
 
 from timm.models.vision_transformer import VisionTransformer  # isort: skip  (after replicate.compat)
 

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import replicate.compat  # noqa: F401
+from replicate.config.backbones import vit_backbone
 from replicate.errors import UserError
 from replicate.masking import num_visible, sample_mask
 from replicate.models.cpu import linear, tune_for_cpu
 from replicate.models.mae.ragged import Packing, pack, ragged_block
 from replicate.models.pos_embed import resample_pos_embed, sincos_2d
 from replicate.models.prediction import Prediction
-from replicate.models.vit import vit_backbone
 from replicate.patches import grid_of, pair
 
 from timm.models.vision_transformer import Block  # isort: skip  (after replicate.compat)
@@ -250,7 +250,7 @@ class MAE(nn.Module):
 
 
 def build(run, target_dim: int, with_p2dist: bool) -> MAE:
-    """The model of a resolved pre-training run (`replicate.params.PretrainRun`); decoder heads are 32 wide, as in MAE."""
+    """The model of a resolved pre-training run (`replicate.config.PretrainRun`); decoder heads are 32 wide, as in MAE."""
     kwargs = vit_backbone(run.backbone, **run.backbone_kwargs).kwargs
     return MAE(
         image_size=run.image_size,

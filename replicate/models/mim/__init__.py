@@ -18,8 +18,8 @@ from replicate.models.backbones import build_encoder
 from replicate.models.backbones.features import Encoder, replace_tokens
 from replicate.models.cpu import tune_for_cpu
 from replicate.models.prediction import Prediction
+from replicate.models.resized import Resized
 from replicate.patches import grid_of, pair
-from replicate.resized import Resized
 
 from timm.models.vision_transformer import Block  # isort: skip  (after replicate.compat)
 
@@ -144,7 +144,7 @@ class MIM(nn.Module):
         """Take images of another size from now on (FastMIM-P, sec 4.2); the same size changes nothing.
 
         Every parameter stays the same object, so an optimiser goes on with those that it holds. Returned are the learned tables whose
-        shape changed: `replicate.resized.carry_optimizer_state(optimizer, returned)` brings the optimiser's moments over. Load a checkpoint
+        shape changed: `replicate.models.resized.carry_optimizer_state(optimizer, returned)` brings the optimiser's moments over. Load a checkpoint
         after setting the size that it was saved at; wrap for data-parallel training again when something is returned.
         """
         grid_of(pair(image_size), self.mask_unit)
@@ -228,7 +228,7 @@ class MIM(nn.Module):
 
 
 def build(run, target_dim: int, with_p2dist: bool) -> MIM:
-    """The model of a resolved pre-training run (`replicate.params.PretrainRun`)."""
+    """The model of a resolved pre-training run (`replicate.config.PretrainRun`)."""
     encoder = build_encoder(run.backbone, run.image_size, drop_blocks=run.drop_blocks, **run.backbone_kwargs)
     return MIM(
         encoder,

@@ -1,0 +1,46 @@
+"""Data sets: a source of images, the part of it that is used, and how the images are stored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from replicate.config.schema import Count, Fraction, Strict
+
+
+class Encoding(Strict):
+    """How a `.beton` stores images: `resolution` caps the longest side in pixels, `quality` is the JPEG quality.
+
+    mode              jpg, raw, or proportion: a share `proportion` of the images as JPEG, the rest raw
+    keep              a JPEG that meets the settings keeps its bytes
+    restart, seek     let the decoder of a crop skip: restart markers, or a seek index, every so many MCUs
+    """
+
+    resolution: Count | None = None
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    mode: Literal["jpg", "raw", "proportion"] = "jpg"
+    proportion: Fraction = 0.5
+    keep: bool = True
+    restart: Annotated[int, Field(ge=0, le=65535)] = 0
+    seek: Annotated[int, Field(ge=0, le=65535)] = 0
+
+
+class Dataset(Strict):
+    """A source of images and the part of it that is used; the papers' proxies are class and image fractions.
+
+    A data set that states `image_size` states it, and its caps, in the paper's pixels; a budget scales both.
+    The others take the budget's size.
+    """
+
+    source: str = "photos"
+    image_size: Count = 224
+    classes: Annotated[int, Field(ge=2)] | None = None
+    class_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    train_images: Count | None = None
+    val_images: Count | None = None
+    seed: int = 0
+    on_error: Literal["raise", "skip"] = "raise"
+    train: Encoding = Encoding(resolution=500, quality=95)
+    val: Encoding = Encoding(resolution=500, quality=100)

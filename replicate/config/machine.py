@@ -1,0 +1,28 @@
+"""What the machine at hand decides."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from replicate.config.schema import Count, Strict
+
+
+class Machine(Strict):
+    """Settings that make a run faster or smaller on the machine at hand; none of them is meant to change a result.
+
+    One does: mixup and cutmix pair the images that a process holds at once, so `micro_batch` decides the pairs.
+    """
+
+    device: str = "auto"
+    workers: Annotated[int, Field(ge=0)] = 2
+    micro_batch: Count | None = None
+    compile: bool = False
+    seed_processes: Count | None = None
+    shard: bool = False
+    channels_last: bool = False
+    deterministic: bool = False
+    checkpoint_every: Count | None = None
+    keep_checkpoints: Annotated[int, Field(ge=0)] = 0
+    keep_best: bool = False

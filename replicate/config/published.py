@@ -1,0 +1,214 @@
+"""The papers' numbers, recipes, claims and contradictions, read from their rooms (`papers/<key>/`).
+
+A row of `values.csv` is one printed number. `row` holds the setting as `key=value;key=value`. `printed` is the number
+as the paper prints it: its digits say how exact it is. `relation` is "=", or "~" (about), ">" (over), "<" (under)
+where the paper rounds in words.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from replicate.config.rooms import ROOMS
+from replicate.config.yaml_file import read_yaml
+from replicate.errors import UserError
+
+COLUMNS = (
+    "id",
+    "paper",
+    "table",
+    "panel",
+    "row",
+    "column",
+    "value",
+    "printed",
+    "relation",
+    "unit",
+    "flag",
+    "note",
+)
+CLAIM_KEYS = ("id", "statement", "source", "size", "test", "checks", "exact", "stand_in", "caveat")
+ANY = "*"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A curve over one setting: `points` maps the setting's values to the runs of a claim.
+
+    Every finished run whose name fits the pattern `runs` joins in, at the value of its setting `by`.
+    """
+
+    points: dict[float, str]
+    runs: str = ""
+    by: str = ""
+
+    @classmethod
+    def read(cls, entry: Mapping[Any, Any]) -> Sweep:
+        points = entry.get("points", entry)
+        return cls({float(x): run for x, run in points.items()}, **entry.get("more", {}))
+
+
+@functools.cache
+def papers() -> dict[str, str]:
+    """key -> title of every paper with a room."""
+    return {path.parent.name: read_yaml(path)["title"] for path in sorted(ROOMS.glob("*/runs.yaml"))}
+
+
+@functools.cache
+def values() -> pd.DataFrame:
+    """All printed numbers, indexed by id; `unit_last_digit` is what a number's last digit is worth.
+
+    Raises UserError for a file that lacks a column, repeats an id, or holds a value that is not a number.
+    """
+    frame = pd.concat([_values_of(paper) for paper in papers()], ignore_index=True)
+    if not frame["id"].is_unique:
+        twice = frame["id"][frame["id"].duplicated()].iloc[0]
+        raise UserError(f"papers/*/values.csv: the id {twice} appears twice")
+    return frame.set_index("id", drop=False)
+
+
+def _values_of(paper: str) -> pd.DataFrame:
+    path = ROOMS / paper / "values.csv"
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; every paper's room has one") from None
+    absent = [name for name in COLUMNS if name not in frame]
+    if absent:
+        raise UserError(f"{path}: lacks the column {', '.join(absent)}")
+    numbers = pd.to_numeric(frame["value"], errors="coerce")
+    if numbers.isna().any():
+        raise UserError(f"{path}: the value of {frame['id'][numbers.isna()].iloc[0]} is not a number")
+    return frame.assign(value=numbers, unit_last_digit=frame["printed"].map(last_digit).astype(float))
+
+
+def last_digit(printed: str) -> float:
+    """One unit of the last printed digit: "83.6" -> 0.1, "150" -> 1, "102:35" (hours and minutes) -> 1/60."""
+    if ":" in printed:
+        return 1 / 60
+    if printed.endswith("GB/s"):
+        return 100.0
+    fraction = printed.partition(".")[2]
+    return 10.0 ** -len(fraction)
+
+
+@functools.cache
+def setting(row: str) -> dict[str, str]:
+    """The setting of a row: "backbone=ViT-B;llrd=0.65" -> {"backbone": "ViT-B", "llrd": "0.65"}."""
+    return dict(part.split("=", 1) for part in row.split(";"))
+
+
+def matches(cell: Mapping[str, Any], condition: Mapping[str, Any]) -> bool:
+    """Whether a number fits a condition on its columns (table, column, ...) and on the keys of its setting.
+
+    A condition's value is one text, a list of them, or "*" (the key exists). Numbers compare as numbers.
+    """
+    keys = setting(cell["row"])
+    return all(
+        _fits(keys.get(key) if key not in COLUMNS else cell[key], wanted) for key, wanted in condition.items()
+    )
+
+
+def select(condition: Mapping[str, Any]) -> pd.DataFrame:
+    """Every number that fits the condition."""
+    frame = values()
+    for name in ("paper", "table", "column"):
+        if isinstance(condition.get(name), str):
+            frame = frame[frame[name] == condition[name]]
+    return frame[[matches(cell, condition) for cell in frame.to_dict("records")]]
+
+
+def one(condition: Mapping[str, Any]) -> pd.Series:
+    """The one number that fits the condition. Raises UserError for none or several."""
+    found = select(condition)
+    if len(found) != 1:
+        raise UserError(f"papers/*/values.csv: {len(found)} numbers fit {dict(condition)}, where one should")
+    return found.iloc[0]
+
+
+@functools.cache
+def recipes() -> dict[str, dict[str, Any]]:
+    """paper -> recipe -> hyper-parameters as printed; None where the paper is silent."""
+    return {paper: _read(paper, "recipe.yaml", {}) for paper in papers()}
+
+
+@functools.cache
+def claims() -> dict[str, dict[str, Any]]:
+    """claim id -> {paper, statement, source, size, test, checks, exact, stand_in, caveat}.
+
+    Raises UserError for an unknown key: a misspelt `stand_in` would let a stand-in decide the claim.
+    """
+    found = {}
+    for paper in papers():
+        for number, claim in enumerate(_read(paper, "claims.yaml", {}).get("claims", []), 1):
+            if unknown := [key for key in claim if key not in CLAIM_KEYS]:
+                name, known = claim.get("id", f"number {number}"), ", ".join(CLAIM_KEYS)
+                where = f"papers/{paper}/claims.yaml: claim {name}"
+                raise UserError(f"{where}: unknown key {unknown[0]!r}; a claim has {known}")
+            found[claim["id"]] = claim
+    return found
+
+
+@functools.cache
+def sweeps() -> dict[str, Sweep]:
+    """The curves that the claims are about, by name."""
+    entries = (_read(paper, "claims.yaml", {}).get("sweeps", {}) for paper in papers())
+    return {name: Sweep.read(entry) for part in entries for name, entry in part.items()}
+
+
+@functools.cache
+def contradictions() -> list[dict[str, str]]:
+    """{paper, kind, place, printed, recomputed, note} of every contradiction; paper is "between" for two papers."""
+    own = [{"paper": paper} | entry for paper in papers() for entry in _read(paper, "contradictions.yaml", [])]
+    return own + (read_yaml(ROOMS / "contradictions.yaml") or [])
+
+
+@functools.cache
+def computed() -> list[dict[str, Any]]:
+    """The rules that name the function for each number that needs no training."""
+    found = []
+    for paper in papers():
+        for rule in _read(paper, "computed.yaml", []):
+            found.append(rule | {"match": {"paper": paper} | rule["match"]})
+    return found
+
+
+@functools.cache
+def mapping(paper: str) -> list[dict[str, Any]]:
+    """The rules that lead from a paper's numbers to our runs."""
+    return _read(paper, "mapping.yaml", [])
+
+
+def _read(paper: str, name: str, fallback: Any) -> Any:
+    path = ROOMS / paper / name
+    return (read_yaml(path) or fallback) if path.exists() else fallback
+
+
+def _fits(value: str | None, wanted: Any) -> bool:
+    if value is None:
+        return False
+    if wanted == ANY:
+        return True
+    options = wanted if isinstance(wanted, list | tuple) else [wanted]
+    return any(value == str(option) or _same_number(value, option) for option in options)
+
+
+def _same_number(left: Any, right: Any) -> bool:
+    try:
+        return float(left) == float(right)
+    except (TypeError, ValueError):
+        return False
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text within a check or a quantity: names of runs, sweeps and functions."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from texts(part)

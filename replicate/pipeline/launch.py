@@ -1,0 +1,156 @@
+"""From a run's name to a trained run: resolve it, open the session, hand both to the trainer."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from replicate.config import PretrainRun, TokenizerRun
+from replicate.errors import UserError
+from replicate.pipeline.digests import code_of
+from replicate.pipeline.parallel import end_with_parent, seed_processes, train_seeds_in_processes
+from replicate.pipeline.seeds import TrainSeed, train_one_seed, train_seeds
+from replicate.pipeline.store import store_of
+from replicate.trainers.context import RunContext, weights_path
+from replicate.trainers.session import Session, open_session
+
+if TYPE_CHECKING:
+    from replicate.config import Params, Run
+
+STORED = {
+    "transcoded": "kept their coefficients, with restart markers",
+    "raw": "are stored as pixels",
+    "resized": "were made smaller",
+}
+STEPS_WORTH_A_PROCESS = 60
+"""A run of fewer steps ends before another process has imported torch."""
+
+
+def launch(params: Params, name: str, command: Sequence[str]) -> None:
+    """Train every seed of one run at the active budget.
+
+    `command` holds this command's arguments, to start one process a seed with.
+    """
+    budget = params.budget_named()
+    with open_session(params.machine, budget.precision, budget.loader) as session:
+        context, seeds = context_of(params, name, session), range(params.budget_named().seeds)
+        processes = seed_processes(params.machine.seed_processes, context.seeds, session)
+        if processes > 1 and _steps(context) >= STEPS_WORTH_A_PROCESS:
+            if not all(store_of(context, seed).finished() for seed in seeds):
+                train_seeds_in_processes(command, context.seeds, processes)
+        train_seeds(context, trainer_of(context.run))
+
+
+def launch_seed(params: Params, name: str, seed: int) -> None:
+    """Train one seed into the store. Raises UserError for a seed that the budget does not have."""
+    end_with_parent()
+    budget = params.budget_named()
+    with open_session(params.machine, budget.precision, budget.loader) as session:
+        context = context_of(params, name, session)
+        if not 0 <= seed < context.seeds:
+            raise UserError(f"--seed {seed}: budget {params.budget} has the seeds 0 to {context.seeds - 1}")
+        train_one_seed(context, seed, trainer_of(context.run))
+
+
+def show_log(params: Params, name: str) -> None:
+    """Print what the run's seeds have logged: a line an epoch, and one every half minute within it.
+
+    Raises UserError when nothing has been logged at the active budget with this code and data.
+    """
+    budget = params.budget_named()
+    with open_session(params.machine, budget.precision, budget.loader) as session:
+        context = context_of(params, name, session)
+        logs = [(seed, store_of(context, seed).log_path) for seed in range(context.seeds)]
+    if not any(path.exists() for _, path in logs):
+        raise UserError(f"run {name} has no log at budget {params.budget}: it has not started with this code and data")
+    for seed, path in logs:
+        for line in path.read_text().splitlines() if path.exists() else ():
+            print(f"seed {seed}", *(f"{key} {value:.5g}" for key, value in json.loads(line).items()), sep="  ")
+
+
+def write_dataset(params: Params, name: str) -> None:
+    """Write a data set's .beton files and manifest at the active budget, and print what became of its images."""
+    from replicate.loaders.data import write
+
+    folder = params.data_folder(name)
+    manifest = write(params.dataset(name), folder, workers=params.machine.workers)
+    for split in manifest.splits.values():
+        print(f"{folder / split['file']}: {what_was_done(split['images'], split['counts'])}")
+
+
+def what_was_done(images: int, counts: Mapping[str, int]) -> str:
+    """How a split's images were stored, in a line."""
+    parts = [f"{counts['kept']} kept their bytes", f"{counts['encoded']} were encoded by the writer"]
+    parts += [f"{counts[how]} {words}" for how, words in STORED.items() if counts[how]]
+    return f"{images} images: {', '.join(parts)}"
+
+
+def launch_all(params: Params, papers: list[str]) -> None:
+    """Train every run, headline and grid, in one process: data first, and each run after its upstream."""
+    runs = {name: run for name, run in params.runs.items() if not papers or run.paper in papers}
+    for dataset in dict.fromkeys(run.dataset for run in runs.values()):
+        write_dataset(params, dataset)
+    budget = params.budget_named()
+    with open_session(params.machine, budget.precision, budget.loader) as session:
+        for name in with_upstream(params, runs):
+            context = context_of(params, name, session)
+            train_seeds(context, trainer_of(context.run))
+
+
+def with_upstream(params: Params, names: Iterable[str]) -> list[str]:
+    """The runs and all that they start from, each after its own upstream."""
+    ordered: dict[str, None] = {}
+    for name in names:
+        upstream = params.upstream_of(name)
+        ordered |= dict.fromkeys([*(with_upstream(params, [upstream]) if upstream else []), name])
+    return list(ordered)
+
+
+def _steps(context: RunContext) -> int:
+    return context.run.epochs * (context.manifest.splits["train"]["images"] // context.run.batch_size)
+
+
+def trainer_of(run: Run) -> TrainSeed:
+    """`train_seed` of the module of `replicate.trainers` that trains a run."""
+    module = "tokenizer" if isinstance(run, TokenizerRun) else getattr(run, "protocol", "pretrain")
+    return importlib.import_module(f"replicate.trainers.{module}").train_seed
+
+
+def context_of(params: Params, name: str, session: Session) -> RunContext:
+    """Everything a trainer needs to know of the run called `name` at the active budget."""
+    run = params.resolve(name)
+    behind = getattr(run, "teacher", None) or getattr(run, "classifier", None)
+    upstream = behind or getattr(run, "pretrain", None)
+    source = params.upstream_of(behind) if behind else upstream
+    return RunContext(
+        name=name,
+        stated=params.run(name),
+        run=run,
+        seeds=1 if isinstance(run, TokenizerRun) else params.budget_named().seeds,
+        session=session,
+        dataset=params.dataset(run.dataset),
+        data_folder=params.data_folder(run.dataset),
+        results_folder=params.results_folder(name),
+        code=code_of(run, source and params.resolve(source)),
+        upstream=upstream and params.results_folder(upstream),
+        upstream_run=source and params.resolve(source),
+        teacher_run=behind and params.resolve(behind),
+        tokenizer=_tokenizer(params, name, run),
+    )
+
+
+def _tokenizer(params: Params, name: str, run: Run) -> Path | None:
+    """The file of the tokenizer that a run needs: a released one, or the one whose tokens it predicts."""
+    if isinstance(run, TokenizerRun) and run.file:
+        path, hint = Path(run.file), "name a file that exists, or leave `file` out to train a tokenizer"
+    elif isinstance(run, PretrainRun) and run.tokenizer:
+        path = weights_path(params.results_folder(run.tokenizer), 0)
+        hint = f"run `python -m replicate tokenizer {run.tokenizer}`"
+    else:
+        return None
+    if not path.exists():
+        raise UserError(f"run {name} needs the tokenizer {path}, which is missing; {hint}")
+    return path

@@ -1,0 +1,154 @@
+"""The low-cost search for layer-wise lr decay (MAE Are Secretly Efficient Learners, section 4): search on a subset, apply to the full set.
+
+A search fine-tunes the same weights at several decays on a class subset or a tenth of the images, and recommends the best one with the
+interval that its seeds leave. Every point is a run of the store, so that one more decay trains itself alone, and a point that a run of
+params.yaml has trained already is not trained again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replicate import intervals
+from replicate.errors import UserError
+from replicate.files import atomic_write
+from replicate.intervals import Curve, Estimate
+from replicate.pipeline.digests import code_of
+from replicate.pipeline.parallel import end_with_parent, seed_processes, train_seeds_in_processes
+from replicate.pipeline.seeds import train_one_seed
+from replicate.pipeline.store import store_of
+from replicate.provenance import provenance
+from replicate.trainers.context import RunContext
+from replicate.trainers.session import Session, open_session
+
+if TYPE_CHECKING:
+    from replicate.config import Params, Search
+
+SEARCHED, APPLIED = "search.json", "applied.json"
+
+
+def search(params: Params, name: str, command: Sequence[str]) -> dict[str, Any]:
+    """Train a search's points, every seed of the budget, and write `search.json`: the curve and the recommended decay with its interval.
+
+    `command` are the arguments that brought us here, for one process a seed. Raises UserError for a search that params.yaml does not hold
+    and for weights or data that are not there.
+    """
+    budget, stated, started = params.budget_named(), params.search(name), time.monotonic()
+    with open_session(params.machine, budget.precision, budget.loader) as session:
+        contexts = {decay: _context(params, name, stated, decay, stated.dataset, session) for decay in stated.layer_decays}
+        waiting = [seed for seed in range(budget.seeds) if not all(store_of(context, seed).finished() for context in contexts.values())]
+        processes = seed_processes(params.machine.seed_processes, len(waiting), session)
+        if processes > 1:
+            train_seeds_in_processes(command, budget.seeds, processes)
+        top1 = {decay: _train(context) for decay, context in contexts.items()}
+        found = recommendation(top1) | {"search": name, "pretrain": stated.pretrain, "dataset": stated.dataset, "full": stated.full}
+        found |= {"run": stated.model_dump(mode="json"), "provenance": _provenance(next(iter(contexts.values())), started)}
+        if session.is_main:
+            _write(params.search_folder(name) / SEARCHED, found)
+    return found
+
+
+def search_seed(params: Params, name: str, seed: int) -> None:
+    """Train one seed of all of a search's points into the store."""
+    end_with_parent()
+    budget, stated = params.budget_named(), params.search(name)
+    with open_session(params.machine, budget.precision, budget.loader) as session:
+        for decay in stated.layer_decays:
+            _train_seed(_context(params, name, stated, decay, stated.dataset, session), seed)
+
+
+def apply(params: Params, name: str) -> dict[str, Any]:
+    """Fine-tune on the full set at the recommended decay, every seed of the budget, and write `applied.json`.
+
+    Raises UserError when the search has not been run.
+    """
+    budget, stated, started = params.budget_named(), params.search(name), time.monotonic()
+    path = params.search_folder(name) / SEARCHED
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run `python -m replicate search llrd {name}` first")
+    decay = json.loads(path.read_text())["recommended"]["layer_decay"]
+    with open_session(params.machine, budget.precision, budget.loader) as session:
+        context = _context(params, name, stated, decay, stated.full, session)
+        found = {"search": name, "dataset": stated.full, "layer_decay": decay, **_point(_train(context))}
+        found |= {"run": context.stated.model_dump(mode="json"), "provenance": _provenance(context, started)}
+        if session.is_main:
+            _write(params.search_folder(name) / APPLIED, found)
+    return found
+
+
+def described(found: dict[str, Any]) -> str:
+    """What a search found, in lines for a terminal."""
+    lines = [f"{point['layer_decay']:<6g} top-1 {_interval(point, '.1f')}" for point in found["points"]]
+    return "\n".join([*lines, f"recommended layer_decay {_interval(found['recommended'], 'g')}" + f"; {found['note']}" * bool(found["note"])])
+
+
+def _interval(point: dict[str, Any], form: str) -> str:
+    text = format(point["top1"] if "top1" in point else point["layer_decay"], form)
+    return text if point["low"] is None else f"{text} [{format(point['low'], form)}, {format(point['high'], form)}]"
+
+
+def _context(params: Params, name: str, stated: Search, decay: float, dataset: str, session: Session) -> RunContext:
+    run, source = stated.point(decay, dataset), params.resolve(stated.pretrain)
+    resolved = params.resolve_run(run)
+    return RunContext(
+        name=f"{name} at {decay:g}",
+        stated=run,
+        run=resolved,
+        seeds=params.budget_named().seeds,
+        session=session,
+        dataset=params.dataset(dataset),
+        data_folder=params.data_folder(dataset),
+        results_folder=params.search_folder(name),
+        code=code_of(resolved, source),
+        upstream=params.results_folder(stated.pretrain),
+        upstream_run=source,
+    )
+
+
+def _train(context: RunContext) -> dict[int, float]:
+    return {seed: _train_seed(context, seed) for seed in range(context.seeds)}
+
+
+def _train_seed(context: RunContext, seed: int) -> float:
+    trainer = importlib.import_module(f"replicate.trainers.{context.run.protocol}")
+    return train_one_seed(context, seed, trainer.train_seed)["results"]["top1"]
+
+
+def recommendation(top1: dict[float, dict[int, float]]) -> dict[str, Any]:
+    curve = Curve(list(top1), list(top1.values()))
+    best = intervals.argmax(curve)
+    edge = {curve.x[0]: "smallest", curve.x[-1]: "largest"}.get(best.value)
+    note = f"it is the {edge} of the search: add a point beyond it" if edge else ""
+    points = [{"layer_decay": decay, **_point(values)} for decay, values in top1.items()]
+    return {"recommended": {"layer_decay": best.value, **_bounds(best)}, "note": note, "points": points}
+
+
+def _point(values: dict[int, float]) -> dict[str, Any]:
+    found = intervals.mean(list(values.values()))
+    return {"top1": found.value, **_bounds(found), "per_seed": list(values.values())}
+
+
+def _bounds(found: Estimate) -> dict[str, Any]:
+    low, high = (bound if math.isfinite(bound) else None for bound in (found.low, found.high))
+    return {"low": low, "high": high, "seeds": found.seeds}
+
+
+def _provenance(context: RunContext, started: float) -> dict[str, Any]:
+    return provenance(
+        device=context.session.describe(),
+        seeds=list(range(context.seeds)),
+        manifest_sha256=context.manifest_sha256,
+        wall_seconds=time.monotonic() - started,
+        images_per_second=None,
+        peak_memory_bytes=context.session.peak_memory_bytes(),
+    )
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    atomic_write(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))

@@ -1,4 +1,4 @@
-"""The command line: `python -m replicate COMMAND`. Heavy modules are imported by the command that needs them."""
+"""The command line: `python -m replicate COMMAND`. Each command imports what it needs, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -18,28 +18,31 @@ if TYPE_CHECKING:
 
 RESUMES = "interrupted; what had finished is kept, and the same command continues"
 CLOSED_PIPE = 141
-"""As a shell reports a program that SIGPIPE ended."""
+"""The status that a shell reports for a program that SIGPIPE ended."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (2 for a user's mistake, 130 when interrupted, 141 when nobody reads what it prints any more)."""
+    """Run one command; returns the exit status.
+
+    2 for a user's mistake, 130 when interrupted, 141 when the reader of the output has left.
+    """
     interruption.watch()
     try:
         options = _parser().parse_args(arguments)
         interruption.would_say(options.interrupted)
         options.handler(options)
-        # Here rather than as Python ends, where a closed pipe could no longer be caught.
+        # Flush here: a pipe that closes while Python ends can no longer be caught.
         sys.stdout.flush()
         return 0
     except BaseException as error:
         interrupted = interruption.begun() or isinstance(error, KeyboardInterrupt)
-        if not interrupted and isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout):
+        if not interrupted and isinstance(error, BrokenPipeError) and _reader_left(sys.stdout):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return CLOSED_PIPE
         if not interrupted and not isinstance(error, UserError):
             raise
         line = f"error: {error}"
-    # Out here the error's frames are gone, and with them a progress bar that would stand in the line's way.
+    # Print outside the handler, where the error's frames, and their progress bar, are gone.
     if interrupted:
         interruption.tell()
         return interruption.STATUS
@@ -47,216 +50,249 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
-def _nobody_reads(stream: TextIO) -> bool:
-    """Whether it is a pipe whose reader, such as `head`, has left."""
+def _reader_left(stream: TextIO) -> bool:
+    """Whether the stream is a pipe whose reader, such as `head`, has left."""
     poll = select.poll()
     poll.register(stream.fileno(), 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="replicate", description="Five papers on efficient masked image modelling, in one harness.")
-    parser.add_argument("--params", default="params.yaml", help="file with runs and budgets (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="replicate", description="Papers on efficient masked image modelling, in one harness."
+    )
+    parser.add_argument("--params", default="params.yaml", help="settings file (default: %(default)s)")
     parser.set_defaults(interrupted="interrupted")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    for name, handler, what in (
-        ("pretrain", _pretrain, "pre-train a run of params.yaml, every seed of the budget"),
-        ("evaluate", _evaluate, "fine-tune or probe a run's pre-trained weights, every seed"),
-        ("tokenizer", _tokenizer, "train a tokenizer of params.yaml, or read a released one; there is one for all seeds"),
-    ):
-        command = commands.add_parser(name, help=what, description=what)
-        command.add_argument("run", help="the run's name in params.yaml")
-        command.add_argument("--seed", type=int, help="train this seed only, into the store of resumable runs")
-        command.set_defaults(handler=handler, interrupted=RESUMES)
-
-    command = commands.add_parser("log", help="what a run has logged so far, also while it trains")
-    command.add_argument("run", help="its name in params.yaml")
-    command.set_defaults(handler=_log)
-
-    command = commands.add_parser("data", help="write, check or describe a data set's .beton files")
-    actions = command.add_subparsers(metavar="ACTION", required=True)
-    for name, handler, what in (
-        ("write", _data_write, "write train.beton, val.beton and manifest.json of a data set of params.yaml"),
-        ("check", _data_check, "check a data set's files against their manifest"),
-        ("info", _data_info, "describe a data set's files"),
-    ):
-        action = actions.add_parser(name, help=what, description=what)
-        action.add_argument("dataset", nargs="?", default="full", help="its name in params.yaml (default: %(default)s)")
-        action.set_defaults(handler=handler)
-    actions.choices["write"].set_defaults(interrupted="interrupted; the same command writes the data set anew")
-
-    command = commands.add_parser("budget", help="show or choose the lens through which runs are seen")
-    command.add_argument("name", nargs="?", help="smoke, laptop, brief, tiny, evening, gpu, paper or one of your own")
-    command.set_defaults(handler=_budget)
-
-    command = commands.add_parser("plan", help="what runs will cost, before anything is spent")
-    command.add_argument("runs", nargs="*", metavar="RUN", help="their names in params.yaml (default: all of them)")
-    command.add_argument("--budget", help="the lens to plan for (default: the active one)")
-    command.add_argument("--device", default="here", help="h200, h100, a100, cpu, or here: this machine, measured (default: %(default)s)")
-    command.add_argument("--devices", type=int, default=1, help="how many of them share a run (default: %(default)s)")
-    command.add_argument("--efficiency", type=float, help="share of the device's peak that training reaches, such as the MFU that you measured")
-    command.add_argument("--csv", type=Path, help="write the table there as well")
-    command.add_argument("--readme", action="store_true", help="renew the README's table of the paper budget instead")
-    command.set_defaults(handler=_plan)
-
-    command = commands.add_parser("grid", help="every run of params.yaml (or of one paper) in this one process, without DVC")
-    command.add_argument("paper", nargs="*", help="papers to run (default: all)")
-    command.set_defaults(handler=_grid, interrupted=RESUMES)
-
-    command = commands.add_parser("search", help="search a recipe's number on a subset of the images, and apply it to the full set")
-    actions = command.add_subparsers(metavar="WHAT", required=True)
-    action = actions.add_parser("llrd", help="layer-wise lr decay: fine-tune at several values, recommend one with its interval")
-    action.add_argument("search", help="its name under `searches` in params.yaml")
-    action.add_argument("--apply", action="store_true", help="fine-tune on the full set at the value that was recommended")
-    action.add_argument("--seed", type=int, help="train this seed only, into the store of resumable runs")
-    action.set_defaults(handler=_search, interrupted=RESUMES)
-
-    command = commands.add_parser("strip", help="write a notebook without its outputs, for the pipeline to depend on")
-    command.add_argument("notebook", type=Path)
-    command.add_argument("destination", type=Path)
-    command.set_defaults(handler=_strip)
-
-    command = commands.add_parser("stages", help="regenerate stages.yaml, the list of runs that dvc.yaml reads")
-    command.set_defaults(handler=_stages)
-
-    command = commands.add_parser("inputs", help="check params.yaml and write what each stage of the pipeline depends on, a file a stage")
-    command.add_argument("folder", type=Path)
-    command.set_defaults(handler=_inputs)
-
-    command = commands.add_parser("notebook", help="execute a paper's notebook; writes its tables, figures and HTML page")
-    command.add_argument("paper")
-    command.add_argument("--full", action="store_true", help="with the runs of the full grid")
-    command.set_defaults(handler=_notebook)
-
-    command = commands.add_parser("bench", help="measure this machine on your own images")
-    actions = command.add_subparsers(metavar="WHAT", required=True)
-    action = actions.add_parser("loader", help="an image folder, stock FFCV and our reader; compression, augmentation, and step by step")
-    action.add_argument("--images", type=Path, help="folder of JPEG or PNG files, any depth (default: photographs that scikit-image carries)")
-    action.add_argument("--repeat", type=int, default=8, help="take the images so many times, so that epochs are long (default: %(default)s)")
-    action.add_argument("--rounds", type=int, default=5, help="how often every case takes its turn (default: %(default)s)")
-    action.add_argument("--threads", type=int, default=1, help="threads of every loader (default: %(default)s)")
-    action.add_argument("--size", type=int, default=224, help="pixels a side of a crop (default: %(default)s)")
-    action.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results/bench"),
-        help="folder of loader_1_thread.json, ... (default: %(default)s, which the notebook shows before git's own in benchmarks/results)",
-    )
-    action.set_defaults(handler=_bench_loader, interrupted="interrupted; nothing was written")
-
-    command = commands.add_parser("scoreboard", help="every published number with its status, every claim with its verdict")
-    command.set_defaults(handler=_scoreboard)
-
-    command = commands.add_parser("site", help="all executed notebooks, scoreboard, methods, data and provenance as one static site")
-    mixed = "docs/site and the README's totals instead: each paper at the budget that `findings` of params.yaml names"
-    command.add_argument("--findings", action="store_true", help=mixed)
-    command.set_defaults(handler=_site)
-
-    command = commands.add_parser("keep", help="copy finished runs' numbers into measured/, which git holds, so that other checkouts show them")
-    command.add_argument("runs", nargs="+", metavar="RUN", help="their names in params.yaml")
-    command.add_argument("--no-times", action="store_true", help="without how long they took: the machine did other work meanwhile")
-    command.set_defaults(handler=_keep)
-
-    command = commands.add_parser("weights", help="exchange weights with the papers' released checkpoints")
-    actions = command.add_subparsers(metavar="ACTION", required=True)
-    for name, handler, what in (
-        ("import", _weights_import, "read a released checkpoint (.pth, .safetensors) into our format"),
-        ("export", _weights_export, "write our weights as .safetensors, or as .pth in the reference's format"),
-    ):
-        action = actions.add_parser(name, help=what, description=what)
-        action.add_argument("source", type=Path)
-        action.add_argument("destination", type=Path)
-        action.add_argument("--decoder", action="store_true", help="refuse a checkpoint that holds no decoder")
-        action.set_defaults(handler=handler)
+    for add in (_add_runs, _add_data, _add_plan, _add_bench, _add_pages, _add_papers, _add_pipeline):
+        add(commands)
     return parser
 
 
-def _pretrain(options: argparse.Namespace) -> None:
-    _run(options, options.run, "pretrain")
+def _add(commands, name: str, handler: Callable, text: str, interrupted: str = "interrupted") -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(handler=handler, interrupted=interrupted)
+    return command
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    _run(options, options.run, "evaluate")
+def _group(commands, name: str, text: str, metavar: str = "ACTION"):
+    command = commands.add_parser(name, help=text, description=text)
+    return command.add_subparsers(metavar=metavar, required=True)
 
 
-def _tokenizer(options: argparse.Namespace) -> None:
-    _run(options, options.run, "tokenizer")
+def _add_runs(commands) -> None:
+    for name, text in (
+        ("pretrain", "pre-train a run, every seed of the budget"),
+        ("evaluate", "fine-tune, probe or score a run's weights, every seed"),
+        ("tokenizer", "train a tokenizer, or read a released one; all seeds share it"),
+    ):
+        command = _add(commands, name, _train, text, RESUMES)
+        command.add_argument("run", help="name of a run in papers/*/runs.yaml")
+        command.add_argument("--seed", type=int, help="train this seed only, into the store of resumable runs")
+        command.set_defaults(command=name)
+    command = _add(commands, "grid", _grid, "train every run, or those of some papers, in this process, without DVC", RESUMES)
+    command.add_argument("paper", nargs="*", help="papers to run (default: all)")
+    action = _add(
+        _group(commands, "search", "search a recipe's number on a subset of the images", "WHAT"),
+        "llrd",
+        _search,
+        "search layer-wise lr decay: fine-tune at several values and recommend one with its interval",
+        RESUMES,
+    )
+    action.add_argument("search", help="name of a search in papers/*/runs.yaml")
+    action.add_argument("--apply", action="store_true", help="fine-tune on the full set at the recommended value")
+    action.add_argument("--seed", type=int, help="train this seed only, into the store of resumable runs")
+    command = _add(commands, "log", _log, "show what a run has logged so far, also while it trains")
+    command.add_argument("run")
+    command = _add(commands, "keep", _keep, "copy the numbers of finished runs into measured/, which git tracks")
+    command.add_argument("runs", nargs="+", metavar="RUN")
+    command.add_argument("--no-times", action="store_true", help="leave out times, for runs that shared their machine")
+    actions = _group(commands, "weights", "exchange weights with the papers' released checkpoints")
+    for name, handler, text in (
+        ("import", _weights_import, "read a released checkpoint (.pth, .safetensors) into this project's format"),
+        ("export", _weights_export, "write weights as .safetensors, or as .pth in the reference's format"),
+    ):
+        action = _add(actions, name, handler, text)
+        action.add_argument("source", type=Path)
+        action.add_argument("destination", type=Path)
+        action.add_argument("--decoder", action="store_true", help="refuse a checkpoint without a decoder")
 
 
-def _run(options: argparse.Namespace, name: str, command: str) -> None:
-    from replicate import config as params_module
+def _add_data(commands) -> None:
+    actions = _group(commands, "data", "write, check or describe a data set's .beton files")
+    again = "interrupted; the same command writes the data set again"
+    for name, handler, text, interrupted in (
+        ("write", _data_write, "write train.beton, val.beton and manifest.json of a data set", again),
+        ("check", _data_check, "check a data set's files against their manifest", "interrupted"),
+        ("info", _data_info, "describe a data set's files", "interrupted"),
+    ):
+        action = _add(actions, name, handler, text, interrupted)
+        action.add_argument("dataset", nargs="?", default="full", help="name of a data set (default: %(default)s)")
 
-    params = params_module.load(options.params)
-    kinds = {params_module.PretrainRun: "pretrain", params_module.TokenizerRun: "tokenizer"}
-    kind = kinds.get(type(params.run(name)), "evaluate")
-    if kind != command:
-        raise UserError(f"{command} is not the command for the run {name}: use `python -m replicate {kind} {name}`")
+
+def _add_plan(commands) -> None:
+    command = _add(commands, "budget", _budget, "show or choose the budget through which runs are seen")
+    command.add_argument("name", nargs="?", help="a budget of budgets.yaml")
+    command = _add(commands, "plan", _plan, "show what runs will cost before anything is spent")
+    command.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")
+    command.add_argument("--budget", help="the budget to plan for (default: the active one)")
+    command.add_argument("--device", default="here", help="h200, h100, a100, cpu, or here: measure this machine (default)")
+    command.add_argument("--devices", type=int, default=1, help="devices that share a run (default: %(default)s)")
+    command.add_argument("--efficiency", type=float, help="share of the device's peak that training reaches, such as a measured MFU")
+    command.add_argument("--csv", type=Path, help="write the table to this file as well")
+    command.add_argument("--readme", action="store_true", help="update the README's table of the paper budget instead")
+
+
+def _add_bench(commands) -> None:
+    text = "compare an image folder, stock FFCV and this project's reader on your own images"
+    action = _add(_group(commands, "bench", "measure this machine", "WHAT"), "loader", _bench_loader, text, "interrupted; nothing was written")
+    action.add_argument("--images", type=Path, help="folder of JPEG or PNG files (default: scikit-image's photographs)")
+    action.add_argument("--repeat", type=int, default=8, help="copies of each image, for long epochs (default: %(default)s)")
+    action.add_argument("--rounds", type=int, default=5, help="times that every case is measured (default: %(default)s)")
+    action.add_argument("--threads", type=int, default=1, help="threads of every loader (default: %(default)s)")
+    action.add_argument("--size", type=int, default=224, help="pixels a side of a crop (default: %(default)s)")
+    action.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for the results (default: %(default)s)")
+
+
+def _add_pages(commands) -> None:
+    command = _add(commands, "notebook", _notebook, "execute a paper's notebook; writes its tables, figures and page")
+    command.add_argument("paper")
+    command.add_argument("--full", action="store_true", help="with the runs of the full grid")
+    _add(commands, "scoreboard", _scoreboard, "write every published number with its status, every claim with its verdict")
+    command = _add(commands, "site", _site, "build the site: executed notebooks, scoreboard, methods, data, provenance")
+    text = "build docs/site and the README's totals instead, each paper at the budget that `findings` names"
+    command.add_argument("--findings", action="store_true", help=text)
+
+
+def _add_papers(commands) -> None:
+    actions = _group(commands, "paper", "add a paper to the workbook")
+    action = _add(actions, "new", _paper_new, "make the room, the notebook and the module of a new paper")
+    action.add_argument("key", help="short name, such as crossmae")
+    action.add_argument("--title", help="the paper's title (default: the key)")
+
+
+def _add_pipeline(commands) -> None:
+    _add(commands, "stages", _stages, "regenerate stages.yaml, the list of runs that dvc.yaml reads")
+    command = _add(commands, "inputs", _inputs, "check the configuration and write what each stage depends on")
+    command.add_argument("folder", type=Path)
+    command = _add(commands, "strip", _strip, "copy a notebook without its outputs")
+    command.add_argument("notebook", type=Path)
+    command.add_argument("destination", type=Path)
+
+
+def _load(options: argparse.Namespace) -> Params:
+    from replicate.config import load
+
+    return load(options.params)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from replicate.config import PretrainRun, TokenizerRun
+
+    params = _load(options)
+    kinds = {PretrainRun: "pretrain", TokenizerRun: "tokenizer"}
+    kind = kinds.get(type(params.run(options.run)), "evaluate")
+    if kind != options.command:
+        raise UserError(f"{options.command} cannot train {options.run}: use `python -m replicate {kind} {options.run}`")
     from replicate.pipeline import launch
 
     if options.seed is not None:
-        launch.launch_seed(params, name, options.seed)
+        launch.launch_seed(params, options.run, options.seed)
     else:
-        launch.launch(params, name, ("--params", options.params, command, name))
+        launch.launch(params, options.run, ("--params", options.params, options.command, options.run))
+
+
+def _grid(options: argparse.Namespace) -> None:
+    from replicate.pipeline.launch import launch_all
+
+    launch_all(_load(options), options.paper)
+
+
+def _search(options: argparse.Namespace) -> None:
+    from replicate.pipeline import search
+
+    params, name = _load(options), options.search
+    if options.seed is not None:
+        search.search_seed(params, name, options.seed)
+    elif options.apply:
+        found = search.apply(params, name)
+        print(f"{found['dataset']}: layer_decay {found['layer_decay']:g} gives {found['top1']:.1f} % top-1")
+    else:
+        print(search.described(search.search(params, name, ("--params", options.params, "search", "llrd", name))))
 
 
 def _log(options: argparse.Namespace) -> None:
-    from replicate.config import load
+    params = _load(options)
+    params.run(options.run)
     from replicate.pipeline.launch import show_log
 
-    params = load(options.params)
-    params.run(options.run)
     show_log(params, options.run)
 
 
+def _keep(options: argparse.Namespace) -> None:
+    from replicate.report.results import keep
+
+    params = _load(options)
+    for name in options.runs:
+        print(f"kept in {keep(params.results_folder(name), not options.no_times)}")
+
+
+def _weights_import(options: argparse.Namespace) -> None:
+    from replicate.models.weights import import_weights
+
+    import_weights(options.source, options.destination, need_decoder=options.decoder)
+
+
+def _weights_export(options: argparse.Namespace) -> None:
+    from replicate.models.weights import export_weights
+
+    export_weights(options.source, options.destination, need_decoder=options.decoder)
+
+
 def _data_write(options: argparse.Namespace) -> None:
-    from replicate.config import load
     from replicate.pipeline.launch import write_dataset
 
-    write_dataset(load(options.params), options.dataset)
+    write_dataset(_load(options), options.dataset)
 
 
 def _data_check(options: argparse.Namespace) -> None:
-    from replicate.config import load
     from replicate.loaders.data import check
 
-    for file in check(_data_folder(load(options.params), options.dataset)):
+    for file in check(_data_folder(options)):
         print(f"{file}: whole")
 
 
 def _data_info(options: argparse.Namespace) -> None:
-    from replicate.config import load
     from replicate.loaders.data import info
 
-    info(_data_folder(load(options.params), options.dataset))
+    info(_data_folder(options))
 
 
-def _data_folder(params: Params, name: str) -> Path:
-    """Raises UserError for a name that `params.yaml` does not hold."""
-    params.dataset(name)
-    return params.data_folder(name)
+def _data_folder(options: argparse.Namespace) -> Path:
+    params = _load(options)
+    params.dataset(options.dataset)
+    return params.data_folder(options.dataset)
 
 
 def _budget(options: argparse.Namespace) -> None:
-    from replicate.config import load, switch_budget
+    from replicate.config import switch_budget
 
     if options.name:
         switch_budget(options.params, options.name)
-    params = load(options.params)
-    print(f"budget {params.budget}; defined are {', '.join(params.budgets)}")
+    params = _load(options)
+    print(f"budget {params.budget}; budgets.yaml has {', '.join(params.budgets)}")
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from replicate.config import load
     from replicate.cost import plan
     from replicate.cost.rates import rates_of
 
-    params = load(options.params)
+    params = _load(options)
     if options.readme:
         plan.update_readme(Path("README.md"), params)
         return
     if options.devices < 1:
-        raise UserError(f"--devices {options.devices}: at least one device trains")
+        raise UserError(f"--devices {options.devices}: at least one device must train")
     budget = options.budget or params.budget
     params.budget_named(budget)
     lines = plan.plan(params, options.runs, budget, rates_of(options.device, options.efficiency), options.devices)
@@ -267,35 +303,51 @@ def _plan(options: argparse.Namespace) -> None:
     print(plan.render(plan.totals(lines)))
     for name in params.datasets:
         size = plan.data_size(params, name, budget)
-        note = "; its source is not here, so ImageNet-1k is assumed" if size.assumed else ""
-        print(f"data {name}: {size.train} + {size.val} images of {size.classes} classes, about {size.bytes / 1e9:.2g} GB of .beton{note}")
+        note = "; its source is missing, so ImageNet-1k is assumed" if size.assumed else ""
+        images = f"{size.train} + {size.val} images of {size.classes} classes"
+        print(f"data {name}: {images}, about {size.bytes / 1e9:.2g} GB of .beton{note}")
 
 
-def _grid(options: argparse.Namespace) -> None:
-    from replicate.config import load
-    from replicate.pipeline.launch import launch_all
+def _bench_loader(options: argparse.Namespace) -> None:
+    from replicate.cost.loader_bench import bench
 
-    launch_all(load(options.params), options.paper)
-
-
-def _search(options: argparse.Namespace) -> None:
-    from replicate.config import load
-    from replicate.pipeline import search
-
-    params = load(options.params)
-    if options.seed is not None:
-        search.search_seed(params, options.search, options.seed)
-    elif options.apply:
-        found = search.apply(params, options.search)
-        print(f"{found['dataset']}: layer_decay {found['layer_decay']:g} gives {found['top1']:.1f} % top-1")
-    else:
-        print(search.described(search.search(params, options.search, ("--params", options.params, "search", "llrd", options.search))))
+    numbers = {key: getattr(options, key) for key in ("repeat", "rounds", "threads", "size")}
+    written = bench(options.images, **numbers, out=options.out)
+    print(f"written to {written}; `python -m replicate notebook dailymae` shows it")
 
 
-def _strip(options: argparse.Namespace) -> None:
-    from replicate.report.notebook import strip
+def _notebook(options: argparse.Namespace) -> None:
+    from replicate.report.notebook import execute
 
-    strip(options.notebook, options.destination)
+    params = _load(options)
+    if options.paper not in params.papers:
+        raise UserError(f"there is no paper '{options.paper}'; papers/ holds {', '.join(params.papers)}")
+    execute(options.paper, params.budget, "full" if options.full else "headline")
+
+
+def _scoreboard(options: argparse.Namespace) -> None:
+    from replicate.report.scoreboard import write
+
+    params = _load(options)
+    write(params.budget, shown=params.findings)
+
+
+def _site(options: argparse.Namespace) -> None:
+    from replicate.report.scoreboard import update_readme
+    from replicate.report.site import of_budget, of_findings
+
+    params = _load(options)
+    site = of_findings(params) if options.findings else of_budget(params, params.budget)
+    print(site.write()[0])
+    if options.findings:
+        update_readme("README.md", site.board)
+
+
+def _paper_new(options: argparse.Namespace) -> None:
+    from replicate.pipeline.new_paper import make
+
+    for path in make(options.key, options.title or options.key):
+        print(path)
 
 
 def _stages(options: argparse.Namespace) -> None:
@@ -310,61 +362,7 @@ def _inputs(options: argparse.Namespace) -> None:
     write_inputs(options.params, options.folder)
 
 
-def _notebook(options: argparse.Namespace) -> None:
-    from replicate.config import load
-    from replicate.report.notebook import execute
+def _strip(options: argparse.Namespace) -> None:
+    from replicate.report.notebook import strip
 
-    params = load(options.params)
-    if options.paper not in params.papers:
-        raise UserError(f"there is no paper '{options.paper}'; papers/ holds {', '.join(params.papers)}")
-    execute(options.paper, params.budget, "full" if options.full else "headline")
-
-
-def _bench_loader(options: argparse.Namespace) -> None:
-    from replicate.cost.loader_bench import bench
-
-    numbers = {key: getattr(options, key) for key in ("repeat", "rounds", "threads", "size")}
-    print(f"written to {bench(options.images, **numbers, out=options.out)}; `python -m replicate notebook dailymae` shows it")
-
-
-def _scoreboard(options: argparse.Namespace) -> None:
-    from replicate.config import load
-    from replicate.report.scoreboard import write
-
-    params = load(options.params)
-    write(params.budget, shown=params.findings)
-
-
-def _keep(options: argparse.Namespace) -> None:
-    from replicate.config import load
-    from replicate.report.results import keep
-
-    params = load(options.params)
-    for name in options.runs:
-        params.run(name)
-        print(f"kept in {keep(params.results_folder(name, params.budget), not options.no_times)}")
-
-
-def _site(options: argparse.Namespace) -> None:
-    from replicate.config import load
-    from replicate.report.scoreboard import update_readme
-    from replicate.report.site import of_budget, of_findings
-
-    params = load(options.params)
-    site = of_findings(params) if options.findings else of_budget(params, params.budget)
-    print(site.write()[0])
-    if options.findings:
-        update_readme("README.md", site.board)
-
-
-def _weights_import(options: argparse.Namespace) -> None:
-    from replicate.models.weights import import_weights
-
-    import_weights(options.source, options.destination, need_decoder=options.decoder)
-
-
-def _weights_export(options: argparse.Namespace) -> None:
-    from replicate.models.weights import export_weights
-
-    export_weights(options.source, options.destination, need_decoder=options.decoder)
-
+    strip(options.notebook, options.destination)

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
+from replicate.config.backbones import vit_backbone
+from replicate.config.hierarchies import HIERARCHIES, hierarchy
 from replicate.config.lens import Budget, backbone_kwargs
 from replicate.errors import UserError
 from replicate.losses.reconstruction import reconstruction_loss
 from replicate.models import backbones
 from replicate.models.backbones import build_classifier, build_encoder, load_encoder
 from replicate.models.backbones.features import tapped
-from replicate.config.hierarchies import HIERARCHIES, hierarchy
 from replicate.models.backbones.resample import resample_grid, resample_pair_bias, resample_window_bias
 from replicate.models.classifier import init_head
 from replicate.models.mim import MIM
-from replicate.config.backbones import vit_backbone
 from replicate.models.resized import carry_optimizer_state
 from replicate.targets import build as build_target
 

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
+from replicate.config import load, published
 from replicate.config.lens import resolve, resolve_evaluate
-from replicate.config import load
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE_KEYS = {
@@ -33,7 +32,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def recipes():
-    return yaml.safe_load((ROOT / "published" / "recipes.yaml").read_text())
+    return published.recipes()
 
 
 def numbers(recipe: dict, **chosen) -> dict:
@@ -121,7 +120,7 @@ def test_a_power_draws_long_and_short_schedules_together(params):
     for power, ratio in ((1.0, 16.0), (0.5, 4.0)):
         factor = 100.0 / 100**power
         lens = budget.model_copy(update={"pretrain_epochs": factor, "pretrain_epochs_power": power})
-        short, long = (resolve(params, name, lens) for name in ("light_75", "full_75"))
+        short, long = (resolve(params.run(name), None, lens) for name in ("light_75", "full_75"))
         assert (short.epochs, long.epochs) == (100, 100 * ratio)
         assert long.warmup_epochs / long.epochs == pytest.approx(40 / 1600)
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from project import ENVIRONMENT, ROOT, write_params
+from project import ENVIRONMENT, ROOT, read, write_params
 
 from replicate.cli import main
 from replicate.config import load
@@ -94,7 +95,7 @@ def test_tiny_imagenet_that_is_not_there_is_told_with_the_tool_that_lays_it_out(
 @pytest.mark.parametrize("action", ["write", "check", "info"])
 def test_a_data_set_that_is_not_stated_is_told_with_those_that_are(project, capsys, action):
     message = told(capsys, "data", action, "nosuch")
-    assert "params.yaml has no dataset 'nosuch'" in message and "full" in message
+    assert "there is no dataset 'nosuch'" in message and "full" in message
 
 
 def test_a_benchmark_tells_a_folder_that_is_not_there_from_an_empty_one(project, capsys):
@@ -138,9 +139,9 @@ def test_data_of_other_settings_than_stated_are_not_trained_on(project, capsys):
     message = told(capsys, "pretrain", "light_90")
     assert "data/smoke/full: was written with train_images 128, where params.yaml now says 96" in message
     assert "python -m replicate data write full" in message
-    content = yaml.safe_load(write_params(project).read_text())
-    content["datasets"]["full"]["val"]["quality"] = 60
-    Path("params.yaml").write_text(yaml.safe_dump(content))
+    datasets = read("params.yaml")["datasets"]
+    datasets["full"]["val"]["quality"] = 60
+    write_params(project, datasets=datasets)
     assert "was written with val.quality 100, where params.yaml now says 60" in told(capsys, "log", "light_90")
     write_params(project)
     assert "has no log" in told(capsys, "log", "light_90")
@@ -174,7 +175,7 @@ def test_pickle_with_code_is_refused_without_running_it(project, capsys):
 
 
 def test_a_nan_names_the_run_and_the_step(project, capsys):
-    write_params(project, pretrain={"base_lr": 1e9})
+    write_params(project, runs={"light_90": {"base_lr": 1e9}})
     assert main(["data", "write"]) == 0
     assert "run light_90 seed 0: the loss became" in told(capsys, "pretrain", "light_90")
     assert not Path("results/smoke/efficient_learners/light_90/metrics.json").exists()
@@ -183,15 +184,16 @@ def test_a_nan_names_the_run_and_the_step(project, capsys):
 @pytest.mark.slow
 def test_a_papers_grid_fills_its_table(project):
     """`grid fastmim` trains the runs that are stated, headline and grid, each after what it starts from; they show in the paper's tables."""
-    path = project / "params.yaml"
-    content = yaml.safe_load(path.read_text())
     kept = {"fastmim_vit_pixel_128", "fastmim_swin_scratch", "fastmim_vit_hog_128", "fastmim_depth_10", "fastmim_invariance"}
     kept |= {f"{name}_ft" for name in kept}
-    for runs in (content["pretrain"], content["evaluate"], *content["grid"].values()):
-        for name in [name for name, run in runs.items() if run.get("paper") == "fastmim" and name not in kept]:
-            del runs[name]
-    path.write_text(yaml.safe_dump(content))
-    stated = {name for name, run in load(path).runs.items() if run.paper == "fastmim"}
+    shutil.copytree(ROOT / "papers", project / "papers")
+    path = project / "papers" / "fastmim" / "runs.yaml"
+    room = yaml.safe_load(path.read_text())
+    for section in (room, room["grid"]):
+        for group in ("pretrain", "evaluate"):
+            section[group] = {name: run for name, run in section.get(group, {}).items() if name in kept}
+    path.write_text(yaml.safe_dump(room))
+    stated = {name for name, run in load(project / "params.yaml").runs.items() if run.paper == "fastmim"}
     assert main(["grid", "fastmim"]) == 0
     results = loader_runs.load("smoke", project)
     assert stated == kept & stated == {name for name, run in results.runs.items() if run.paper == "fastmim"} and len(stated) == 9

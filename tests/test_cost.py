@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from replicate.config.backbones import vit_backbone
 from replicate.cost.bench import Timing, compare, interleave, take_turns, timed_window, write_results
 from replicate.cost.macs import classifier_macs, count_forward, count_mae, mae_macs
 from replicate.cost.memory import activation_bytes, cuda_peak_bytes, mae_activation_bytes
@@ -10,7 +11,6 @@ from replicate.cost.parameters import classifier_parameters, count_parameters, m
 from replicate.models.classifier import build_classifier, freeze_for_partial
 from replicate.models.cpu import plain_torch
 from replicate.models.mae import MAE
-from replicate.config.backbones import vit_backbone
 
 BASE = dict(embed_dim=768, depth=12, num_heads=12)
 LARGE = dict(embed_dim=1024, depth=24, num_heads=16)

@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from replicate.config import EvaluateRun, PretrainRun, ScoreRun, TeacherRun, load
-from replicate.config import published
+from replicate.config import EvaluateRun, PretrainRun, ScoreRun, TeacherRun, load, published
 from replicate.report import computed, dailymae, dailymae_figures, loader_runs, tables
 from replicate.report.book import Book
 from replicate.report.quantities import Reader
@@ -222,8 +221,8 @@ def test_data_sets_are_compressed_as_table_4_says(params):
 def test_every_setting_of_the_writer_can_be_stated():
     from dataclasses import fields
 
-    from replicate.loaders.writer import WriteSettings
     from replicate.config import Encoding
+    from replicate.loaders.writer import WriteSettings
 
     defaults = {field.name: field.default for field in fields(WriteSettings) if field.name != "seed"}
     stated = Encoding(quality=95).model_dump()

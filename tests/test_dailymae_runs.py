@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
+from replicate.config import Encoding, Params, ScoreRun, load
 from replicate.errors import UserError
 from replicate.loaders import Augmentation, crop_decode, open_loader
 from replicate.loaders.crops import center_boxes
@@ -22,13 +23,12 @@ from replicate.loaders.decode import decode_image, resize_crop
 from replicate.loaders.folder import StoredSource
 from replicate.loaders.writer import WriteSettings
 from replicate.models.weights import load_weights
-from replicate.config import Encoding, Params, ScoreRun, load
+from replicate.pipeline.seeds import weights_path
 from replicate.report.results import read
 from replicate.schedules.stages import expand, view_at
 from replicate.trainers import launch, score
 from replicate.trainers.online_probe import OnlineProbe
 from replicate.trainers.score import recompressed
-from replicate.pipeline.seeds import weights_path
 
 
 @pytest.fixture

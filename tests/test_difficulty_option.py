@@ -6,13 +6,13 @@ from typing import get_args
 import pytest
 import torch
 
+from replicate.config import Difficulty, PretrainRun, load
 from replicate.config.lens import resolve_pretrain
 from replicate.difficulty import METRICS, difficulty
 from replicate.errors import UserError
 from replicate.losses import build_weighting
 from replicate.models import mim
 from replicate.models.mae import MAE
-from replicate.config import Difficulty, PretrainRun, load
 from replicate.trainers.pretrain import PretrainTask
 
 ROOT = Path(__file__).resolve().parents[1]

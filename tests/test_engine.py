@@ -8,9 +8,9 @@ from torch import nn
 
 from replicate.errors import UserError
 from replicate.loaders import Batch
+from replicate.pipeline.store import RunStore
 from replicate.trainers.engine import accumulation, fit
 from replicate.trainers.session import Session
-from replicate.pipeline.store import RunStore
 
 
 class Regression(nn.Module):

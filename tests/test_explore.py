@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from replicate.config import load
 from replicate.errors import UserError
 from replicate.explore import images, loader, masking, recipe, reconstruction, schedules
 from replicate.explore.panel import extremes, panel
-from replicate.config import load
 from replicate.report.notebook import read
 from replicate.report.style import Figure
 

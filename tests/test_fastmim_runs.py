@@ -10,9 +10,9 @@ import torch
 import yaml
 
 from replicate.config import load
+from replicate.pipeline.seeds import train_one_seed, weights_path
 from replicate.trainers import classify, engine, invariance, launch
 from replicate.trainers.pretrain import PretrainTask
-from replicate.pipeline.seeds import train_one_seed, weights_path
 from replicate.trainers.session import open_session
 
 

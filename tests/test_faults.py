@@ -21,8 +21,8 @@ from test_engine import MemoryLoader, run_of, same, session_of, train
 
 from replicate.errors import UserError
 from replicate.loaders import Augmentation, data, open_loader
-from replicate.trainers import seeds, store
 from replicate.pipeline.store import RunStore
+from replicate.trainers import seeds, store
 
 TABLE = ROOT / "docs" / "faults.md"
 
@@ -152,7 +152,8 @@ INTERRUPTED = "interrupted; what had finished is kept, and the same command cont
 LEAVING = """
 import atexit, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and hand that on
-from replicate import __main__, interruption
+from replicate import cli
+from replicate.pipeline import interruption
 seconds, interruption.PATIENCE = map(float, sys.argv[1:])
 def work(options):
     try:
@@ -162,8 +163,8 @@ def work(options):
         print("leaving", flush=True)
         time.sleep(seconds)
 atexit.register(time.sleep, seconds)
-__main__._grid = work
-sys.exit(__main__.main(["grid"]))
+cli._grid = work
+sys.exit(cli.main(["grid"]))
 """
 
 
@@ -198,10 +199,10 @@ def test_leaving_that_hangs_is_left_by_another_ctrl_c(tmp_path):
 SEEDS = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from replicate import __main__
+from replicate import cli
 from replicate.pipeline.parallel import train_seeds_in_processes
-__main__._grid = lambda options: train_seeds_in_processes(("--params", sys.argv[1], "pretrain", "light_90"), 2, 2)
-sys.exit(__main__.main(["grid"]))
+cli._grid = lambda options: train_seeds_in_processes(("--params", sys.argv[1], "pretrain", "light_90"), 2, 2)
+sys.exit(cli.main(["grid"]))
 """
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from replicate.config import PretrainRun, load
-from replicate.config import published
+from replicate.config import PretrainRun, load, published
 from replicate.report import computed, tables
 from replicate.report.results import Results
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from project import ROOT
 
-from replicate import budget as budget_module
+from replicate.config import load
+from replicate.config.backbones import Backbone
+from replicate.config.lens import resolve
 from replicate.cost.shapes import shapes_only
 from replicate.loaders import Augmentation
-from replicate.config.backbones import Backbone
-from replicate.config import load
 from replicate.schedules.layer_decay import decayed_groups, plain_groups
 from replicate.schedules.lr import set_learning_rate, warmup_cosine
 from replicate.schedules.stages import view_at
@@ -75,7 +75,7 @@ def kinds(runs, params, budget):
     found: dict[str, str] = {}
     for name in runs:
         run = params.resolve(name, budget)
-        source = params.resolve(run.pretrain_name, budget) if hasattr(run, "pretrain_name") else None
+        source = params.resolve(run.pretrain, budget) if hasattr(run, "pretrain") else None
         shape = {key: getattr(run, key, None) for key in SHAPE} | {"source": source and (source.backbone, source.backbone_kwargs)}
         found.setdefault(json.dumps(shape, sort_keys=True, default=str), name)
     return list(found.values())
@@ -122,7 +122,7 @@ def test_every_evaluation_builds_at_full_size():
         if run.protocol == "knn":
             continue
         with shapes_only():
-            model = classifier_of(run, PARAMS.resolve(run.pretrain_name, "paper"))
+            model = classifier_of(run, PARAMS.resolve(run.pretrain, "paper"))
         groups = decayed_groups(model, run.weight_decay, run.layer_decay)
         trained_once(groups, model)
         optimizer = torch.optim.AdamW(groups, lr=run.peak_lr, betas=run.betas)
@@ -135,7 +135,11 @@ def test_every_evaluation_builds_at_full_size():
 def tiny(params):
     """The smoke lens, with the papers' own regularisation."""
     lens = params.budgets["smoke"].model_copy(update={"regularisation": "paper"})
-    return lambda name: budget_module.resolve(params, name, lens)
+    def resolved(name):
+        run = params.run(name)
+        return resolve(run, params.run(run.pretrain) if hasattr(run, "pretrain") else None, lens)
+
+    return resolved
 
 
 def step(task, run, classes):
@@ -178,7 +182,7 @@ def test_one_real_step_of_each_kind_of_evaluation():
     resolve, seen = tiny(PARAMS), set()
     for name in PARAMS.evaluate_runs:
         run = resolve(name)
-        source = resolve(run.pretrain_name)
+        source = resolve(run.pretrain)
         kind = numbers_aside(run) + source.backbone
         if kind in seen or run.protocol != "finetune":
             continue

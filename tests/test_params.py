@@ -1,26 +1,23 @@
-"""params.yaml is read strictly: every mistake is one line that names the key, the value and what would be right."""
+"""The configuration files are read strictly: every mistake is one line that names file, key and value."""
 
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from project import read, write_params
 
+from replicate.config import load, switch_budget
+from replicate.config.rooms import Room, entries
 from replicate.errors import UserError
 from replicate.names import closest
-from replicate.config import load, switch_budget
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
-def content():
-    return yaml.safe_load((ROOT / "params.yaml").read_text())
-
-
-def refused(tmp_path, content) -> str:
-    path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(content))
+def refused(tmp_path, **changes) -> str:
+    """The message of a `params.yaml` with these changes."""
+    path = write_params(tmp_path, **changes)
     with pytest.raises(UserError) as caught:
         load(path)
     message = str(caught.value)
@@ -28,91 +25,84 @@ def refused(tmp_path, content) -> str:
     return message
 
 
-def test_unknown_key_is_named_with_the_one_that_was_meant(tmp_path, content):
-    content["pretrain"]["light_90"]["mask_ration"] = 0.9
-    message = refused(tmp_path, content)
-    assert "pretrain.light_90.mask_ration" in message and "did you mean 'mask_ratio'" in message
+def room(tmp_path, paper: str = "own", **sections) -> Path:
+    """A `params.yaml` with one paper of its own beside it."""
+    folder = tmp_path / "papers" / paper
+    folder.mkdir(parents=True)
+    light = load(ROOT / "params.yaml").run("light_75").model_dump(mode="json", exclude_unset=True)
+    recipes = {"light": {key: value for key, value in light.items() if key != "paper"}}
+    (folder / "runs.yaml").write_text(yaml.safe_dump({"title": "Own", "recipes": recipes} | sections))
+    return write_params(tmp_path, findings={})
+
+
+def test_unknown_key_is_named_with_the_closest_one(tmp_path):
+    message = refused(tmp_path, runs={"light_90": {"mask_ration": 0.9}})
+    assert "runs.light_90." in message and "mask_ration; did you mean 'mask_ratio'" in message
 
 
 @pytest.mark.parametrize(
-    ("section", "run", "key", "value", "told"),
+    ("run", "key", "value", "words"),
     [
-        ("pretrain", "light_90", "mask_ratio", 1.2, "less than 1"),
-        ("pretrain", "light_90", "mask_ratio", "most", "number"),
-        ("pretrain", "light_90", "epochs", -1, "greater than or equal to 0"),
-        ("pretrain", "light_90", "epochs", 2.5, "integer"),
-        ("pretrain", "light_90", "method", "beit", "'mae' or 'mim'"),
-        ("pretrain", "light_90", "batch_size", 0, "greater than or equal to 1"),
-        ("evaluate", "light_90_llrd_65", "layer_decay", 1.5, "less than or equal to 1"),
-        ("evaluate", "light_90_llrd_65", "betas", [0.9], "missing"),
-        ("evaluate", "light_90_llrd_65", "protocol", "detect", "'finetune'"),
-        ("evaluate", "light_90_llrd_65", "auto_augment", "three_augmnt", "none of null, rand-m9-mstd0.5-inc1, three_augment"),
-        ("evaluate", "light_90_llrd_65", "crop_scale", [0.9, 0.2], "the smaller share of the image comes first"),
+        ("light_90", "mask_ratio", 1.2, "less than 1"),
+        ("light_90", "mask_ratio", "most", "number"),
+        ("light_90", "epochs", -1, "greater than or equal to 0"),
+        ("light_90", "epochs", 2.5, "integer"),
+        ("light_90", "method", "beit", "'mae'"),
+        ("light_90", "batch_size", 0, "greater than or equal to 1"),
+        ("light_90_llrd_65", "layer_decay", 1.5, "less than or equal to 1"),
+        ("light_90_llrd_65", "betas", [0.9], "missing"),
+        ("light_90_llrd_65", "protocol", "explain", "'finetune'"),
+        ("light_90_llrd_65", "auto_augment", "three_augmnt", "choose null, rand-m9-mstd0.5-inc1, three_augment"),
+        ("light_90_llrd_65", "crop_scale", [0.9, 0.2], "the smaller share of the image comes first"),
     ],
 )
-def test_impossible_values_name_key_value_and_range(tmp_path, content, section, run, key, value, told):
-    content[section][run][key] = value
-    message = refused(tmp_path, content)
-    assert f"{section}.{run}.{key}" in message and told in message.lower()
+def test_impossible_values_name_key_value_and_range(tmp_path, run, key, value, words):
+    message = refused(tmp_path, runs={run: {key: value}})
+    assert f"params.yaml: runs.{run}.{key}" in message and words in message.lower()
+
+
+def test_a_mistake_in_a_room_names_the_room(tmp_path):
+    path = room(tmp_path, pretrain={"mine": {"base": "light", "mask_ratio": 2}})
+    with pytest.raises(UserError, match=r"papers/own/runs.yaml: pretrain.mine.mask_ratio = 2: .*less than 1"):
+        load(path)
 
 
 @pytest.mark.parametrize(
-    ("group", "run", "keys", "told"),
+    ("run", "keys", "words"),
     [
-        ("pretrain", "fastmim_vit_hog_128", {"mask_tokens_in_encoder": True}, "belongs to method mae"),
-        ("pretrain", "light_90", {"objective": "distillation"}, "and no others, stand under grid.distill"),
-        ("evaluate", "light_90_llrd_65", {"protocol": "linear"}, "layer_decay, drop_path: a linear probe tunes no block"),
-        ("evaluate", "mae_base_lin", {"tuned_blocks": 1.0, "drop_path": 0.1}, "tuned_blocks, drop_path: a linear probe tunes no block"),
-        ("evaluate", "light_90_llrd_65", {"stages": [{"until": 1.0, "auto_augment": "three_augmnt"}]}, "'three_augmnt' is none of null"),
-        ("grid.distill", "fastmim_distillation", {"objective": "reconstruction"}, "and no others, stand under grid.distill"),
+        ("fastmim_vit_hog_128", {"mask_tokens_in_encoder": True}, "belongs to method mae"),
+        ("fastmim_vit_hog_128", {"decoder_beta": 26.0}, "method mim decodes all of them"),
+        ("light_90", {"objective": "distillation"}, "objective distillation needs a teacher"),
+        ("light_90", {"tokenizer": "mae_tokens"}, "target token needs a tokenizer, and nothing else takes one; target is pixel"),
+        ("light_90", {"difficulty": "nearest_patch"}, "difficulty nearest_patch has no effect"),
+        ("light_90_llrd_65", {"protocol": "linear"}, "layer_decay, drop_path: a linear probe tunes no block"),
+        ("mae_base_lin", {"tuned_blocks": 1.0}, "tuned_blocks: a linear probe tunes no block"),
+        ("light_90_llrd_65", {"protocol": "score"}, "classifier is missing"),
+        ("fastmim_distillation", {"objective": "reconstruction"}, "objective is reconstruction"),
     ],
 )
-def test_what_would_be_read_by_nothing_is_refused(tmp_path, content, group, run, keys, told):
-    section = content
-    for key in group.split("."):
-        section = section[key]
-    section[run] |= keys
-    message = refused(tmp_path, content)
-    assert f"{group}.{run}" in message and told in message and "\n" not in message
-
-
-def test_a_tokenizer_that_nothing_reads_is_refused(tmp_path, content):
-    content["pretrain"]["light_90"]["tokenizer"] = "grid/mae/mae_tokens"
-    assert "run 'light_90' has tokenizer 'grid/mae/mae_tokens', which is read by nothing: its target is pixel" in refused(tmp_path, content)
+def test_options_without_effect_are_refused(tmp_path, run, keys, words):
+    message = refused(tmp_path, runs={run: keys})
+    assert f"runs.{run}." in message and words in message
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("run", "keys", "words"),
     [
-        ({"image_size": 225}, "evaluate.light_90_llrd_65.image_size = 225: the patch of 16 pixels does not divide it; 224 and 240"),
-        ({"stages": [{"until": 0.5, "image_size": 200}, {"until": 1.0}]}, "evaluate.light_90_llrd_65.image_size = 200"),
+        ("light_90", {"image_size": 230}, "light_90.image_size = 230: the patch of 16 pixels does not divide it; 224 and 240"),
+        ("light_90_llrd_65", {"image_size": 225}, "light_90_llrd_65.image_size = 225"),
+        ("light_90_llrd_65", {"stages": [{"until": 0.5, "image_size": 200}, {"until": 1.0}]}, "image_size = 200"),
+        ("light_90", {"stages": [{"until": 0.5, "image_size": 160}]}, "the last at 1.0"),
+        ("light_90", {"warmup_epochs": 101}, "warmup_epochs 101"),
+        ("light_90", {"dataset": "half"}, "dataset 'half'"),
+        ("light_90_llrd_65", {"pretrain": "light_95"}, "'light_95', which is not a pretrain run; did you mean light_9"),
+        ("light_90_llrd_65", {"dataset": "daily_500_90"}, "which only the grid writes"),
+        ("mae_token", {"tokenizer": "none"}, "tokens of 'none', which is not a tokenizer"),
+        ("fastmim_distillation", {"teacher": "light_90_llrd_65"}, "is no run with keep_weights"),
     ],
 )
-def test_sizes_of_fine_tuning_are_those_of_its_models_patch(tmp_path, content, keys, told):
-    content["evaluate"]["light_90_llrd_65"] |= keys
-    assert told in refused(tmp_path, content)
-
-
-def test_image_size_that_the_patch_does_not_divide(tmp_path, content):
-    content["pretrain"]["light_90"]["image_size"] = 230
-    message = refused(tmp_path, content)
-    assert "pretrain.light_90.image_size = 230" in message and "224 and 240" in message
-
-
-def test_run_that_starts_from_nothing(tmp_path, content):
-    content["evaluate"]["light_90_llrd_65"]["pretrain"] = "efficient_learners/light_95"
-    assert "light_95" in refused(tmp_path, content)
-
-
-def test_budget_and_dataset_must_exist(tmp_path, content):
-    assert "defined are brief, evening, gpu, laptop, paper, smoke, tiny" in refused(tmp_path, content | {"budget": "huge"})
-    content["pretrain"]["light_90"]["dataset"] = "half"
-    assert "dataset 'half'" in refused(tmp_path, content)
-
-
-def test_stages_must_cover_the_run(tmp_path, content):
-    content["pretrain"]["light_90"]["stages"] = [{"until": 0.5, "image_size": 160}]
-    assert "the last at 1.0" in refused(tmp_path, content)
+def test_what_does_not_fit_together_is_refused(tmp_path, run, keys, words):
+    assert words in refused(tmp_path, runs={run: keys})
 
 
 @pytest.mark.parametrize(
@@ -125,35 +115,75 @@ def test_stages_must_cover_the_run(tmp_path, content):
         ({"ends": 0.5}, "ends 0.5 must be a list of numbers"),
         ({"ends": None}, "ends None must be a list of numbers"),
         ({"mask_ratios": 0.75}, "mask_ratios 0.75 must be a list of numbers"),
-        ({"schedule": ["rising"]}, r"schedule \['rising'\] must be one name of palindrome, rising"),
+        ({"schedule": ["rising"]}, r"schedule \['rising'\] must be one of palindrome, rising"),
         ({"size": [224], 3: 4}, "unknown key 3"),
     ],
 )
-def test_a_schedule_of_wrong_types_is_told_in_one_line(tmp_path, content, wrong, words):
-    content["pretrain"]["light_90"]["stages"] = {"schedule": "rising", "sizes": [192, 224]} | wrong
-    message = refused(tmp_path, content)
-    assert "pretrain.light_90.stages" in message and re.search(words, message)
+def test_a_schedule_of_wrong_types_is_refused(tmp_path, wrong, words):
+    stages = {"schedule": "rising", "sizes": [192, 224]} | wrong
+    message = refused(tmp_path, runs={"light_90": {"stages": stages}})
+    assert "runs.light_90.stages" in message and re.search(words, message)
 
 
-def test_a_schedule_may_leave_a_stage_the_runs_own_mask_ratio(tmp_path, content):
-    content["pretrain"]["light_90"]["stages"] = {"schedule": "rising", "sizes": [192, 224], "mask_ratios": [0.5, None]}
-    path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(content))
-    assert [stage.mask_ratio for stage in load(path).run("light_90").stages] == [0.5, None]
+def test_a_stage_may_keep_the_runs_own_mask_ratio(tmp_path):
+    stages = {"schedule": "rising", "sizes": [192, 224], "mask_ratios": [0.5, None]}
+    params = load(write_params(tmp_path, runs={"light_90": {"stages": stages}}))
+    assert [stage.mask_ratio for stage in params.run("light_90").stages] == [0.5, None]
 
 
-def test_warmup_longer_than_the_run(tmp_path, content):
-    content["pretrain"]["light_90"]["warmup_epochs"] = 101
-    assert "warmup_epochs 101" in refused(tmp_path, content)
+def test_budgets_and_changed_runs_must_exist(tmp_path):
+    path = write_params(tmp_path)
+    path.write_text(path.read_text().replace("budget: smoke", "budget: huge"))
+    with pytest.raises(UserError, match="budget is 'huge'; budgets.yaml has .*smoke"):
+        load(path)
+    assert "runs.light_9: there is no such run; did you mean light_90" in refused(tmp_path, runs={"light_9": {}})
 
 
 def test_missing_and_broken_files(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         load(tmp_path / "params.yaml")
-    broken = tmp_path / "broken.yaml"
-    broken.write_text("budget: [")
-    with pytest.raises(UserError, match="not valid YAML"):
-        load(broken)
+    for text, words in ((b"budget: [", "not valid YAML"), (b"budget: \xe9", "not UTF-8"), (b"- 1", "not keys with values")):
+        (tmp_path / "broken.yaml").write_bytes(text)
+        with pytest.raises(UserError, match=words):
+            load(tmp_path / "broken.yaml")
+
+
+def test_a_name_given_twice_is_refused(tmp_path):
+    path = write_params(tmp_path)
+    path.write_text(path.read_text() + "machine: {}\n")
+    with pytest.raises(UserError, match="the key machine stands there twice.*line"):
+        load(path)
+
+
+def test_a_run_of_two_papers_is_refused(tmp_path):
+    path = room(tmp_path, pretrain={"mine": {"base": "light"}})
+    other = tmp_path / "papers" / "other"
+    other.mkdir()
+    (other / "runs.yaml").write_text("title: Other\npretrain: {mine: {base: light}}\n")
+    with pytest.raises(UserError, match=r"papers/own/runs.yaml: pretrain.mine: papers/other/runs.yaml: pretrain.mine has that name"):
+        load(path)
+
+
+def test_bases_are_laid_under_and_evaluations_listed():
+    content = {
+        "title": "Own",
+        "recipes": {"a": {"epochs": 10, "target": "pixel"}, "b": {"base": "a", "epochs": 20}},
+        "pretrain": {"run": {"base": "b", "evaluate": {"ft": "a", "short": {"base": "a", "epochs": 1}}}},
+    }
+    found = {entry.name: entry for entry in entries({"own": Room.model_validate(content)})}
+    assert found["run"].stated == {"epochs": 20, "target": "pixel"}
+    assert found["run_ft"].stated == {"epochs": 10, "target": "pixel", "pretrain": "run"}
+    assert found["run_short"].stated["epochs"] == 1 and found["run_short"].section == "evaluate"
+
+
+@pytest.mark.parametrize(
+    ("recipes", "words"),
+    [({"a": {"base": "b"}, "b": {"base": "a"}}, "a -> b -> a name each other"), ({"a": {"base": "aa"}}, "'aa': no such recipe")],
+)
+def test_bases_that_lead_nowhere_are_refused(recipes, words):
+    content = Room.model_validate({"title": "Own", "recipes": recipes, "pretrain": {"run": {"base": "a"}}})
+    with pytest.raises(UserError, match=words):
+        list(entries({"own": content}))
 
 
 def test_unknown_run_is_answered_with_close_names():
@@ -170,50 +200,57 @@ def test_close_names_are_few_and_in_one_order():
     assert closest("grid/mae/", known | {"grid/mae/x"}) == closest("mae", known | {"grid/mae/x"}) == "; did you mean grid/mae/x?"
 
 
-@pytest.mark.parametrize(("paper", "budget", "fault"), [("mae2", "tiny", "papers are"), ("mae", "small", "defined are .*brief")])
-def test_findings_of_an_unknown_paper_or_budget(tmp_path, content, paper, budget, fault):
-    content["findings"] |= {paper: budget}
-    path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=fault):
-        load(path)
+@pytest.mark.parametrize(
+    ("findings", "words"),
+    [
+        ({"default": "brief", "mae2": "tiny"}, "papers are"),
+        ({"default": "small"}, "defined are .*brief"),
+        ({"mae": "brief"}, "findings names no budget for "),
+    ],
+)
+def test_findings_name_known_papers_and_budgets(tmp_path, findings, words):
+    assert re.search(words, refused(tmp_path, findings=findings))
+
+
+def test_findings_may_be_one_budget(tmp_path):
+    params = load(write_params(tmp_path, findings="brief"))
+    assert set(params.findings) == set(params.papers) and set(params.findings.values()) == {"brief"}
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "words"),
     [
         ({"sorce": "photos"}, "unknown key sorce; did you mean 'source'?"),
         ({"classes": "many"}, "classes = 'many'"),
         ({"train": {"quality": 200}}, "train.quality = 200"),
     ],
 )
-def test_a_wrong_setting_of_a_budgets_data_is_told_where_it_stands(tmp_path, content, data, told):
-    content["budgets"]["laptop"]["data"] = data
-    message = refused(tmp_path, content)
-    assert "budgets.laptop.data: " in message and told in message
+def test_a_wrong_setting_of_a_budgets_data_is_named(tmp_path, data, words):
+    message = refused(tmp_path, data=data)
+    assert "budgets.yaml: smoke.data: " in message and words in message
 
 
-def test_findings_of_some_papers_only(tmp_path, content):
-    del content["findings"]["mae"]
-    assert "findings names no budget for mae" in refused(tmp_path, content)
-
-
-def test_learning_rates_in_any_yaml_notation_are_numbers(tmp_path, content):
-    text = (ROOT / "params.yaml").read_text()
-    path = tmp_path / "params.yaml"
-    path.write_text(text.replace("base_lr: 1.0e-3", "base_lr: 1e-3"))
+def test_learning_rates_in_any_yaml_notation_are_numbers(tmp_path):
+    path = write_params(tmp_path)
+    path.write_text(path.read_text().replace("runs: {}", "runs: {light_90_llrd_65: {base_lr: 1e-3}}"))
     assert load(path).run("light_90_llrd_65").base_lr == 1e-3
 
 
-def test_switching_the_budget_changes_one_line(tmp_path):
-    text = (ROOT / "params.yaml").read_text()
+@pytest.mark.parametrize("name", ["gpu", "t"])
+def test_switching_the_budget_changes_one_line(tmp_path, name):
+    text = (ROOT / "params.yaml").read_text().replace("budget: laptop", "budget: t", 1)
+    (tmp_path / "budgets.yaml").write_text(yaml.safe_dump(read("budgets.yaml") | {"t": {}}))
     path = tmp_path / "params.yaml"
     path.write_text(text)
-    switch_budget(path, "gpu")
+    switch_budget(path, name)
     changed = [(a, b) for a, b in zip(text.splitlines(), path.read_text().splitlines(), strict=True) if a != b]
-    assert len(changed) == 1 and changed[0][1].startswith("budget: gpu")
+    assert [new.split("#")[0].strip() for _, new in changed] == ([f"budget: {name}"] if name != "t" else [])
     with pytest.raises(UserError, match="no budget 'tomorrow'"):
         switch_budget(path, "tomorrow")
+
+
+def test_params_yaml_fits_on_one_screen():
+    assert len((ROOT / "params.yaml").read_text().splitlines()) <= 90
 
 
 def test_an_unknown_dataset_gets_the_closest_names():
@@ -222,7 +259,8 @@ def test_an_unknown_dataset_gets_the_closest_names():
 
 
 def test_a_timm_name_that_begins_with_vit_has_no_stride_before_it_is_built():
-    run = load(ROOT / "params.yaml").pretrain["light_90"].model_copy(update={"backbone": "vitamin_small_224", "backbone_kwargs": {}})
+    run = load(ROOT / "params.yaml").run("light_90")
+    run = run.model_copy(update={"backbone": "vitamin_small_224", "backbone_kwargs": {}})
     assert run.stride is None
-    with pytest.raises(UserError, match="'vitamin_small_224': say mask_unit"):
+    with pytest.raises(UserError, match="'vitamin_small_224': state mask_unit"):
         run.model_copy(update={"mask_unit": None}).patch_size  # noqa: B018

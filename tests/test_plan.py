@@ -10,6 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from replicate.cli import main
+from replicate.config import load
+from replicate.config.backbones import vit_backbone
 from replicate.cost import kinds, plan
 from replicate.cost.activations import classifier_activations, mae_activations
 from replicate.cost.kinds import decoded_patches, evaluate_cost, pretrain_cost
@@ -21,8 +23,6 @@ from replicate.models.cpu import plain_torch
 from replicate.models.mae import MAE
 from replicate.models.mim import build as build_mim
 from replicate.models.tokenizer import Tokenizer
-from replicate.config.backbones import vit_backbone
-from replicate.config import load
 from replicate.schedules.stages import view_at
 from replicate.trainers import pretrain
 from replicate.trainers.pretrain import PretrainTask

@@ -5,8 +5,8 @@ import collections
 import pytest
 import yaml
 
-from replicate.errors import UserError
 from replicate.config import published
+from replicate.errors import UserError
 from replicate.report import computed, verdicts
 
 COUNTS = {"efficient_learners": 82, "efficient_mae": 182, "mae": 173, "fastmim": 599, "dailymae": 250}

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from replicate.errors import UserError
 from replicate.config import published
+from replicate.errors import UserError
 from replicate.report import analytic, computed
 from replicate.report.ranges import Range, agrees, last_nonzero_digit, printed
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from replicate.errors import UserError
 from replicate.config import published
+from replicate.errors import UserError
 from replicate.report import fastmim
 from replicate.report.book import repository
 from replicate.report.quantities import Reader

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from replicate.report import figures, style
 from replicate.config.published import Sweep
+from replicate.report import figures, style
 from replicate.report.quantities import Reader
 from replicate.report.results import Results, Run
 

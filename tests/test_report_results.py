@@ -3,8 +3,8 @@ import json
 import pytest
 from project import ROOT
 
-from replicate.errors import UserError
 from replicate.config import load
+from replicate.errors import UserError
 from replicate.report import results
 
 

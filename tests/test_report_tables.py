@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from replicate.config import load, published
 from replicate.intervals import Estimate
-from replicate.config import load
-from replicate.config import published
 from replicate.report import tables
 from replicate.report.results import Results, Run
 

@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from replicate import intervals
-from replicate.errors import UserError
 from replicate.config import published
-from replicate.report import benchmarks, verdicts
 from replicate.config.published import Sweep
+from replicate.errors import UserError
+from replicate.report import benchmarks, verdicts
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Results, Run
 from replicate.report.verdicts import FAILS, HOLDS, NOT_RUN, UNDECIDED, check

@@ -27,8 +27,8 @@ def test_finetuning_schedule_matches_a_published_log():
 
 
 def test_layer_decay_has_fourteen_levels_for_twelve_blocks():
-    from replicate.models.classifier import build_classifier
     from replicate.config.backbones import vit_backbone
+    from replicate.models.classifier import build_classifier
 
     model = build_classifier(vit_backbone("vit", embed_dim=32, depth=12, num_heads=2, patch_size=8), 10, image_size=32)
     groups = decayed_groups(model, weight_decay=0.05, layer_decay=0.65)
@@ -43,9 +43,9 @@ def test_layer_decay_has_fourteen_levels_for_twelve_blocks():
 
 
 def test_weight_decay_exemptions():
+    from replicate.config.backbones import vit_backbone
     from replicate.models.classifier import build_classifier
     from replicate.models.mae import MAE
-    from replicate.config.backbones import vit_backbone
 
     model = build_classifier(vit_backbone("vit", embed_dim=32, depth=1, num_heads=2, patch_size=8), 10, image_size=32)
     decays = {id(p): group["weight_decay"] for group in decayed_groups(model, 0.05, 0.75) for p in group["params"]}

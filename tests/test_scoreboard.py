@@ -10,9 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from replicate.config import load, published
 from replicate.errors import UserError
-from replicate.config import load
-from replicate.config import published
 from replicate.report import loader_runs, scoreboard, tables
 from replicate.report.ranges import last_nonzero_digit
 from replicate.report.results import Results, Run

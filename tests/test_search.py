@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 from project import ROOT, run, write_params
 
-from replicate.errors import UserError
 from replicate.config import load
+from replicate.errors import UserError
+from replicate.pipeline.search import described, recommendation
 from replicate.report.book import Book
 from replicate.report.searches import searches
-from replicate.pipeline.search import described, recommendation
 
 NAME = "light_90_images"
 FOLDER = Path("results/smoke/grid/efficient_learners") / NAME
@@ -45,29 +44,23 @@ def test_the_best_is_recommended_with_what_the_seeds_leave_open():
         ({"layer_decays": [0.8, 1.2, 1.3]}, "less than or equal to 1"),
         ({"dataset": "full"}, "name a smaller one"),
         ({"dataset": "half"}, "dataset 'half'"),
-        ({"pretrain": "efficient_learners/none"}, "no pretrain run"),
+        ({"pretrain": "none"}, "not a pretrain run"),
     ],
 )
 def test_mistakes_are_told(tmp_path, change, told):
-    content = yaml.load((ROOT / "params.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    content |= {"grid": {}, "evaluate": {}}
-    content["searches"][NAME] |= change
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    path = write_params(tmp_path, runs={NAME: change})
     with pytest.raises(UserError, match=told):
-        load(tmp_path / "params.yaml")
+        load(path)
 
 
 def test_unknown_search(params):
-    with pytest.raises(UserError, match="`searches` holds light_90_classes, light_90_images"):
-        params.search_named("light")
+    with pytest.raises(UserError, match="no search 'light'; known are light_90_images, light_90_classes"):
+        params.search("light")
 
 
 def test_from_the_command_line(tmp_path):
     """Search, apply; a second search trains nothing, and the run of params.yaml that says the same as a point does not either."""
-    path = write_params(tmp_path, data={"train_images": 384})
-    content = yaml.safe_load(path.read_text())
-    content["searches"][NAME]["layer_decays"] = [0.65, 0.8, 0.9]
-    path.write_text(yaml.safe_dump(content))
+    write_params(tmp_path, data={"train_images": 384}, runs={NAME: {"layer_decays": [0.65, 0.8, 0.9]}})
     for command in (["data", "write", "full"], ["data", "write", "tenth_of_images"], ["pretrain", "light_90"]):
         run(tmp_path, *command)
     run(tmp_path, "search", "llrd", NAME)

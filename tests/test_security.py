@@ -11,9 +11,9 @@ import torch
 import yaml
 from project import ROOT
 
+from replicate.config import load
 from replicate.errors import UserError
 from replicate.models.weights import load_weights
-from replicate.config import load
 from replicate.pipeline.store import RunStore
 
 CODE = [path for folder in ("replicate", "tools", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -14,9 +14,8 @@ import nbformat
 import pytest
 import yaml
 
+from replicate.config import load, published
 from replicate.errors import UserError
-from replicate.config import load
-from replicate.config import published
 from replicate.report import rerun, scoreboard, site, verdicts
 from replicate.report.page import table as html_table
 

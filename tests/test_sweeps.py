@@ -12,7 +12,8 @@ import pytest
 import yaml
 from project import ENVIRONMENT, ROOT
 
-from replicate.trainers import seeds
+from replicate.pipeline import seeds
+from replicate.pipeline.stages import group_of
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -20,7 +21,7 @@ import queue_sweep  # noqa: E402
 import slurm  # noqa: E402
 
 PARAMS = ["--params", str(ROOT / "params.yaml")]
-KEY = "evaluate.light_90_llrd_80.layer_decay"
+KEY = "light_90_llrd_80.layer_decay"
 
 
 def queued(capsys, *arguments: str) -> list[list[str]]:
@@ -35,17 +36,17 @@ def test_a_sweep_is_a_queued_experiment_a_value(capsys):
     assert len(commands) == 3
     for command, value in zip(commands, ("0.7", "0.75"), strict=False):
         parsed = parse_args(command[1:])
-        assert parsed.queue and parsed.set_param == [f"{KEY}={value}"] and parsed.targets == ["evaluate@light_90_llrd_80"]
+        assert parsed.queue and parsed.set_param == [f"++runs.{KEY}={value}"] and parsed.targets == ["evaluate@light_90_llrd_80"]
     assert parse_args(commands[2][1:]).jobs == 2
 
 
 @pytest.mark.parametrize(
     ("key", "told"),
     [
-        ("layer_decay", "write pretrain.RUN.KEY"),
-        ("evaluate.nothing.layer_decay", "no evaluate run 'nothing'"),
-        ("evaluate.light_90_llrd_80.llrd", "no key 'llrd'"),
-        ("evaluate.light_90; rm -rf /.x", "write pretrain.RUN.KEY"),
+        ("layer_decay", "write RUN.KEY"),
+        ("nothing.layer_decay", "'nothing' is not a headline run"),
+        ("light_90_llrd_80.llrd", "has no key 'llrd'"),
+        ("light_90; rm -rf /.x", "write RUN.KEY"),
     ],
 )
 def test_a_mistaken_sweep_is_told(capsys, key, told):
@@ -57,13 +58,15 @@ def test_a_mistaken_sweep_is_told(capsys, key, told):
 def test_the_queue_takes_the_commands_and_runs_them(tmp_path):
     """In a small repository with a run of the same name whose training is an `echo`, and inputs and scores as the pipeline has them."""
     environment = os.environ | ENVIRONMENT | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
-    split = "import json, pathlib, yaml; runs = yaml.safe_load(open('params.yaml'))['evaluate']; "
+    split = "import json, pathlib, yaml; p = yaml.safe_load(open('params.yaml')); "
+    split += "runs = {n: {'layer_decay': 0.8} | p['runs'].get(n, {}) for n in p['evaluate']}; "
     split += "[pathlib.Path(f'inputs/{name}.json').write_text(json.dumps(run)) for name, run in runs.items()]"
     inputs = {"cmd": f'mkdir -p inputs; python -c "{split}"', "deps": ["params.yaml"], "outs": ["inputs"]}
-    score = """echo "{\\"top1\\": 4${item.layer_decay}}" > ${key}.json"""
+    read = "import json; decay = json.load(open('inputs/${key}.json'))['layer_decay']; print(json.dumps({'top1': 40 + decay}))"
+    score = f'python -c "{read}" > ${{key}}.json'
     train = {"cmd": score, "deps": ["inputs/${key}.json"], "metrics": ["${key}.json"]}
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"inputs": inputs, "evaluate": {"foreach": "${evaluate}", "do": train}}}))
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"evaluate": {"light_90_llrd_80": {"layer_decay": 0.8}}}))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"runs": {}, "evaluate": {"light_90_llrd_80": {}}}))
 
     def call(*command: str) -> str:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
@@ -83,7 +86,7 @@ def test_the_queue_takes_the_commands_and_runs_them(tmp_path):
     assert call("dvc", "queue", "status").count("Queued") == 2
     call("dvc", "exp", "run", "--run-all")
     shown = call("dvc", "exp", "show", "--csv")
-    scores = {line["evaluate.light_90_llrd_80.layer_decay"]: line["top1"] for line in csv.DictReader(io.StringIO(shown))}
+    scores = {line["runs.light_90_llrd_80.layer_decay"]: line["top1"] for line in csv.DictReader(io.StringIO(shown))}
     assert scores["0.7"] == "40.7" and scores["0.75"] == "40.75" and "Failed" not in shown
 
 
@@ -147,10 +150,10 @@ def test_every_stage_of_the_submission_is_one_of_dvc_yaml():
 
     params = load(ROOT / "params.yaml")
     found = {stage.target for stage in slurm.stages(params, [])}
-    wanted = {f"pretrain@{name}" for name in params.pretrain} | {f"evaluate@{name}" for name in params.evaluate}
+    wanted = {f"{group_of(params, name)}@{name}" for name in params.headline}
     assert {target for target in found if not target.startswith("data@")} == wanted | {"inputs"}
 
 
 def test_an_unknown_run_is_told(capsys):
     assert slurm.main(["light_9", *PARAMS]) == 2
-    assert "light_9 is no headline run" in capsys.readouterr().err
+    assert "light_9 is not a headline run" in capsys.readouterr().err

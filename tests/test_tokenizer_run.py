@@ -9,10 +9,10 @@ import yaml
 from project import write_params
 
 from replicate.cli import main
+from replicate.config import load
 from replicate.models.dalle import DalleEncoder
 from replicate.models.tokenizer import Tokenizer, load_tokenizer
 from replicate.models.weights import load_weights, save_weights
-from replicate.config import load
 from replicate.pipeline.launch import with_upstream
 
 RUN = Path("results/smoke/grid/mae/mae_tokens")

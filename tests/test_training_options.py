@@ -11,12 +11,12 @@ from project import ROOT
 from test_engine import MemoryLoader, run_of, same
 from torch import nn
 
-from replicate.errors import UserError
 from replicate.config import Machine, Stage, load
+from replicate.errors import UserError
+from replicate.pipeline.store import RunStore
 from replicate.trainers.classify import ClassifyTask
 from replicate.trainers.engine import fit
 from replicate.trainers.session import Session, open_session, seed_everything
-from replicate.pipeline.store import RunStore
 
 
 class Convolution(nn.Module):

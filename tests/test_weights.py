@@ -4,11 +4,11 @@ import os
 import pytest
 import torch
 
+from replicate.config.backbones import vit_backbone
 from replicate.errors import UserError
 from replicate.models import huggingface
 from replicate.models.classifier import build_classifier, load_encoder
 from replicate.models.mae import MAE
-from replicate.config.backbones import vit_backbone
 from replicate.models.weights import (
     export_weights,
     import_weights,

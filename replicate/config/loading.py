@@ -247,10 +247,11 @@ def _by_name(found: list[Entry], changes: dict[str, dict[str, Any]], where: str)
             stated = {"paper": entry.paper} | stated
         if model is EvaluateRun and stated.get("protocol") == "score":
             model = ScoreRun
-        groups[entry.section][entry.name] = validated(model, stated, f"{entry.where}.")
+        place = f"{where}: runs.{entry.name}." if entry.name in changes else f"{entry.where}."
+        groups[entry.section][entry.name] = validated(model, stated, place)
     runs = groups["tokenizers"] | groups["pretrain"] | groups["evaluate"]
     for name in changes:
-        if name not in runs:
+        if name not in runs | groups["searches"]:
             raise UserError(f"{where}: runs.{name}: there is no such run{closest(name, runs)}")
     return runs, groups["datasets"], groups["searches"]
 

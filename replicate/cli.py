@@ -1,4 +1,6 @@
-"""The command line: `python -m replicate COMMAND`. Each command imports what it needs, so that `--help` is quick."""
+"""The command line: `python -m replicate COMMAND`. Each command imports what it needs, so that `--help` is
+quick.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands, name: str, handler: Callable, text: str, interrupted: str = "interrupted") -> argparse.ArgumentParser:
+def _add(
+    commands, name: str, handler: Callable, text: str, interrupted: str = "interrupted"
+) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text)
     command.set_defaults(handler=handler, interrupted=interrupted)
     return command
@@ -88,9 +92,17 @@ def _add_runs(commands) -> None:
     ):
         command = _add(commands, name, _train, text, RESUMES)
         command.add_argument("run", help="name of a run in papers/*/runs.yaml")
-        command.add_argument("--seed", type=int, help="train this seed only, into the store of resumable runs")
+        command.add_argument(
+            "--seed", type=int, help="train this seed only, into the store of resumable runs"
+        )
         command.set_defaults(command=name)
-    command = _add(commands, "grid", _grid, "train every run, or those of some papers, in this process, without DVC", RESUMES)
+    command = _add(
+        commands,
+        "grid",
+        _grid,
+        "train every run, or those of some papers, in this process, without DVC",
+        RESUMES,
+    )
     command.add_argument("paper", nargs="*", help="papers to run (default: all)")
     action = _add(
         _group(commands, "search", "search a recipe's number on a subset of the images", "WHAT"),
@@ -100,16 +112,26 @@ def _add_runs(commands) -> None:
         RESUMES,
     )
     action.add_argument("search", help="name of a search in papers/*/runs.yaml")
-    action.add_argument("--apply", action="store_true", help="fine-tune on the full set at the recommended value")
+    action.add_argument(
+        "--apply", action="store_true", help="fine-tune on the full set at the recommended value"
+    )
     action.add_argument("--seed", type=int, help="train this seed only, into the store of resumable runs")
     command = _add(commands, "log", _log, "show what a run has logged so far, also while it trains")
     command.add_argument("run")
-    command = _add(commands, "keep", _keep, "copy the numbers of finished runs into measured/, which git tracks")
+    command = _add(
+        commands, "keep", _keep, "copy the numbers of finished runs into measured/, which git tracks"
+    )
     command.add_argument("runs", nargs="+", metavar="RUN")
-    command.add_argument("--no-times", action="store_true", help="leave out times, for runs that shared their machine")
+    command.add_argument(
+        "--no-times", action="store_true", help="leave out times, for runs that shared their machine"
+    )
     actions = _group(commands, "weights", "exchange weights with the papers' released checkpoints")
     for name, handler, text in (
-        ("import", _weights_import, "read a released checkpoint (.pth, .safetensors) into this project's format"),
+        (
+            "import",
+            _weights_import,
+            "read a released checkpoint (.pth, .safetensors) into this project's format",
+        ),
         ("export", _weights_export, "write weights as .safetensors, or as .pth in the reference's format"),
     ):
         action = _add(actions, name, handler, text)
@@ -127,7 +149,9 @@ def _add_data(commands) -> None:
         ("info", _data_info, "describe a data set's files", "interrupted"),
     ):
         action = _add(actions, name, handler, text, interrupted)
-        action.add_argument("dataset", nargs="?", default="full", help="name of a data set (default: %(default)s)")
+        action.add_argument(
+            "dataset", nargs="?", default="full", help="name of a data set (default: %(default)s)"
+        )
 
 
 def _add_plan(commands) -> None:
@@ -136,30 +160,70 @@ def _add_plan(commands) -> None:
     command = _add(commands, "plan", _plan, "show what runs will cost before anything is spent")
     command.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")
     command.add_argument("--budget", help="the budget to plan for (default: the active one)")
-    command.add_argument("--device", default="here", help="h200, h100, a100, cpu, or here: measure this machine (default)")
-    command.add_argument("--devices", type=int, default=1, help="devices that share a run (default: %(default)s)")
-    command.add_argument("--efficiency", type=float, help="share of the device's peak that training reaches, such as a measured MFU")
+    command.add_argument(
+        "--device", default="here", help="h200, h100, a100, cpu, or here: measure this machine (default)"
+    )
+    command.add_argument(
+        "--devices", type=int, default=1, help="devices that share a run (default: %(default)s)"
+    )
+    command.add_argument(
+        "--efficiency",
+        type=float,
+        help="share of the device's peak that training reaches, such as a measured MFU",
+    )
     command.add_argument("--csv", type=Path, help="write the table to this file as well")
-    command.add_argument("--readme", action="store_true", help="update the README's table of the paper budget instead")
+    command.add_argument(
+        "--readme", action="store_true", help="update the README's table of the paper budget instead"
+    )
 
 
 def _add_bench(commands) -> None:
     text = "compare an image folder, stock FFCV and this project's reader on your own images"
-    action = _add(_group(commands, "bench", "measure this machine", "WHAT"), "loader", _bench_loader, text, "interrupted; nothing was written")
-    action.add_argument("--images", type=Path, help="folder of JPEG or PNG files (default: scikit-image's photographs)")
-    action.add_argument("--repeat", type=int, default=8, help="copies of each image, for long epochs (default: %(default)s)")
-    action.add_argument("--rounds", type=int, default=5, help="times that every case is measured (default: %(default)s)")
-    action.add_argument("--threads", type=int, default=1, help="threads of every loader (default: %(default)s)")
-    action.add_argument("--size", type=int, default=224, help="pixels a side of a crop (default: %(default)s)")
-    action.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for the results (default: %(default)s)")
+    action = _add(
+        _group(commands, "bench", "measure this machine", "WHAT"),
+        "loader",
+        _bench_loader,
+        text,
+        "interrupted; nothing was written",
+    )
+    action.add_argument(
+        "--images", type=Path, help="folder of JPEG or PNG files (default: scikit-image's photographs)"
+    )
+    action.add_argument(
+        "--repeat", type=int, default=8, help="copies of each image, for long epochs (default: %(default)s)"
+    )
+    action.add_argument(
+        "--rounds", type=int, default=5, help="times that every case is measured (default: %(default)s)"
+    )
+    action.add_argument(
+        "--threads", type=int, default=1, help="threads of every loader (default: %(default)s)"
+    )
+    action.add_argument(
+        "--size", type=int, default=224, help="pixels a side of a crop (default: %(default)s)"
+    )
+    action.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/bench"),
+        help="folder for the results (default: %(default)s)",
+    )
 
 
 def _add_pages(commands) -> None:
-    command = _add(commands, "notebook", _notebook, "execute a paper's notebook; writes its tables, figures and page")
+    command = _add(
+        commands, "notebook", _notebook, "execute a paper's notebook; writes its tables, figures and page"
+    )
     command.add_argument("paper")
     command.add_argument("--full", action="store_true", help="with the runs of the full grid")
-    _add(commands, "scoreboard", _scoreboard, "write every published number with its status, every claim with its verdict")
-    command = _add(commands, "site", _site, "build the site: executed notebooks, scoreboard, methods, data, provenance")
+    _add(
+        commands,
+        "scoreboard",
+        _scoreboard,
+        "write every published number with its status, every claim with its verdict",
+    )
+    command = _add(
+        commands, "site", _site, "build the site: executed notebooks, scoreboard, methods, data, provenance"
+    )
     text = "build docs/site and the README's totals instead, each paper at the budget that `findings` names"
     command.add_argument("--findings", action="store_true", help=text)
 
@@ -173,7 +237,9 @@ def _add_papers(commands) -> None:
 
 def _add_pipeline(commands) -> None:
     _add(commands, "stages", _stages, "regenerate stages.yaml, the list of runs that dvc.yaml reads")
-    command = _add(commands, "inputs", _inputs, "check the configuration and write what each stage depends on")
+    command = _add(
+        commands, "inputs", _inputs, "check the configuration and write what each stage depends on"
+    )
     command.add_argument("folder", type=Path)
     command = _add(commands, "strip", _strip, "copy a notebook without its outputs")
     command.add_argument("notebook", type=Path)
@@ -193,7 +259,9 @@ def _train(options: argparse.Namespace) -> None:
     kinds = {PretrainRun: "pretrain", TokenizerRun: "tokenizer"}
     kind = kinds.get(type(params.run(options.run)), "evaluate")
     if kind != options.command:
-        raise UserError(f"{options.command} cannot train {options.run}: use `python -m replicate {kind} {options.run}`")
+        raise UserError(
+            f"{options.command} cannot train {options.run}: use `python -m replicate {kind} {options.run}`"
+        )
     from replicate.pipeline import launch
 
     if options.seed is not None:
@@ -218,7 +286,11 @@ def _search(options: argparse.Namespace) -> None:
         found = search.apply(params, name)
         print(f"{found['dataset']}: layer_decay {found['layer_decay']:g} gives {found['top1']:.1f} % top-1")
     else:
-        print(search.described(search.search(params, name, ("--params", options.params, "search", "llrd", name))))
+        print(
+            search.described(
+                search.search(params, name, ("--params", options.params, "search", "llrd", name))
+            )
+        )
 
 
 def _log(options: argparse.Namespace) -> None:
@@ -295,7 +367,9 @@ def _plan(options: argparse.Namespace) -> None:
         raise UserError(f"--devices {options.devices}: at least one device must train")
     budget = options.budget or params.budget
     params.budget_named(budget)
-    lines = plan.plan(params, options.runs, budget, rates_of(options.device, options.efficiency), options.devices)
+    lines = plan.plan(
+        params, options.runs, budget, rates_of(options.device, options.efficiency), options.devices
+    )
     if options.csv:
         lines.to_csv(options.csv)
     print(f"budget {budget}, {options.devices} x {options.device}")

@@ -1,4 +1,4 @@
-"""What may have been meant by a name that nothing has."""
+"""Close names for an unknown one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 def closest(name: str, known: Iterable[str], limit: int = 6) -> str:
-    """The end of an error's message: all of a few known names, or the most alike of many, first those that hold the whole of `name`.
+    """The end of an error message: all of a few known names, or the closest of many.
 
-    Of a name with folders, the last part counts.
+    Names that contain the whole of `name` come first. Only the last part of a path counts.
     """
     known = sorted(known, key=lambda one: (len(one), one))
     if len(known) <= limit:
@@ -19,4 +19,6 @@ def closest(name: str, known: Iterable[str], limit: int = 6) -> str:
     by_text = {one.lower().rpartition("/")[2]: one for one in known}
     alike = [by_text[text] for text in difflib.get_close_matches(last, by_text, n=limit, cutoff=0.5)]
     found = list(dict.fromkeys([*holding, *alike]))[:limit]
-    return f"; did you mean {', '.join(found)}?" if found else f"; there are {len(known)}, such as {', '.join(known[:3])}"
+    if found:
+        return f"; did you mean {', '.join(found)}?"
+    return f"; there are {len(known)}, such as {', '.join(known[:3])}"

@@ -1,6 +1,6 @@
-"""Where a result came from: enough to repeat it, and nothing that would make two equal runs look different without cause.
+"""Where a result came from: enough to repeat it.
 
-Used by the trainers, so it imports nothing heavier than the standard library: versions come from package metadata.
+Imports the standard library only: versions come from package metadata.
 """
 
 import functools
@@ -15,7 +15,7 @@ from typing import Any
 from replicate.errors import UserError
 
 CODE = ("replicate",)
-PAGE_SOURCES = (*CODE, "published", "notebooks")
+PAGE_SOURCES = (*CODE, "papers", "notebooks")
 PACKAGES = ("torch", "torchvision", "timm", "ffcv", "numpy")
 _UNKNOWN = "unknown"
 
@@ -31,12 +31,13 @@ def _git(*arguments: str, root: Path) -> str | None:
 
 @functools.cache
 def git_state(root: Path | None = None, paths: tuple[str, ...] = CODE) -> dict[str, Any]:
-    """`{"revision": 40 hex digits or "unknown", "dirty": True, False or None}` of the checkout that holds this package.
+    """`{"revision": 40 hex digits or "unknown", "dirty": True, False or None}` of the checkout that holds
+    this package.
 
-    Dirty means that a *tracked* file below `paths` differs from the revision. For a run that is the package alone: what params.yaml
-    states of it stands beside its numbers, so another budget or run in that file is no doubt about them. A page, which says what it
-    shows, has more sources, `PAGE_SOURCES`. Outside a checkout (an installed wheel, no git) the revision is "unknown" and `dirty` is
-    None. Read once a process, at the first call: call it before training, and an edit made meanwhile is not blamed on the run.
+    Dirty means that a tracked file below `paths` differs from the revision. A run depends on the package
+    alone: what is stated of it stands beside its numbers. A page has more sources, `PAGE_SOURCES`. Outside a
+    checkout the revision is "unknown" and `dirty` is None. Reads git once a process: call it before training,
+    so that a later edit is not blamed on the run.
     """
     root = root or Path(__file__).resolve().parents[1]
     revision = _git("rev-parse", "HEAD", root=root)
@@ -48,7 +49,7 @@ def git_state(root: Path | None = None, paths: tuple[str, ...] = CODE) -> dict[s
 
 @functools.cache
 def versions() -> dict[str, str | None]:
-    """Version of Python and of every package whose change could change a number; None for one that is not installed."""
+    """Versions of Python and of the packages that could change a number; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -71,7 +72,7 @@ def _measure(name: str, value: float | None, lowest: float = 0.0) -> float | Non
     if value is None:
         return None
     if not math.isfinite(value) or value < lowest:
-        raise UserError(f"provenance: {name} is {value}, but it must be a finite number of at least {lowest:g}")
+        raise UserError(f"provenance: {name} is {value}; it must be a finite number of at least {lowest:g}")
     return float(value)
 
 
@@ -87,12 +88,13 @@ def provenance(
     """The `provenance` entry of a run's `metrics.json`, ready for `json.dumps`.
 
     Args:
-        device: as the trainer names it, with the accelerator's model where there is one ("cpu", "cuda:0 NVIDIA H100").
-        seeds: every seed that the run's results are taken over, in their order.
-        manifest_sha256: digest of the data manifest; None for a run that reads no data.
-        wall_seconds: time of every seed, summed; seeds may have trained side by side, in other processes, or in pieces.
+        device: as the trainer names it, with the accelerator's model where there is one ("cpu", "cuda:0
+        NVIDIA H100"). seeds: every seed that the run's results are taken over, in their order.
+        manifest_sha256: digest of the data manifest; None for a run that reads no data. wall_seconds: time of
+        every seed, summed; seeds may have trained side by side, in other processes, or in pieces.
         images_per_second: training throughput, all devices together; None when nothing was trained.
-        peak_memory_bytes: peak memory of the process, or of the accelerator where there is one; None when not measured.
+        peak_memory_bytes: peak memory of the process, or of the accelerator where there is one; None when not
+        measured.
 
     Raises:
         UserError: a measured value is negative, infinite or NaN, or there is no seed.

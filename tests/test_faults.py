@@ -22,7 +22,7 @@ from test_engine import MemoryLoader, run_of, same, session_of, train
 from replicate.errors import UserError
 from replicate.loaders import Augmentation, data, open_loader
 from replicate.pipeline.store import RunStore
-from replicate.trainers import seeds, store
+from replicate.pipeline import seeds, store
 
 TABLE = ROOT / "docs" / "faults.md"
 

@@ -72,8 +72,8 @@ def test_a_mistake_in_a_room_names_the_room(tmp_path):
     [
         ("fastmim_vit_hog_128", {"mask_tokens_in_encoder": True}, "belongs to method mae"),
         ("fastmim_vit_hog_128", {"decoder_beta": 26.0}, "method mim decodes all of them"),
-        ("light_90", {"objective": "distillation"}, "objective distillation needs a teacher"),
-        ("light_90", {"tokenizer": "mae_tokens"}, "target token needs a tokenizer, and nothing else takes one; target is pixel"),
+        ("light_90", {"objective": "distillation"}, "objective distillation alone needs a teacher; objective is distillation"),
+        ("light_90", {"tokenizer": "mae_tokens"}, "target token alone needs a tokenizer; target is pixel"),
         ("light_90", {"difficulty": "nearest_patch"}, "difficulty nearest_patch has no effect"),
         ("light_90_llrd_65", {"protocol": "linear"}, "layer_decay, drop_path: a linear probe tunes no block"),
         ("mae_base_lin", {"tuned_blocks": 1.0}, "tuned_blocks: a linear probe tunes no block"),
@@ -98,7 +98,7 @@ def test_options_without_effect_are_refused(tmp_path, run, keys, words):
         ("light_90_llrd_65", {"pretrain": "light_95"}, "'light_95', which is not a pretrain run; did you mean light_9"),
         ("light_90_llrd_65", {"dataset": "daily_500_90"}, "which only the grid writes"),
         ("mae_token", {"tokenizer": "none"}, "tokens of 'none', which is not a tokenizer"),
-        ("fastmim_distillation", {"teacher": "light_90_llrd_65"}, "is no run with keep_weights"),
+        ("fastmim_distillation", {"teacher": "light_90_llrd_65"}, "which keeps no weights"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(tmp_path, run, keys, words):

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 import torch
 import yaml
-from project import ROOT
+from project import ROOT, write_params
 
 from replicate.config import load
 from replicate.errors import UserError
@@ -44,7 +44,7 @@ def test_a_malicious_checkpoint_of_a_run_is_refused_without_running(tmp_path):
     victim, store = tmp_path / "owned", RunStore("run", tmp_path)
     store.folder.mkdir()
     torch.save({"history": [], "task": Malicious(victim)}, store.checkpoint_path)
-    with pytest.raises(UserError, match=r"checkpoint\.pt: this checkpoint cannot be read"):
+    with pytest.raises(UserError, match=r"checkpoint\.pt: cannot read this checkpoint"):
         store.load_checkpoint(torch.device("cpu"))
     assert not victim.exists()
 
@@ -68,17 +68,19 @@ def test_only_papers_of_params_yaml_become_notebook_parameters(capsys):
     from replicate.cli import main
 
     assert main(["--params", str(ROOT / "params.yaml"), "notebook", 'mae"; import os']) == 2
-    assert "there is no notebook of" in capsys.readouterr().err
+    assert "there is no paper" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["light; touch owned", "$(touch owned)", "../elsewhere", "two words", "-rf"])
 def test_names_that_a_shell_or_a_path_would_read_otherwise_are_refused(tmp_path, name):
     """DVC puts a run's name into its stage's command."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["pretrain"][name] = content["pretrain"]["light_90"]
-    (tmp_path / "params.yaml").write_text(yaml.dump(content, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper)))
+    path = write_params(tmp_path, findings={})
+    room = tmp_path / "papers" / "own"
+    room.mkdir(parents=True)
+    run = load(ROOT / "params.yaml").run("light_75").model_dump(mode="json", exclude_unset=True)
+    (room / "runs.yaml").write_text(yaml.safe_dump({"title": "Own", "pretrain": {name: run | {"paper": "own"}}}))
     with pytest.raises(UserError, match="letters, digits"):
-        load(tmp_path / "params.yaml")
+        load(path)
 
 
 def calls(tree: ast.AST):
@@ -106,6 +108,7 @@ def test_every_package_of_the_lock_is_pinned():
 
 def test_seeds_of_a_run_inherit_no_more_than_they_need():
     """Child processes are started from argument lists with this interpreter."""
-    tree = ast.parse((ROOT / "replicate" / "trainers" / "parallel.py").read_text())
+    tree = ast.parse((ROOT / "replicate" / "pipeline" / "parallel.py").read_text())
     started = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call) and "Popen" in ast.unparse(node.func)]
-    assert started and all("[sys.executable, '-m', 'replicate'" in call for call in started)
+    built = [ast.unparse(node.value) for node in ast.walk(tree) if isinstance(node, ast.Assign) and "sys.executable" in ast.unparse(node)]
+    assert started and built and all(one.startswith("[sys.executable, '-m', 'replicate'") for one in built)

@@ -27,7 +27,8 @@ _VIT_NAME = re.compile(r"vit_(tiny|small|base|large|huge)_patch(\d+)(?:_\d+)?")
 class Backbone:
     """A backbone's name and the numbers that build it.
 
-    A Vision Transformer's `kwargs` are embed_dim, depth, num_heads and patch_size; others take their builder's.
+    A Vision Transformer's `kwargs` are embed_dim, depth, num_heads and patch_size; others take their
+    builder's.
     """
 
     name: str
@@ -70,7 +71,9 @@ def vit_backbone(name: str = "vit", **numbers: int) -> Backbone:
         raise UserError(f"backbone {name!r} is no Vision Transformer: {form}")
     unknown = sorted(set(numbers) - set(_VIT_KEYS))
     if unknown:
-        raise UserError(f"backbone {name!r}: unknown number {unknown[0]!r}; a Vision Transformer takes {', '.join(_VIT_KEYS)}")
+        raise UserError(
+            f"backbone {name!r}: unknown number {unknown[0]!r}; a ViT takes {', '.join(_VIT_KEYS)}"
+        )
     kwargs.update(numbers)
     for key in _VIT_KEYS:
         if key not in kwargs:

@@ -10,7 +10,8 @@ from replicate.config.schema import Count, Fraction, Strict
 
 
 class Encoding(Strict):
-    """How a `.beton` stores images: `resolution` caps the longest side in pixels, `quality` is the JPEG quality.
+    """How a `.beton` stores images: `resolution` caps the longest side in pixels, `quality` is the JPEG
+    quality.
 
     mode              jpg, raw, or proportion: a share `proportion` of the images as JPEG, the rest raw
     keep              a JPEG that meets the settings keeps its bytes

@@ -1,4 +1,5 @@
-"""A budget is a lens: it maps a run's published numbers to what the machine at hand affords, uniformly and visibly.
+"""A budget is a lens: it maps a run's published numbers to what the machine at hand affords, uniformly and
+visibly.
 
 Mask ratio, layer decay, warm-up fraction and stage fractions carry the science, so no lens maps them.
 At the `paper` budget the lens is the identity.
@@ -32,18 +33,27 @@ UNITS_ACROSS = 2
 class Budget(Strict):
     """What each number of a budget maps.
 
-    image_scale, patch_scale             pixels of the image, of the patch; P2Dist thresholds and HOG cells follow the
-                                         patch; size and caps of a data set that states its image size
-    backbones                            width and heads of each named ViT; depth stays the paper's unless `max_depth`
-    hierarchy_width, hierarchy_depth     width and heads of Swin, PVT and the like; at most so many blocks a stage
-    decoder_width_scale                  decoder width, one head for each 32 channels; a tokenizer's width and vocabulary
+    image_scale, patch_scale             pixels of the image, of the patch; P2Dist thresholds and HOG cells
+                                         follow the patch; size and caps of a data set that states its image
+                                         size
+    backbones                            width and heads of each named ViT; depth stays the paper's unless
+                                         `max_depth`
+    hierarchy_width, hierarchy_depth     width and heads of Swin, PVT and the like; at most so many blocks a
+                                         stage
+    decoder_width_scale                  decoder width, one head for each 32 channels; a tokenizer's width and
+                                         vocabulary
     pretrain_epochs, evaluate_epochs     factor of the epochs, never below 1 epoch; warm-up keeps its fraction
-    pretrain_epochs_power                below 1 draws 50 and 1,600 epochs together: pretrain_epochs x epochs ** power
+    pretrain_epochs_power                below 1 draws 50 and 1,600 epochs together: pretrain_epochs x epochs
+                                         ** power
     batch_scale, max_batch               batch; the learning rate follows by the linear scaling rule
-    pretrain_lr, evaluate_lr             factor of the base learning rate: short runs of narrow models take larger steps
-    head_std                             spread of fine-tuning's first head weights: 2e-5 costs a short run its first epochs
-    probe_epochs, probe_lr               the same for linear probes: LARS needs a high rate to get anywhere in few steps
-    scratch_lr                           the same for supervised training from random weights at one rate for all layers
+    pretrain_lr, evaluate_lr             factor of the base learning rate: short runs of narrow models take
+                                         larger steps
+    head_std                             spread of fine-tuning's first head weights: 2e-5 costs a short run
+                                         its first epochs
+    probe_epochs, probe_lr               the same for linear probes: LARS needs a high rate to get anywhere in
+                                         few steps
+    scratch_lr                           the same for supervised training from random weights at one rate for
+                                         all layers
     ema                                  decay of the moving average of the weights
     regularisation: light                no mixup, cutmix, RandAugment, erasing and drop path; milder crops
                                          (`keep_view` runs, which are about crops and colours, keep those)
@@ -89,7 +99,11 @@ def resolve(run: Run, source: PretrainRun | None, budget: Budget) -> Run:
     """A run through the lens; `source` is the pre-training that an evaluation starts from."""
     if isinstance(run, TokenizerRun):
         return resolve_tokenizer(run, budget)
-    return resolve_pretrain(run, budget) if isinstance(run, PretrainRun) else resolve_evaluate(run, source, budget)
+    return (
+        resolve_pretrain(run, budget)
+        if isinstance(run, PretrainRun)
+        else resolve_evaluate(run, source, budget)
+    )
 
 
 def resolve_pretrain(run: PretrainRun, budget: Budget) -> PretrainRun:
@@ -136,7 +150,9 @@ def resolve_evaluate(run: EvaluateRun, source: PretrainRun, budget: Budget) -> E
 
 
 def resolve_tokenizer(run: TokenizerRun, budget: Budget) -> TokenizerRun:
-    """Patch and schedule as for pre-training; width and vocabulary as the width of the decoder that predicts them."""
+    """Patch and schedule as for pre-training; width and vocabulary as the width of the decoder that predicts
+    them.
+    """
     patch = max(1, round(run.patch_size * budget.patch_scale))
     scale = budget.decoder_width_scale
     sizes = {key: max(2, round(getattr(run, key) * scale)) for key in ("vocabulary", "width")}
@@ -198,7 +214,9 @@ def _mask_unit(run: PretrainRun, stride: int | None) -> int:
 
 
 def _dropped(run: PretrainRun, kwargs: dict[str, Any]) -> int | tuple[int, ...]:
-    """Blocks that pre-training leaves out: the paper's share of a shallower stage, at least one, never its last."""
+    """Blocks that pre-training leaves out: the paper's share of a shallower stage, at least one, never its
+    last.
+    """
     if not run.drop_blocks:
         return run.drop_blocks
     stated = backbone_kwargs(run.backbone, run.backbone_kwargs, Budget())
@@ -222,14 +240,17 @@ def _hog_cell(run: PretrainRun, budget: Budget) -> dict[str, int]:
 
 
 def scaled_image_size(pixels: int, budget: Budget, grain: int, least: int = 0) -> int:
-    """The image size in the budget's pixels: the nearest multiple of `grain` (a patch, a mask unit), at least `least`."""
+    """The image size in the budget's pixels: the nearest multiple of `grain` (a patch, a mask unit), at least
+    `least`.
+    """
     if budget.image_scale == 1.0:
         return pixels
     return max(least, max(1, round(pixels * budget.image_scale / grain)) * grain)
 
 
 def check_sizes(name: str, run: PretrainRun | EvaluateRun, source: PretrainRun) -> None:
-    """Raise UserError for an image size that the patch does not divide; `source` is the run's own pre-training.
+    """Raise UserError for an image size that the patch does not divide; `source` is the run's own
+    pre-training.
 
     An evaluation has no mask, so that the mask unit does not concern it.
     """
@@ -250,7 +271,9 @@ def _pretrain_epochs(run: PretrainRun | TokenizerRun, budget: Budget) -> float:
 def _evaluate_factors(run: EvaluateRun, source: PretrainRun, budget: Budget) -> tuple[float, float]:
     """Epochs of an evaluation, and the factor of its base learning rate."""
     if run.protocol == "linear":
-        return (budget.probe_epochs or budget.evaluate_epochs) * run.epochs, budget.probe_lr or budget.evaluate_lr
+        return (
+            budget.probe_epochs or budget.evaluate_epochs
+        ) * run.epochs, budget.probe_lr or budget.evaluate_lr
     from_scratch = source.epochs == 0 and run.layer_decay == 1.0
     return budget.evaluate_epochs * run.epochs, (from_scratch and budget.scratch_lr) or budget.evaluate_lr
 

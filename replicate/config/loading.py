@@ -1,8 +1,8 @@
 """The only reader of `params.yaml`, `budgets.yaml` and the papers' rooms: strict, typed, frozen.
 
-Runs stand in their paper's own numbers; `Params.resolve` shows them through a budget (`replicate.config.lens`).
-A number that affects a result lives in a run, a data set or a budget: changing it retrains. `Machine` holds what
-makes a run faster or smaller: changing it retrains nothing.
+Runs stand in their paper's own numbers; `Params.resolve` shows them through a budget
+(`replicate.config.lens`). A number that affects a result lives in a run, a data set or a budget: changing it
+retrains. `Machine` holds what makes a run faster or smaller: changing it retrains nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from replicate.config.yaml_file import frozen, read_yaml
 from replicate.errors import UserError
 from replicate.names import closest
 
-MODELS = {"datasets": Dataset, "tokenizers": TokenizerRun, "pretrain": PretrainRun, "evaluate": EvaluateRun, "searches": Search}
+MODELS = {
+    "datasets": Dataset,
+    "tokenizers": TokenizerRun,
+    "pretrain": PretrainRun,
+    "evaluate": EvaluateRun,
+    "searches": Search,
+}
 
 
 class Settings(Strict):
@@ -75,38 +81,56 @@ class Params(Strict):
             self._check_datasets(name, run)
             if isinstance(run, EvaluateRun) and run.pretrain not in self.pretrain_runs:
                 near = closest(run.pretrain, self.pretrain_runs)
-                raise ValueError(f"run '{name}' starts from '{run.pretrain}', which is not a pretrain run{near}")
+                raise ValueError(
+                    f"run '{name}' starts from '{run.pretrain}', which is not a pretrain run{near}"
+                )
         for name, run in self.runs.items():
             self._check_upstream(name, run)
         for paper, budget in self.findings.items():
             if paper not in self.papers:
                 raise ValueError(f"findings names paper '{paper}'; papers are {', '.join(self.papers)}")
             if budget not in self.budgets:
-                raise ValueError(f"findings of {paper} names budget '{budget}'; defined are {', '.join(self.budgets)}")
+                raise ValueError(
+                    f"findings of {paper} names budget '{budget}'; defined are {', '.join(self.budgets)}"
+                )
         absent = [paper for paper in self.papers if self.findings and paper not in self.findings]
         if absent:
-            raise ValueError(f"findings names no budget for {', '.join(absent)}; name one for every paper, or none")
+            raise ValueError(
+                f"findings names no budget for {', '.join(absent)}; name one for every paper, or none"
+            )
         return self
 
     def _check_datasets(self, name: str, run: Run) -> None:
         for dataset in (run.dataset, run.full) if isinstance(run, Search) else (run.dataset,):
             if dataset not in self.datasets:
-                raise ValueError(f"run '{name}' uses dataset '{dataset}'; defined are {', '.join(self.datasets)}")
+                raise ValueError(
+                    f"run '{name}' uses dataset '{dataset}'; defined are {', '.join(self.datasets)}"
+                )
             if dataset in self.grid_datasets and name not in self.grid:
-                raise ValueError(f"run '{name}' uses dataset '{dataset}', which only the grid writes; define it outside")
+                raise ValueError(
+                    f"run '{name}' uses dataset '{dataset}', which only the grid writes; define it outside"
+                )
 
     def _check_upstream(self, name: str, run: Run) -> None:
-        """A token target needs a tokenizer run; distillation and scoring need a fine-tuning that keeps its weights."""
+        """A token target needs a tokenizer run; distillation and scoring need a fine-tuning that keeps its
+        weights.
+        """
         kept = {key: one for key, one in self.evaluate_runs.items() if one.keep_weights}
         if isinstance(run, PretrainRun) and run.tokenizer and run.tokenizer not in self.tokenizer_runs:
             near = closest(run.tokenizer, self.tokenizer_runs)
-            raise ValueError(f"run '{name}' predicts tokens of '{run.tokenizer}', which is not a tokenizer{near}")
+            raise ValueError(
+                f"run '{name}' predicts tokens of '{run.tokenizer}', which is not a tokenizer{near}"
+            )
         for key in ("teacher", "classifier"):
             wanted = getattr(run, key, None)
             if wanted and wanted not in kept:
-                raise ValueError(f"run '{name}' has {key} '{wanted}', which is no run with keep_weights{closest(wanted, kept)}")
+                raise ValueError(
+                    f"run '{name}' has {key} '{wanted}', which keeps no weights{closest(wanted, kept)}"
+                )
         if isinstance(run, ScoreRun) and run.pretrain != kept[run.classifier].pretrain:
-            raise ValueError(f"run '{name}' has pretrain {run.pretrain!r}, but '{run.classifier}' starts from another run")
+            raise ValueError(
+                f"run '{name}' has pretrain {run.pretrain!r}, but '{run.classifier}' starts from another run"
+            )
 
     @cached_property
     def headline(self) -> dict[str, Run]:
@@ -135,7 +159,7 @@ class Params(Strict):
         return self.runs[name]
 
     def upstream_of(self, name: str) -> str | None:
-        """The run whose weights a run needs: a pre-training, a classifier to score, a teacher, a tokenizer."""
+        """The run whose weights a run needs: a pre-training, a classifier, a teacher, a tokenizer."""
         return upstream_of(self.run(name))
 
     def search(self, name: str) -> Search:
@@ -169,7 +193,7 @@ class Params(Strict):
         return validated(Dataset, budget.data | own, f"datasets.{name}: ")
 
     def results_folder(self, name: str, budget: str | None = None) -> Path:
-        """`results/<budget>/<paper>/<run>`, or `results/<budget>/grid/<paper>/<run>` for a run of the grid."""
+        """`results/<budget>/<paper>/<run>`; the grid's runs lie in `results/<budget>/grid/<paper>/<run>`."""
         return self._folder(name, self.run(name).paper, name in self.grid, budget)
 
     def search_folder(self, name: str, budget: str | None = None) -> Path:
@@ -186,8 +210,9 @@ class Params(Strict):
 def load(path: str | Path = "params.yaml") -> Params:
     """Read and check `params.yaml`, `budgets.yaml` beside it, and every paper's room.
 
-    Raises UserError in one line, with file, key and value, for a missing or broken file, an unknown key, a wrong type,
-    an impossible value, or an image size that a run's patch does not divide, as stated or at the active budget.
+    Raises UserError in one line, with file, key and value, for a missing or broken file, an unknown key, a
+    wrong type, an impossible value, or an image size that a run's patch does not divide, as stated or at the
+    active budget.
     """
     settings, budgets, rooms = read_files(path)
     return assemble(settings, budgets, rooms, str(path))
@@ -200,17 +225,25 @@ def read_files(path: str | Path) -> tuple[Settings, dict[str, Budget], dict[str,
     """
     settings = validated(Settings, _mapping(path), f"{path}: ")
     beside = Path(path).with_name
-    budgets_path = beside("budgets.yaml") if beside("budgets.yaml").exists() else ROOMS.with_name("budgets.yaml")
+    budgets_path = (
+        beside("budgets.yaml") if beside("budgets.yaml").exists() else ROOMS.with_name("budgets.yaml")
+    )
     content = _mapping(budgets_path)
-    budgets = {name: validated(Budget, one or {}, f"{budgets_path.name}: {name}.") for name, one in content.items()}
+    budgets = {
+        name: validated(Budget, one or {}, f"{budgets_path.name}: {name}.") for name, one in content.items()
+    }
     return settings, budgets, read_rooms(beside(ROOMS.name) if beside(ROOMS.name).is_dir() else ROOMS)
 
 
-def assemble(settings: Settings, budgets: dict[str, Budget], rooms: dict[str, Room], where: str = "params.yaml") -> Params:
+def assemble(
+    settings: Settings, budgets: dict[str, Budget], rooms: dict[str, Room], where: str = "params.yaml"
+) -> Params:
     """The parts as one Params. Raises UserError where they do not fit together."""
     found = [entry for entry in entries(rooms)]
     runs, datasets, searches = _by_name(found, settings.runs, where)
-    findings = {"default": settings.findings} if isinstance(settings.findings, str) else dict(settings.findings)
+    findings = (
+        {"default": settings.findings} if isinstance(settings.findings, str) else dict(settings.findings)
+    )
     fallback = findings.pop("default", None)
     content = {
         "budget": settings.budget,
@@ -257,7 +290,9 @@ def _by_name(found: list[Entry], changes: dict[str, dict[str, Any]], where: str)
 
 
 def check_geometry(params: Params) -> None:
-    """Raise UserError for a run whose patch does not divide its image size, as stated or at the active budget."""
+    """Raise UserError for a run whose patch does not divide its image size, as stated or at the active
+    budget.
+    """
     checked = set()
     for name, run in (params.pretrain_runs | params.evaluate_runs).items():
         owner = run.pretrain if isinstance(run, EvaluateRun) else name
@@ -278,7 +313,11 @@ def _mapping(path: str | Path) -> dict[str, Any]:
 
 
 def switch_budget(path: str | Path, name: str) -> None:
-    """Make `name` the active budget by changing one line of `params.yaml`. Raises UserError for an unknown budget."""
+    """Make `name` the active budget by changing one line of `params.yaml`. Raises UserError for an unknown
+    budget.
+    """
     load(path).budget_named(name)
     text = Path(path).read_text(encoding="utf-8")
-    Path(path).write_text(re.sub(r"(?m)^(budget:\s*)[^\s#]+", rf"\g<1>{name}", text, count=1), encoding="utf-8")
+    Path(path).write_text(
+        re.sub(r"(?m)^(budget:\s*)[^\s#]+", rf"\g<1>{name}", text, count=1), encoding="utf-8"
+    )

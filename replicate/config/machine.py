@@ -10,9 +10,11 @@ from replicate.config.schema import Count, Strict
 
 
 class Machine(Strict):
-    """Settings that make a run faster or smaller on the machine at hand; none of them is meant to change a result.
+    """Settings that make a run faster or smaller on the machine at hand; none of them is meant to change a
+    result.
 
-    One does: mixup and cutmix pair the images that a process holds at once, so `micro_batch` decides the pairs.
+    One does: mixup and cutmix pair the images that a process holds at once, so `micro_batch` decides the
+    pairs.
     """
 
     device: str = "auto"

@@ -1,8 +1,8 @@
 """The papers' numbers, recipes, claims and contradictions, read from their rooms (`papers/<key>/`).
 
-A row of `values.csv` is one printed number. `row` holds the setting as `key=value;key=value`. `printed` is the number
-as the paper prints it: its digits say how exact it is. `relation` is "=", or "~" (about), ">" (over), "<" (under)
-where the paper rounds in words.
+A row of `values.csv` is one printed number. `row` holds the setting as `key=value;key=value`. `printed` is
+the number as the paper prints it: its digits say how exact it is. `relation` is "=", or "~" (about), ">"
+(over), "<" (under) where the paper rounds in words.
 """
 
 from __future__ import annotations
@@ -163,8 +163,12 @@ def sweeps() -> dict[str, Sweep]:
 
 @functools.cache
 def contradictions() -> list[dict[str, str]]:
-    """{paper, kind, place, printed, recomputed, note} of every contradiction; paper is "between" for two papers."""
-    own = [{"paper": paper} | entry for paper in papers() for entry in _read(paper, "contradictions.yaml", [])]
+    """{paper, kind, place, printed, recomputed, note} of every contradiction; paper is "between" for two
+    papers.
+    """
+    own = [
+        {"paper": paper} | entry for paper in papers() for entry in _read(paper, "contradictions.yaml", [])
+    ]
     return own + (read_yaml(ROOMS / "contradictions.yaml") or [])
 
 

@@ -1,16 +1,16 @@
 """The papers' rooms: `papers/<key>/runs.yaml`, one a paper. The folder listing is the registry of papers.
 
-    title: MAE Are Secretly Efficient Learners
-    recipes:                      # what runs start from; another room's recipes can be named too
-      light_pretrain: {base: mae_pretrain, epochs: 100}
-    pretrain:                     # what `dvc repro` runs; `grid` below holds the rest of the paper's tables
-      light_75:
-        base: light_pretrain
-        mask_ratio: 0.75
-        evaluate: {ft: mae_finetune}              # the run light_75_ft
-    evaluate:
-      light_75_llrd_80: {base: tuned_finetune, pretrain: light_75, layer_decay: 0.8}
-    grid: {datasets: ..., tokenizers: ..., pretrain: ..., evaluate: ..., searches: ...}
+title: MAE Are Secretly Efficient Learners
+recipes:                      # what runs start from; another room's recipes can be named too
+  light_pretrain: {base: mae_pretrain, epochs: 100}
+pretrain:                     # what `dvc repro` runs; `grid` below holds the rest of the paper's tables
+  light_75:
+    base: light_pretrain
+    mask_ratio: 0.75
+    evaluate: {ft: mae_finetune}              # the run light_75_ft
+evaluate:
+  light_75_llrd_80: {base: tuned_finetune, pretrain: light_75, layer_decay: 0.8}
+grid: {datasets: ..., tokenizers: ..., pretrain: ..., evaluate: ..., searches: ...}
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def _expanded(entry: Entry, recipes: Mapping[str, dict[str, Any]]) -> Iterator[E
     evaluations = stated.pop("evaluate", {}) if entry.section == "pretrain" else {}
     yield entry._replace(stated=_with_base(stated, recipes, entry.where))
     if not isinstance(evaluations, dict):
-        raise UserError(f"{entry.where}.evaluate: must map a suffix to a recipe, such as {{ft: mae_finetune}}")
+        raise UserError(
+            f"{entry.where}.evaluate: must map a suffix to a recipe, such as {{ft: mae_finetune}}"
+        )
     for suffix, own in evaluations.items():
         own = {"base": own} if isinstance(own, str) else dict(own)
         where, name = f"{entry.where}.evaluate.{suffix}", f"{entry.name}_{suffix}"

@@ -73,9 +73,13 @@ class Optimisation(Strict):
     def _check_schedule(self):
         ends = [stage.until for stage in self.stages]
         if ends and (ends != sorted(set(ends)) or ends[-1] != 1.0):
-            raise ValueError(f"stages must end at rising fractions of the run, the last at 1.0; they end at {ends}")
+            raise ValueError(
+                f"stages must end at rising fractions of the run, the last at 1.0; they end at {ends}"
+            )
         if self.warmup_epochs > self.epochs > 0:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs} is longer than the run's {self.epochs} epochs")
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs} is longer than the run's {self.epochs} epochs"
+            )
         return self
 
     @property
@@ -123,7 +127,9 @@ class PretrainRun(Optimisation):
         if self.method == "mae" and (self.drop_blocks or self.mask_unit or self.mask_space != "image"):
             raise ValueError("drop_blocks, mask_unit and mask_space belong to method mim")
         if self.method == "mim" and self.mask_tokens_in_encoder:
-            raise ValueError("mask_tokens_in_encoder belongs to method mae; mim's encoder sees the masked image")
+            raise ValueError(
+                "mask_tokens_in_encoder belongs to method mae; mim's encoder sees the masked image"
+            )
         if self.method == "mim" and self.decoder_beta:
             raise ValueError("decoder_beta drops tokens of MAE's decoder; method mim decodes all of them")
         return self
@@ -133,22 +139,29 @@ class PretrainRun(Optimisation):
         if self.difficulty != "p2dist" and self.weighting == "uniform" and not self.decoder_beta:
             wanted = "state decoder_beta, or a weighting other than uniform"
             raise ValueError(f"difficulty {self.difficulty} has no effect; {wanted}")
-        for option, key, value in (("tokenizer", "target", "token"), ("teacher", "objective", "distillation")):
+        for option, key, value in (
+            ("tokenizer", "target", "token"),
+            ("teacher", "objective", "distillation"),
+        ):
             if (getattr(self, key) == value) != bool(getattr(self, option)):
-                raise ValueError(f"{key} {value} needs a {option}, and nothing else takes one; {key} is {getattr(self, key)}")
+                raise ValueError(f"{key} {value} alone needs a {option}; {key} is {getattr(self, key)}")
         return self
 
     @property
     def stride(self) -> int | None:
-        """Pixels between the encoder's last tokens; None for a timm model that tells only once it is built."""
+        """Pixels between the encoder's last tokens; None for a timm model that is not built yet."""
         return stride_of(self.backbone, self.backbone_kwargs)
 
     @property
     def patch_size(self) -> int:
-        """Pixels a side of what is predicted and scored together: a patch, or the smaller of mask unit and token."""
+        """Pixels a side of what is predicted and scored together: a patch, or the smaller of mask unit and
+        token.
+        """
         sizes = [size for size in (self.stride, self.mask_unit) if size]
         if not sizes:
-            raise UserError(f"backbone {self.backbone!r}: state mask_unit, the pixels a side that are masked together")
+            raise UserError(
+                f"backbone {self.backbone!r}: state mask_unit, the pixels a side that are masked together"
+            )
         return min(sizes)
 
 
@@ -193,17 +206,21 @@ class EvaluateRun(Optimisation):
         tuned = {"tuned_blocks": None, "layer_decay": 1.0, "drop_path": 0.0}
         stated = [name for name, off in tuned.items() if getattr(self, name) != off]
         if self.protocol == "linear" and stated:
-            raise ValueError(f"{', '.join(stated)}: a linear probe tunes no block of the encoder; protocol finetune does")
+            raise ValueError(
+                f"{', '.join(stated)}: a linear probe tunes no block of the encoder; protocol finetune does"
+            )
         if (self.protocol == "score") != isinstance(self, ScoreRun):
             raise ValueError("protocol score needs a classifier, and no other protocol takes one")
         return self
 
 
 class ScoreRun(EvaluateRun):
-    """A fine-tuned classifier on recompressed validation images (DailyMAE Tables 5 and 6); nothing is trained.
+    """A fine-tuned classifier on recompressed validation images (DailyMAE Tables 5 and 6); nothing is
+    trained.
 
     classifier   a fine-tuning that keeps its weights
-    encoding     caps, encodes and decodes each validation image before the centre crop; None: images as they came
+    encoding     caps, encodes and decodes each validation image before the centre crop; None: images as they
+                 came
     codec        turbo: FFCV's way (OpenCV's area resize, libjpeg's fast DCT); pillow: an image folder's
                  (bicubic resize, accurate DCT)
     dct          decodes what turbo encoded by another DCT than FFCV's
@@ -217,12 +234,16 @@ class ScoreRun(EvaluateRun):
     @model_validator(mode="after")
     def _check_dct(self):
         if self.dct and (self.codec != "turbo" or self.encoding is None):
-            raise ValueError("dct needs codec turbo and an encoding; Pillow always decodes by the accurate DCT")
+            raise ValueError(
+                "dct needs codec turbo and an encoding; Pillow always decodes by the accurate DCT"
+            )
         return self
 
 
 class Search(EvaluateRun):
-    """A search for the best layer-wise lr decay: fine-tune at each of `layer_decays` on a subset, apply to `full`."""
+    """A search for the best layer-wise lr decay: fine-tune at each of `layer_decays` on a subset, apply to
+    `full`.
+    """
 
     layer_decays: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...]
     full: str = "full"

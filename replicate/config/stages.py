@@ -9,7 +9,7 @@ KEYS = ("schedule", "sizes", "ends", "mask_ratios")
 
 
 def palindrome(sizes: Sequence[int]) -> list[int]:
-    """Down and up again: [224, 192, 160] -> [224, 192, 160, 192, 224] (DailyMAE's s5 is that of [224, 192])."""
+    """Down and up again: [224, 192, 160] -> [224, 192, 160, 192, 224] (DailyMAE's s5: [224, 192])."""
     return [*sizes, *reversed(sizes[:-1])]
 
 
@@ -26,13 +26,16 @@ def expand(stated: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
 
     schedule      one of SCHEDULES
     sizes         pixels, such as [224, 192]
-    ends          fractions of the run at which the stages end, without the last 1.0; equal parts when left out
+    ends          fractions of the run at which the stages end, without the last 1.0; equal parts when left
+                  out
     mask_ratios   one a stage, null for the run's own
 
     Raises ValueError for an unknown schedule or key, and for lists that do not fit together.
     """
     if unknown := set(stated) - set(KEYS):
-        raise ValueError(f"stages: unknown key {min(map(str, unknown))}; a named schedule has {', '.join(KEYS)}")
+        raise ValueError(
+            f"stages: unknown key {min(map(str, unknown))}; a named schedule has {', '.join(KEYS)}"
+        )
     _check_types(stated)
     if stated.get("schedule") not in SCHEDULES or not stated.get("sizes"):
         given = f"schedule {stated.get('schedule')!r} with sizes {stated.get('sizes')!r}"
@@ -41,7 +44,9 @@ def expand(stated: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     ends = [*stated.get("ends", [k / len(sizes) for k in range(1, len(sizes))]), 1.0]
     ratios = stated.get("mask_ratios", [None] * len(sizes))
     if not len(sizes) == len(ends) == len(ratios):
-        counts = f"{len(sizes)} sizes ({', '.join(map(str, sizes))}), {len(ends)} ends and {len(ratios)} mask ratios"
+        counts = (
+            f"{len(sizes)} sizes ({', '.join(map(str, sizes))}), {len(ends)} ends, {len(ratios)} mask ratios"
+        )
         raise ValueError(f"stages: {counts} do not fit")
     rows = zip(ends, sizes, ratios, strict=True)
     stages = ({"until": end, "image_size": size, "mask_ratio": ratio} for end, size, ratio in rows)
@@ -51,7 +56,9 @@ def expand(stated: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
 def _check_types(stated: Mapping[str, Any]) -> None:
     """Raise ValueError, the only error that pydantic turns into a message."""
     if not isinstance(stated.get("schedule", ""), str):
-        raise ValueError(f"stages: schedule {_listed(stated['schedule'])!r} must be one of {', '.join(SCHEDULES)}")
+        raise ValueError(
+            f"stages: schedule {_listed(stated['schedule'])!r} must be one of {', '.join(SCHEDULES)}"
+        )
     for key, example in (("sizes", "[192, 224]"), ("ends", "[0.5]"), ("mask_ratios", "[0.75, 0.9]")):
         value = stated.get(key, [])
         items = value if isinstance(value, list | tuple) else [None]

@@ -16,7 +16,9 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value} stands there twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value} stands there twice", problem_mark=key.start_mark
+                )
             if key.tag != "tag:yaml.org,2002:merge":
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -28,7 +30,9 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The content of a YAML file. Raises UserError, with line and column, for a file that is missing or broken."""
+    """The content of a YAML file. Raises UserError, with line and column, for a file that is missing or
+    broken.
+    """
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:

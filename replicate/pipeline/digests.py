@@ -1,8 +1,8 @@
 """Digests of the code that decides a run's result, coarse on purpose.
 
-Every run depends on the package's core as one digest. Beyond it a run depends on the option files that it names: its
-target, its weighting and objective, its family of backbones, its protocol. So editing `targets/hog.py` retrains the
-runs that predict HOG; editing the training loop retrains everything.
+Every run depends on the package's core as one digest. Beyond it a run depends on the option files that it
+names: its target, its weighting and objective, its family of backbones, its protocol. So editing
+`targets/hog.py` retrains the runs that predict HOG; editing the training loop retrains everything.
 """
 
 from __future__ import annotations
@@ -32,14 +32,18 @@ SHARED = (
     "models/backbones/probe.py",
     "models/backbones/resample.py",
 )
-"""Files in the folders of options that belong to the core. Trainers are options by the names of PROTOCOLS alone."""
+"""Files in the folders of options that belong to the core. Trainers are options by the names of PROTOCOLS
+alone.
+"""
 PROTOCOLS = ("pretrain", "tokenizer", "finetune", "linear", "knn", "score", "invariance")
 CROP_DECODE = ROOT / "crop_decode"
 """The decoder of crops, whose C sources decide pixels."""
 
 
 def code_of(run: Run, source: PretrainRun | None = None) -> dict[str, str]:
-    """Digests by file, and of the core, of what decides a run; `source` is the pre-training that it starts from."""
+    """Digests by file, and of the core, of what decides a run; `source` is the pre-training that it starts
+    from.
+    """
     return {"core": core_digest()} | {name: _digest_of(name) for name in sorted(options_of(run, source))}
 
 
@@ -101,7 +105,12 @@ def _core_files() -> Iterator[Path]:
     yield from (PACKAGE / name for name in WIRING)
     for folder in CORE:
         yield from (path for path in (PACKAGE / folder).rglob("*.py") if path not in options)
-    yield from (path for suffix in ("c", "h", "py") for path in CROP_DECODE.rglob(f"*.{suffix}") if "tests" not in path.parts)
+    yield from (
+        path
+        for suffix in ("c", "h", "py")
+        for path in CROP_DECODE.rglob(f"*.{suffix}")
+        if "tests" not in path.parts
+    )
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """What each stage depends on besides data: what the files state of a run, and digests of its code.
 
-DVC does not follow imports, and reads the whole of a file for each stage that names it under `params:`. The stage
-`inputs` writes one small JSON file a stage instead.
+DVC does not follow imports, and reads the whole of a file for each stage that names it under `params:`. The
+stage `inputs` writes one small JSON file a stage instead.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from replicate.pipeline.stages import refuse_stale
 def write_inputs(path: str | Path, folder: Path) -> None:
     """Check the configuration and write every stage's inputs under `folder`:
 
-    runs/<run>.json, searches/<search>.json, data/<dataset>.json, notebook/<paper>.json, published.json, report.json,
-    budgets/<budget>.json, and budgets/<budget>.data.json with what the budget says of the data.
+    runs/<run>.json, searches/<search>.json, data/<dataset>.json, notebook/<paper>.json, published.json,
+    report.json, budgets/<budget>.json, and budgets/<budget>.data.json with what the budget says of the data.
 
     Leaves files alone that would not change, and deletes those of runs that are gone. Raises UserError as
     `replicate.config.load` does, or when `stages.yaml` is stale, and then writes nothing.
     """
     params = load(path)
     refuse_stale(params, path)
-    contents = {folder / f"{name}.json": json.dumps(content, indent=1) + "\n" for name, content in inputs(params, path)}
+    contents = {
+        folder / f"{name}.json": json.dumps(content, indent=1) + "\n"
+        for name, content in inputs(params, path)
+    }
     for file in folder.rglob("*.json"):
         if file not in contents:
             file.unlink()
@@ -45,20 +48,34 @@ def inputs(params: Params, path: str | Path) -> Iterator[tuple[str, Any]]:
         yield f"budgets/{name}", stated
         yield f"budgets/{name}.data", {"data": stated.get("data", {}), "image_scale": budget.image_scale}
     for name, dataset in params.datasets.items():
-        yield f"data/{name}", {"stated": dataset.model_dump(mode="json", exclude_unset=True), "code": core_digest()}
-    stated = {name: run.model_dump(mode="json", exclude_unset=True) for name, run in (params.runs | params.searches).items()}
+        yield (
+            f"data/{name}",
+            {"stated": dataset.model_dump(mode="json", exclude_unset=True), "code": core_digest()},
+        )
+    stated = {
+        name: run.model_dump(mode="json", exclude_unset=True)
+        for name, run in (params.runs | params.searches).items()
+    }
     for name, run in params.runs.items():
         source = params.pretrain_runs[run.pretrain] if isinstance(run, EvaluateRun) else None
-        yield f"runs/{name}", {"stated": [stated[one] for one in _chain(params, name)], "code": code_of(run, source)}
+        yield (
+            f"runs/{name}",
+            {"stated": [stated[one] for one in _chain(params, name)], "code": code_of(run, source)},
+        )
     for name, search in params.searches.items():
         source = params.pretrain_runs[search.pretrain]
         parts = [stated[name], stated[search.pretrain]]
         yield f"searches/{name}", {"stated": parts, "code": code_of(search, source)}
-    published = digest(file for file in ROOMS.rglob("*.*") if file.name != "runs.yaml" and file.suffix != ".md")
+    published = digest(
+        file for file in ROOMS.rglob("*.*") if file.name != "runs.yaml" and file.suffix != ".md"
+    )
     yield "published", published
     for paper, title in params.papers.items():
         own = {name: one for name, one in stated.items() if one["paper"] == paper}
-        yield f"notebook/{paper}", {"title": title, "stated": own, "code": report_digest(), "published": published}
+        yield (
+            f"notebook/{paper}",
+            {"title": title, "stated": own, "code": report_digest(), "published": published},
+        )
     shown = {"papers": params.papers, "findings": params.findings}
     yield "report", shown | {"stated": stated, "code": report_digest(), "published": published}
 

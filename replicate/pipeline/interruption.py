@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM end a command once: in one line, however many signals arrive while it leaves.
+"""Ctrl-C and SIGTERM end a command once, with one line, however many signals arrive.
 
-A terminal's Ctrl-C reaches every process of its group, and whoever started the command (DVC, a shell, the parent of a seed) may pass it on: one
-key, several signals. Light to import: the command line begins with it.
+A terminal sends Ctrl-C to every process of its group, and DVC, a shell or a seed's parent may pass it on: one
+key gives several signals.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import time
 
 STATUS = 130
 PARENT = "REPLICATE_PARENT"
-"""In a seed's environment: the process that started it, ends it, and speaks for it."""
+"""Environment variable of a seed's process: the parent that started it, ends it, and prints its messages."""
 PATIENCE = 3.0
-"""Seconds after the first signal in which others are taken for the same one. One that comes later is somebody who waits in vain."""
+"""Seconds in which further signals count as the first one; a later signal ends the process at once."""
 
 
 class _Leaving:
@@ -26,7 +26,7 @@ class _Leaving:
 
 
 def watch() -> None:
-    """From here on the first signal raises KeyboardInterrupt, and the next ones nothing.
+    """Let the first signal raise KeyboardInterrupt and the next ones do nothing.
 
     SIGINT stays ignored where it is ignored already, as in a shell's background jobs.
     """
@@ -43,10 +43,10 @@ def ignore_ctrl_c() -> None:
 
 
 def _end() -> None:
-    """The last thing to run in Python: there is nobody any more to catch a signal's exception.
+    """Run last of all, when nothing can catch a signal's exception any more.
 
-    Where KeyboardInterrupt passed through `exec` of a text, as when a class is made while a module is imported, Python would now kill itself by
-    SIGINT, whatever status was asked for.
+    Python ends by SIGINT, whatever the exit status, when KeyboardInterrupt passed through `exec`, as in an
+    import that makes a class.
     """
     ignore_ctrl_c()
     if begun() and _Leaving.told:
@@ -55,19 +55,19 @@ def _end() -> None:
 
 
 def begun() -> bool:
-    """Whether a signal has come. What fails afterwards (an import cut short, a seed that ended) fails because of it."""
+    """Whether a signal has come. Later failures, such as an import cut short, follow from it."""
     return _Leaving.since is not None
 
 
 def would_say(line: str) -> None:
-    """What `tell` says of the command that runs."""
+    """Set the line that `tell` prints."""
     _Leaving.line = line
 
 
 def tell() -> None:
-    """The line on stderr, once; nothing in a seed's process."""
+    """Print the line on stderr, once; a seed's process prints nothing."""
     if not _Leaving.told and os.environ.get(PARENT) != str(os.getppid()):
-        # Not through sys.stderr, which a signal's handler may have interrupted in the middle of writing.
+        # Not through sys.stderr: the signal may have interrupted it in the middle of writing.
         os.write(2, f"{_Leaving.line}\n".encode())
     _Leaving.told = True
 

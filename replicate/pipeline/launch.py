@@ -38,9 +38,9 @@ def launch(params: Params, name: str, command: Sequence[str]) -> None:
     with open_session(params.machine, budget.precision, budget.loader) as session:
         context, seeds = context_of(params, name, session), range(params.budget_named().seeds)
         processes = seed_processes(params.machine.seed_processes, context.seeds, session)
-        if processes > 1 and _steps(context) >= STEPS_WORTH_A_PROCESS:
-            if not all(store_of(context, seed).finished() for seed in seeds):
-                train_seeds_in_processes(command, context.seeds, processes)
+        side_by_side = processes > 1 and _steps(context) >= STEPS_WORTH_A_PROCESS
+        if side_by_side and not all(store_of(context, seed).finished() for seed in seeds):
+            train_seeds_in_processes(command, context.seeds, processes)
         train_seeds(context, trainer_of(context.run))
 
 
@@ -65,14 +65,17 @@ def show_log(params: Params, name: str) -> None:
         context = context_of(params, name, session)
         logs = [(seed, store_of(context, seed).log_path) for seed in range(context.seeds)]
     if not any(path.exists() for _, path in logs):
-        raise UserError(f"run {name} has no log at budget {params.budget}: it has not started with this code and data")
+        what = f"run {name} has no log at budget {params.budget}"
+        raise UserError(f"{what}: it has not started with this code and data")
     for seed, path in logs:
         for line in path.read_text().splitlines() if path.exists() else ():
-            print(f"seed {seed}", *(f"{key} {value:.5g}" for key, value in json.loads(line).items()), sep="  ")
+            print(
+                f"seed {seed}", *(f"{key} {value:.5g}" for key, value in json.loads(line).items()), sep="  "
+            )
 
 
 def write_dataset(params: Params, name: str) -> None:
-    """Write a data set's .beton files and manifest at the active budget, and print what became of its images."""
+    """Write a data set's .beton files and manifest and print what became of its images."""
     from replicate.loaders.data import write
 
     folder = params.data_folder(name)

@@ -1,8 +1,8 @@
 """Several seeds of one run at once, a process each.
 
-A narrow ViT does not keep two cores busy: its operations are too short to be worth sharing. Two seeds side by side do, so on a CPU the seeds of a
-run are trained in processes of their own with the cores dealt out among them. Each child trains one seed into the store of resumable runs; the
-parent then finds all of them finished and writes the run's folder.
+A narrow ViT does not keep two cores busy: its operations are too short to share. On a CPU the seeds of a run
+therefore train side by side, with the cores dealt out among them. Each child trains one seed into the store
+of resumable runs; then the parent finds all of them finished and writes the run's folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from replicate.trainers.session import Session
 
 
 def seed_processes(setting: int | None, seeds: int, session: Session) -> int:
-    """How many seeds to train at once: as `machine.seed_processes` says, or one a core where there is no accelerator."""
+    """Seeds to train at once: `machine.seed_processes`, or one a core where there is no accelerator."""
     if session.world_size > 1 or session.device.type == "cuda":
         return 1
     return min(seeds, setting if setting is not None else available_cores())
@@ -34,8 +34,8 @@ def available_cores() -> int:
 def train_seeds_in_processes(command: Sequence[str], seeds: int, processes: int) -> None:
     """Run `python -m replicate *command --seed S` for every seed, `processes` at a time.
 
-    Ctrl-C is for this process alone, which ends the seeds: to them it is not a signal, not even while Python starts. Raises UserError, once the
-    others have been stopped, when a seed fails; its own message is on stderr by then. A seed that was interrupted says nothing, and
+    Only this process reacts to Ctrl-C, and it ends the seeds; they ignore it even while Python starts. When a
+    seed fails, its message is on stderr, the others are stopped, and UserError is raised. An interrupted seed
     interrupts this process.
     """
     threads = max(1, available_cores() // processes)
@@ -46,7 +46,8 @@ def train_seeds_in_processes(command: Sequence[str], seeds: int, processes: int)
             while waiting and len(running) < processes:
                 seed = waiting.pop(0)
                 arguments = {"env": environment, "preexec_fn": interruption.ignore_ctrl_c}
-                running[seed] = subprocess.Popen([sys.executable, "-m", "replicate", *command, "--seed", str(seed)], **arguments)
+                started = [sys.executable, "-m", "replicate", *command, "--seed", str(seed)]
+                running[seed] = subprocess.Popen(started, **arguments)
             time.sleep(0.05)
             for seed, child in list(running.items()):
                 status = child.poll()
@@ -55,7 +56,8 @@ def train_seeds_in_processes(command: Sequence[str], seeds: int, processes: int)
                 if status == interruption.STATUS:
                     raise KeyboardInterrupt
                 if status:
-                    raise UserError(f"seed {seed} of `replicate {' '.join(command)}` ended with status {status}; its message is above")
+                    what = f"seed {seed} of `replicate {' '.join(command)}`"
+                    raise UserError(f"{what} ended with status {status}; its message is above")
     finally:
         for child in running.values():
             child.terminate()
@@ -64,7 +66,7 @@ def train_seeds_in_processes(command: Sequence[str], seeds: int, processes: int)
 
 
 def end_with_parent() -> None:
-    """In a seed's process: stop when the process that started it is gone, so that a killed run leaves nothing training behind it."""
+    """In a seed's process: stop when the parent is gone, so that a killed run leaves no seed training."""
     parent = os.environ.get(PARENT)
     if parent is None:
         return

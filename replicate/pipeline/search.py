@@ -1,8 +1,8 @@
-"""The low-cost search for layer-wise lr decay (MAE Are Secretly Efficient Learners, section 4): search on a subset, apply to the full set.
+"""The low-cost search for layer-wise lr decay (MAE Are Secretly Efficient Learners, section 4).
 
-A search fine-tunes the same weights at several decays on a class subset or a tenth of the images, and recommends the best one with the
-interval that its seeds leave. Every point is a run of the store, so that one more decay trains itself alone, and a point that a run of
-params.yaml has trained already is not trained again.
+A search fine-tunes the same weights at several decays on a subset of the images and recommends the best one,
+with the interval that its seeds leave; `--apply` uses it on the full set. Every point is a run of the store:
+one more decay trains that point alone, and a point equal to a finished run is not trained again.
 """
 
 from __future__ import annotations
@@ -34,21 +34,27 @@ SEARCHED, APPLIED = "search.json", "applied.json"
 
 
 def search(params: Params, name: str, command: Sequence[str]) -> dict[str, Any]:
-    """Train a search's points, every seed of the budget, and write `search.json`: the curve and the recommended decay with its interval.
+    """Train a search's points, every seed of the budget, and write `search.json`: the curve and the
+    recommended decay.
 
-    `command` are the arguments that brought us here, for one process a seed. Raises UserError for a search that params.yaml does not hold
-    and for weights or data that are not there.
+    `command` holds this command's arguments, to start one process a seed with. Raises UserError for an
+    unknown search and for missing weights or data.
     """
     budget, stated, started = params.budget_named(), params.search(name), time.monotonic()
     with open_session(params.machine, budget.precision, budget.loader) as session:
-        contexts = {decay: _context(params, name, stated, decay, stated.dataset, session) for decay in stated.layer_decays}
-        waiting = [seed for seed in range(budget.seeds) if not all(store_of(context, seed).finished() for context in contexts.values())]
+        contexts = {
+            decay: _context(params, name, stated, decay, stated.dataset, session)
+            for decay in stated.layer_decays
+        }
+        seeds = range(budget.seeds)
+        waiting = [s for s in seeds if not all(store_of(one, s).finished() for one in contexts.values())]
         processes = seed_processes(params.machine.seed_processes, len(waiting), session)
         if processes > 1:
             train_seeds_in_processes(command, budget.seeds, processes)
         top1 = {decay: _train(context) for decay, context in contexts.items()}
-        found = recommendation(top1) | {"search": name, "pretrain": stated.pretrain, "dataset": stated.dataset, "full": stated.full}
-        found |= {"run": stated.model_dump(mode="json"), "provenance": _provenance(next(iter(contexts.values())), started)}
+        found = recommendation(top1) | {"search": name, "pretrain": stated.pretrain}
+        found |= {"dataset": stated.dataset, "full": stated.full, "run": stated.model_dump(mode="json")}
+        found |= {"provenance": _provenance(next(iter(contexts.values())), started)}
         if session.is_main:
             _write(params.search_folder(name) / SEARCHED, found)
     return found
@@ -66,7 +72,7 @@ def search_seed(params: Params, name: str, seed: int) -> None:
 def apply(params: Params, name: str) -> dict[str, Any]:
     """Fine-tune on the full set at the recommended decay, every seed of the budget, and write `applied.json`.
 
-    Raises UserError when the search has not been run.
+    Raises UserError when the search has not run.
     """
     budget, stated, started = params.budget_named(), params.search(name), time.monotonic()
     path = params.search_folder(name) / SEARCHED
@@ -85,15 +91,22 @@ def apply(params: Params, name: str) -> dict[str, Any]:
 def described(found: dict[str, Any]) -> str:
     """What a search found, in lines for a terminal."""
     lines = [f"{point['layer_decay']:<6g} top-1 {_interval(point, '.1f')}" for point in found["points"]]
-    return "\n".join([*lines, f"recommended layer_decay {_interval(found['recommended'], 'g')}" + f"; {found['note']}" * bool(found["note"])])
+    note = f"; {found['note']}" if found["note"] else ""
+    return "\n".join([*lines, f"recommended layer_decay {_interval(found['recommended'], 'g')}{note}"])
 
 
 def _interval(point: dict[str, Any], form: str) -> str:
     text = format(point["top1"] if "top1" in point else point["layer_decay"], form)
-    return text if point["low"] is None else f"{text} [{format(point['low'], form)}, {format(point['high'], form)}]"
+    return (
+        text
+        if point["low"] is None
+        else f"{text} [{format(point['low'], form)}, {format(point['high'], form)}]"
+    )
 
 
-def _context(params: Params, name: str, stated: Search, decay: float, dataset: str, session: Session) -> RunContext:
+def _context(
+    params: Params, name: str, stated: Search, decay: float, dataset: str, session: Session
+) -> RunContext:
     run, source = stated.point(decay, dataset), params.resolve(stated.pretrain)
     resolved = params.resolve_run(run)
     return RunContext(

@@ -1,4 +1,6 @@
-"""A run over its seeds: each seed is trained once and kept; the run's folder is written when all have finished."""
+"""A run over its seeds: each seed is trained once and kept; the run's folder is written when all have
+finished.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ TrainSeed = Callable[[RunContext, int, RunStore], dict[str, Any]]
 def train_one_seed(context: RunContext, seed: int, train_seed: TrainSeed) -> dict[str, Any]:
     """The outcome of one seed: from the store when it has finished before, else trained now.
 
-    Raises UserError when the weights that the run starts from are missing, or another process trains this seed.
+    Raises UserError when the weights that the run starts from are missing, or another process trains this
+    seed.
     """
     store = store_of(context, seed)
     if (outcome := store.finished()) is not None:

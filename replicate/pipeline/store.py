@@ -1,7 +1,8 @@
 """The store of resumable runs: checkpoints and finished seeds, outside DVC's outputs.
 
-DVC deletes a stage's outputs before it runs the stage, so what must survive a kill lies here. The key digests everything
-that decides a result: the resolved run, the seed, the data's manifest, the weights it starts from, and the code.
+DVC deletes a stage's outputs before it runs the stage, so what must survive a kill lies here. The key digests
+everything that decides a result: the resolved run, the seed, the data's manifest, the weights it starts from,
+and the code.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class RunStore(Checkpoints):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"another process is training {what}; wait for it, or stop it first") from None
+                raise UserError(
+                    f"another process is training {what}; wait for it, or stop it first"
+                ) from None
             yield
 
     def finish(self, results: dict[str, Any]) -> None:
@@ -61,7 +64,8 @@ def store_of(context: RunContext, seed: int) -> RunStore:
         "upstream": context.upstream and _file_sha256(context.upstream_weights(seed)),
         "code": context.code,
     }
-    # An evaluation takes its model from the pre-training; the folder loader crops other pixels than a .beton holds.
+    # An evaluation takes its model from the pre-training; the folder loader crops other pixels than a .beton
+    # holds.
     for role, run in (("upstream_run", context.upstream_run), ("teacher_run", context.teacher_run)):
         if run is not None:
             parts[role] = run.model_dump(exclude={"paper", "keep_weights"})

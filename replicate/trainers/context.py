@@ -74,6 +74,8 @@ class RunContext:
         """The weights that this seed starts from. Raises UserError, with the command that makes them, when missing."""
         path = weights_path(self.upstream, seed)
         if not path.exists():
-            command = f"python -m replicate {'evaluate' if self.teacher_run else 'pretrain'} {self.upstream.name}"
+            command = (
+                f"python -m replicate {'evaluate' if self.teacher_run else 'pretrain'} {self.upstream.name}"
+            )
             raise UserError(f"run {self.name} starts from {path}, which is missing; run `{command}`")
         return path

@@ -30,8 +30,9 @@ setup: ## the environment: .venv, pinned packages, FFCV, the package itself
 	  echo "setup: Python 3.10 or newer is needed and $(PYTHON) is $$($(PYTHON) -V 2>&1); name another: make setup PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --torch-index "$(TORCH_INDEX)"
 
-lint: setup ## ruff
+lint: setup ## ruff, and the order of imports
 	$(RUN) ruff check .
+	$(RUN) lint-imports --no-cache
 
 test: lint ## lint, the tests, and the whole pipeline at the smoke budget in a temporary folder
 	$(RUN) python tools/side_by_side.py $(TESTS) -- python tools/smoke_pipeline.py

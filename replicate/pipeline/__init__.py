@@ -1,0 +1,1 @@
+"""From the configuration files to finished runs: stages, launch, seeds, store, search."""

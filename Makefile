@@ -20,7 +20,7 @@ TESTS = python -m pytest -n $(JOBS) --dist loadfile
 PYTEST = $(RUN) $(TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all faults sanitize lint smoke repro grid lab lock clean distclean
+.PHONY: help setup test test-all faults sanitize lint smoke stages repro grid lab lock clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -50,11 +50,16 @@ sanitize: setup ## the C decoder under AddressSanitizer and UBSan, on mutated JP
 smoke: setup ## the pipeline at the smoke budget alone
 	$(RUN) python tools/smoke_pipeline.py
 
-repro: setup ## the main job: data, training, tables, figures, executed notebooks (BUDGET=smoke|laptop|evening|brief|tiny|gpu|paper; TARGET=notebook@PAPER for one paper)
+# A downloaded archive has no git repository, which DVC must be told.
+stages: setup
+	@git rev-parse --git-dir >/dev/null 2>&1 || $(RUN) dvc config --local core.no_scm true
+	@$(RUN) python -m replicate stages
+
+repro: stages ## the main job: data, training, tables, figures, notebooks (BUDGET=smoke|laptop|...; TARGET=notebook@PAPER)
 	$(if $(BUDGET),$(RUN) python -m replicate budget $(BUDGET))
 	$(RUN) dvc repro $(TARGET)
 
-grid: setup ## the papers' full grids, or one stage of them (TARGET=evaluate@NAME, TARGET=notebook@PAPER)
+grid: stages ## the papers' full grids, or one stage of them (TARGET=evaluate@NAME, TARGET=notebook@PAPER)
 	cp grids/pipeline.yaml grids/dvc.yaml
 	$(RUN) dvc repro grids/dvc.yaml$(if $(TARGET),:$(TARGET))
 	if [ -f dvc.lock ] && grep -q '^  scoreboard:' dvc.lock; then $(RUN) dvc repro --single-item --force scoreboard site; fi

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from project import ENVIRONMENT, ROOT
 
+from replicate.config import load
 from replicate.pipeline import seeds
 from replicate.pipeline.stages import group_of
 
@@ -77,8 +78,6 @@ def test_the_queue_takes_the_commands_and_runs_them(tmp_path):
     call("dvc", "init", "-q")
     call("git", "add", "-A")
     call("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "start")
-    from replicate.config import load
-
     commands = queue_sweep.commands(load(ROOT / "params.yaml"), KEY, ["0.7", "0.75"], 1)
     assert len(commands) == 3
     for command in commands[:-1]:
@@ -157,3 +156,18 @@ def test_every_stage_of_the_submission_is_one_of_dvc_yaml():
 def test_an_unknown_run_is_told(capsys):
     assert slurm.main(["light_9", *PARAMS]) == 2
     assert "light_9 is not a headline run" in capsys.readouterr().err
+
+
+def test_a_sweep_edits_one_run_of_params_yaml_and_keeps_its_comments(tmp_path):
+    """`dvc exp run -S` rewrites the file that it changes, and only that file."""
+    from dvc.utils.hydra import apply_overrides
+
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text)
+    apply_overrides(tmp_path / "params.yaml", ["++runs.light_90_llrd_80.layer_decay=0.7"])
+    written = (tmp_path / "params.yaml").read_text()
+    assert len(written.splitlines()) <= len(text.splitlines()) + 3
+    assert [line for line in text.splitlines() if line.startswith("#")] == [line for line in written.splitlines() if line.startswith("#")]
+    changed, before = load(tmp_path / "params.yaml"), load(ROOT / "params.yaml")
+    differing = {name for name in before.runs if before.runs[name] != changed.runs[name]}
+    assert differing == {"light_90_llrd_80"} and changed.run("light_90_llrd_80").layer_decay == 0.7

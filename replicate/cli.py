@@ -262,12 +262,9 @@ def _train(options: argparse.Namespace) -> None:
         raise UserError(
             f"{options.command} cannot train {options.run}: use `python -m replicate {kind} {options.run}`"
         )
-    from replicate.pipeline import launch
+    from replicate.pipeline.launch import launch
 
-    if options.seed is not None:
-        launch.launch_seed(params, options.run, options.seed)
-    else:
-        launch.launch(params, options.run, ("--params", options.params, options.command, options.run))
+    launch(params, options.run, ("--params", options.params, options.command, options.run), options.seed)
 
 
 def _grid(options: argparse.Namespace) -> None:

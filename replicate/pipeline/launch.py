@@ -12,7 +12,7 @@ from replicate.config import PretrainRun, TokenizerRun
 from replicate.errors import UserError
 from replicate.pipeline.digests import code_of
 from replicate.pipeline.parallel import end_with_parent, seed_processes, train_seeds_in_processes
-from replicate.pipeline.seeds import TrainSeed, train_one_seed, train_seeds
+from replicate.pipeline.seeds import TrainSeed, all_finished, train_one_seed, train_seeds
 from replicate.pipeline.store import store_of
 from replicate.trainers.context import RunContext, weights_path
 from replicate.trainers.session import Session, open_session
@@ -29,30 +29,30 @@ STEPS_WORTH_A_PROCESS = 60
 """A run of fewer steps ends before another process has imported torch."""
 
 
-def launch(params: Params, name: str, command: Sequence[str]) -> None:
-    """Train every seed of one run at the active budget.
+def launch(params: Params, name: str, command: Sequence[str], seed: int | None = None) -> None:
+    """Train every seed of one run at the active budget, or one seed into the store of resumable runs.
 
-    `command` holds this command's arguments, to start one process a seed with.
+    `command` holds this command's arguments, to start one process a seed with. Raises UserError for a seed
+    that the budget does not have.
     """
     budget = params.budget_named()
     with open_session(params.machine, budget.precision, budget.loader) as session:
-        context, seeds = context_of(params, name, session), range(params.budget_named().seeds)
-        processes = seed_processes(params.machine.seed_processes, context.seeds, session)
-        side_by_side = processes > 1 and _steps(context) >= STEPS_WORTH_A_PROCESS
-        if side_by_side and not all(store_of(context, seed).finished() for seed in seeds):
-            train_seeds_in_processes(command, context.seeds, processes)
-        train_seeds(context, trainer_of(context.run))
-
-
-def launch_seed(params: Params, name: str, seed: int) -> None:
-    """Train one seed into the store. Raises UserError for a seed that the budget does not have."""
-    end_with_parent()
-    budget = params.budget_named()
-    with open_session(params.machine, budget.precision, budget.loader) as session:
         context = context_of(params, name, session)
-        if not 0 <= seed < context.seeds:
+        if seed is None:
+            _train_all(context, params.machine.seed_processes, command)
+        elif 0 <= seed < context.seeds:
+            end_with_parent()
+            train_one_seed(context, seed, trainer_of(context.run))
+        else:
             raise UserError(f"--seed {seed}: budget {params.budget} has the seeds 0 to {context.seeds - 1}")
-        train_one_seed(context, seed, trainer_of(context.run))
+
+
+def _train_all(context: RunContext, at_once: int | None, command: Sequence[str]) -> None:
+    """Seeds that need many steps train in processes of their own; then this process writes the run's folder."""
+    processes = seed_processes(at_once, context.seeds, context.session)
+    if processes > 1 and _steps(context) >= STEPS_WORTH_A_PROCESS and not all_finished(context):
+        train_seeds_in_processes(command, context.seeds, processes)
+    train_seeds(context, trainer_of(context.run))
 
 
 def show_log(params: Params, name: str) -> None:

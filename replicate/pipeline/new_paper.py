@@ -24,7 +24,7 @@ What is found here: see `tables/<budget>/{key}/` and the page of the site.
 RUNS = """# The runs of "{title}", in the paper's own numbers.
 title: {title}
 
-# Recipes as printed; runs borrow them and state what their table varies. Other papers' recipes can be a base, too.
+# Recipes as printed; runs borrow them and state what their table varies.
 recipes:
   {key}_pretrain: {{base: mae_pretrain, epochs: 800}}
 

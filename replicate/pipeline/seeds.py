@@ -60,6 +60,11 @@ def train_seeds(context: RunContext, train_seed: TrainSeed) -> dict[str, Any]:
     return metrics
 
 
+def all_finished(context: RunContext) -> bool:
+    """Whether the store holds the outcome of every seed."""
+    return all(store_of(context, seed).finished() for seed in range(context.seeds))
+
+
 def _refuse_read_only(folder: Path) -> None:
     """Raise UserError now, rather than after hours of training, when the run's folder cannot be written."""
     probe = folder / ".writable"

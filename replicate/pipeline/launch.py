@@ -48,7 +48,7 @@ def launch(params: Params, name: str, command: Sequence[str], seed: int | None =
 
 
 def _train_all(context: RunContext, at_once: int | None, command: Sequence[str]) -> None:
-    """Seeds that need many steps train in processes of their own; then this process writes the run's folder."""
+    """Train seeds that need many steps in processes of their own; then write the run's folder."""
     processes = seed_processes(at_once, context.seeds, context.session)
     if processes > 1 and _steps(context) >= STEPS_WORTH_A_PROCESS and not all_finished(context):
         train_seeds_in_processes(command, context.seeds, processes)

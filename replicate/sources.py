@@ -19,8 +19,8 @@ LOADERS = ("loaders.ffcv", "loaders.beton", "loaders.folder")
 """Which of them reads the images is the budget's choice, and `auto` the machine's: every run counts all three as its own."""
 LENS = ("params.py", "budget.py", "trainers/launch.py")
 """They decide what a run is and what it starts from, without being what its trainer imports."""
-CROP_DECODE, CROP_DECODE_SOURCES = PACKAGE / "loaders" / "crop_decode.py", PACKAGE / "loaders" / "_crop_decode"
-"""The one module that is partly C: it opens the library that is built from these sources."""
+CROP_DECODE, CROP_DECODE_SOURCES = PACKAGE / "loaders" / "crop_decode.py", ROOT / "crop_decode"
+"""The module that calls the package `crop_decode`, and the folder with the sources of that package."""
 
 
 @cache
@@ -35,7 +35,8 @@ def closure(*entries: str) -> tuple[Path, ...]:
         found.add(path)
         waiting += _imported_modules(path)
     if CROP_DECODE in found:
-        found |= {path for path in CROP_DECODE_SOURCES.iterdir() if path.suffix in (".c", ".h") or path.name == "build.py"}
+        patterns = ("csrc/*.[ch]", "src/crop_decode/*.py", "build_library.py")
+        found |= {path for pattern in patterns for path in CROP_DECODE_SOURCES.glob(pattern)}
     return tuple(sorted(path.relative_to(ROOT) for path in found))
 
 

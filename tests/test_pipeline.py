@@ -124,8 +124,8 @@ def test_a_notebook_depends_on_what_params_state_of_its_paper(project, params):
 
 def test_the_crop_decoders_c_sources_are_code(project):
     code = json.loads((project / INPUTS / "pretrain" / "light_90.json").read_text())["code"]
-    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "replicate/loaders/_crop_decode").glob("*.[ch]")}
-    assert sources and sources | {"replicate/loaders/_crop_decode/build.py"} <= set(code)
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "crop_decode/csrc").glob("*.[ch]")}
+    assert sources and sources | {"crop_decode/build_library.py", "crop_decode/src/crop_decode/_api.py"} <= set(code)
 
 
 FILES_OF = """

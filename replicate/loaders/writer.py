@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from replicate.errors import UserError
 from replicate.loaders import beton_format as fmt
-from replicate.loaders import crop_decode, crops, restart
+from replicate.loaders import crops, restart
 from replicate.loaders.decode import END_OF_IMAGE, decode_image
 from replicate.loaders.sources import Source
 
@@ -175,16 +175,11 @@ def _wants_jpeg(settings: WriteSettings, index: int) -> bool:
     return settings.mode == "jpg"
 
 
-def _seek_index(jpeg: bytes, step: int, name: str) -> bytes:
-    """Where decoding may start every `step` MCUs; empty for a JPEG that can only be read from its start (progressive)."""
-    return restart.build_index(jpeg, step, name) if crop_decode.jpeg_info(jpeg, name).seekable else b""
-
-
 def _as_jpeg(data: bytes, how: str, size: tuple[int, int], resized: bool, settings: WriteSettings, name: str) -> Encoded:
     if settings.restart:
         data = restart.add_restarts(data, settings.restart, name=name)
         how = "transcoded" if how == "kept" else how
-    seek = _seek_index(data, settings.seek, name) if settings.seek else b""
+    seek = restart.build_index(data, settings.seek, name) if settings.seek else b""
     return Encoded(data, fmt.JPG, *size, how, resized, seek)
 
 

@@ -1,6 +1,6 @@
 """What each step of crop decode brings, against stock FFCV and against decoding whole images.
 
-Run: python benchmarks/crop_decode.py [--images FOLDER] [--batches 12] [--rounds 5] [--quality 90 95] [--threads 1 2] [--size 224]
+Run: python benchmarks/crop_decoding.py [--images FOLDER] [--batches 12] [--rounds 5] [--quality 90 95] [--threads 1 2] [--size 224]
 
 FOLDER holds photographs (any depth; default: $REPLICATE_REAL_DATA/imagenet-sample-167, else those that scikit-image carries). They are written as
 .beton at 500 px and each quality, over and over until there are enough; boxes are RandomResizedCrop(0.08, 1), and half the images are flipped, the

@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -675,6 +676,17 @@ def test_a_library_of_other_sources_is_refused(tmp_path, code, reason):
         load(tmp_path / "old.so")
     with pytest.raises(ImportError, match="absent.so: cannot be loaded"):
         load(tmp_path / "absent.so")
+
+
+def test_the_code_of_the_readme_runs(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photo.jpg").write_bytes(example[0])
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
+    np.testing.assert_array_equal(names["pixels"], resized_crop(example[0], (40, 60, 200, 180), False, 224))
+    assert len(blocks) >= 4
 
 
 def test_importing_needs_numpy_alone():

@@ -1,5 +1,4 @@
-"""Run the C decoder under AddressSanitizer and UndefinedBehaviorSanitizer: `python tools/sanitize.py [COUNT]
-[SEED]`.
+"""Run the C decoder under AddressSanitizer and UBSan: `python tools/sanitize.py [COUNT] [SEED]`.
 
 Writes COUNT mutated JPEGs and seek indices with crop_decode/tests/fuzz/mutate_jpegs.py, and decodes each in
 every mode with decode_files.c, by the AVX2 and the portable code. The last line counts files and failures. A
@@ -47,9 +46,7 @@ def decode(program: Path, files: list[Path], generic: bool) -> tuple[int, str]:
 
 
 def failures_of(program: Path, files: list[Path], generic: bool) -> dict[Path, str]:
-    """The files on which the decoder fails, each with its report. A chunk that fails runs again file by
-    file.
-    """
+    """The files on which the decoder fails, with its reports. A chunk that fails runs again file by file."""
     failed = {}
     for start in range(0, len(files), CHUNK):
         chunk = files[start : start + CHUNK]
@@ -69,7 +66,14 @@ def main(count: int, seed: int) -> int:
         except BuildError as error:
             print(error, file=sys.stderr)
             return 2
-        mutate = [sys.executable, str(FUZZ / "mutate_jpegs.py"), str(count), str(seed), "--write", str(corpus)]
+        mutate = [
+            sys.executable,
+            str(FUZZ / "mutate_jpegs.py"),
+            str(count),
+            str(seed),
+            "--write",
+            str(corpus),
+        ]
         subprocess.run(mutate, check=True)
         files, failed = sorted(corpus.glob("*.jpg")), {}
         for generic in (False, True):
@@ -84,7 +88,9 @@ def main(count: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("count", type=int, nargs="?", default=2000)
     parser.add_argument("seed", type=int, nargs="?", default=0)
     options = parser.parse_args()

@@ -1,5 +1,4 @@
-"""Crops of JPEGs for the loaders: from the package `crop_decode` where it is installed, else from Pillow and
-OpenCV.
+"""Crops of JPEGs, from the package `crop_decode` if it is installed, else from Pillow and OpenCV.
 
 The pixels are the same, but Pillow and OpenCV are slower, because they decode the whole image (DailyMAE,
 section 3.1). Set REPLICATE_CROP_DECODE=python to do without the package.
@@ -59,9 +58,7 @@ def available() -> bool:
 
 
 def require() -> Any:
-    """Return the package `crop_decode`. Raises UserError, with the command to install it, where it is
-    missing.
-    """
+    """The package `crop_decode`. Raises UserError, with the command to install it, where it is missing."""
     if not available():
         raise UserError(f"crop decode: the package crop_decode {_MISSING}")
     return _package

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,9 +90,7 @@ EXACT = Decoding()
 
 
 class JpegInfo(NamedTuple):
-    """Header of a JPEG, sizes in pixels. mcu_*: units of the scan. seekable: baseline, Huffman-coded, one
-    scan.
-    """
+    """Header of a JPEG, sizes in pixels. Seekable: baseline, Huffman-coded, one scan."""
 
     width: int
     height: int
@@ -162,8 +161,7 @@ def decode_jpeg(
         decoding: See `Decoding`.
         index: Seek index of this file from `build_index`.
         out: Contiguous uint8 array that receives the pixels. Needs `size`.
-        output: "numpy" for an array (H, W, 3), or (3, H, W) when planar; "torch" for a tensor, always (3, H,
-            W).
+        output: "numpy" for an array (H, W, 3), or (3, H, W) when planar; "torch" for a tensor (3, H, W).
         name: How error messages call the image.
 
     Raises:
@@ -229,16 +227,17 @@ def decode_jpegs(
     """
     decoding = _for_output(decoding, output)
     buffers = [_buffer(jpeg) for jpeg in jpegs]
-    seek = [_buffer(index) for index in indices] if indices is not None else None
+    seek = [_buffer(index) for index in indices or [None] * len(buffers)]
+    (addresses, lengths), (index_addresses, index_lengths) = _table(buffers), _table(seek)
     result = decode_addresses(
-        np.array([address for address, _, _ in buffers], np.uint64),
-        np.array([length for _, length, _ in buffers], np.uint64),
+        addresses,
+        lengths,
         np.asarray(rois),
         np.zeros(len(buffers), bool) if flips is None else np.asarray(flips),
         size,
         decoding,
-        index_addresses=None if seek is None else np.array([address for address, _, _ in seek], np.uint64),
-        index_lengths=None if seek is None else np.array([length for _, length, _ in seek], np.uint64),
+        index_addresses=index_addresses,
+        index_lengths=index_lengths,
         threads=threads,
         out=out,
     )
@@ -270,36 +269,25 @@ def decode_addresses(
         DecodeError: A side of the output is not 1 to `MAX_OUTPUT_SIDE`. Bad images do not raise.
         ValueError: The arrays have different lengths.
     """
-    n = len(addresses)
-    addresses, lengths = (np.ascontiguousarray(values, np.uint64) for values in (addresses, lengths))
-    rois, flips = np.ascontiguousarray(rois, np.int32), np.ascontiguousarray(flips, np.uint8)
-    if not len(lengths) == len(rois) == len(flips) == n or rois.shape != (n, 4):
-        raise ValueError(
-            f"{n} images, {len(lengths)} lengths, rois {rois.shape}, {len(flips)} flips: the numbers differ"
-        )
+    n, none = len(addresses), np.zeros(len(addresses), np.uint64)
+    index_addresses = none if index_addresses is None else index_addresses
+    index_lengths = none if index_lengths is None else index_lengths
+    if not len(lengths) == len(rois) == len(flips) == n or np.shape(rois) != (n, 4):
+        counts = f"{len(lengths)} lengths, rois {np.shape(rois)}, {len(flips)} flips"
+        raise ValueError(f"{n} images, {counts}: the numbers differ")
+    if not len(index_addresses) == len(index_lengths) == n:
+        raise ValueError(f"{len(index_addresses)} seek indices for {n} images")
     rows, columns = _checked_size(size)
     shape = (n, 3, rows, columns) if decoding.planar else (n, rows, columns, 3)
     out = np.empty(shape, np.uint8) if out is None else _checked_output(out, shape)
-    where, where_lengths = 0, 0
-    if index_addresses is not None and index_lengths is not None:
-        index_addresses, index_lengths = (
-            np.ascontiguousarray(v, np.uint64) for v in (index_addresses, index_lengths)
-        )
-        if not len(index_addresses) == len(index_lengths) == n:
-            raise ValueError(f"{len(index_addresses)} seek indices for {n} images")
-        where, where_lengths = index_addresses.ctypes.data, index_lengths.ctypes.data
+    tables = [
+        np.ascontiguousarray(t, np.uint64) for t in (addresses, lengths, index_addresses, index_lengths)
+    ]
+    tables += [np.ascontiguousarray(rois, np.int32), np.ascontiguousarray(flips, np.uint8), out]
     status, messages = np.zeros(n, np.int32), np.zeros((n, MESSAGE_BYTES), np.uint8)
     failed = library.crop_decode_batch(
-        *(
-            n,
-            addresses.ctypes.data,
-            lengths.ctypes.data,
-            where,
-            where_lengths,
-            rois.ctypes.data,
-            flips.ctypes.data,
-        ),
-        *(out.ctypes.data, rows, columns, decoding.flags, threads, status.ctypes.data, messages.ctypes.data),
+        *(n, *(table.ctypes.data for table in tables), rows, columns, decoding.flags, threads),
+        *(status.ctypes.data, messages.ctypes.data),
     )
     bad = np.flatnonzero(status) if failed else ()
     return BatchResult(out, status, {int(i): _text(bytes(messages[i]).split(b"\0")[0]) for i in bad})
@@ -321,14 +309,12 @@ def decode_stream(
     "image N".
     """
     waiting: deque[Future[Image]] = deque()
-    samples = enumerate(zip(jpegs, rois, repeat(False) if flips is None else flips, strict=False))
-    options = {"decoding": decoding, "output": output}
+    samples = zip(zip(jpegs, rois, strict=True), repeat(False) if flips is None else flips, strict=False)
+    decode = partial(decode_jpeg, size=size, decoding=decoding, output=output)
     with ThreadPoolExecutor(threads, thread_name_prefix="crop_decode") as pool:
         try:
-            for number, (jpeg, roi, flip) in samples:
-                waiting.append(
-                    pool.submit(decode_jpeg, jpeg, roi, size, flip=flip, name=f"image {number}", **options)
-                )
+            for number, ((jpeg, roi), flip) in enumerate(samples):
+                waiting.append(pool.submit(decode, jpeg, roi, flip=flip, name=f"image {number}"))
                 if len(waiting) >= 2 * threads:
                     yield waiting.popleft().result()
             while waiting:
@@ -377,18 +363,8 @@ def add_restarts(
         raise ValueError(f"restart interval: {interval} must be 0 to 65535 MCUs")
     address, length, _keep = _buffer(data)
     out, out_length, message = ctypes.c_int64(), ctypes.c_int64(), _message()
-    status = library.crop_decode_transcode(
-        *(
-            address,
-            length,
-            interval,
-            optimize,
-            keep_markers,
-            ctypes.addressof(out),
-            ctypes.addressof(out_length),
-        ),
-        ctypes.addressof(message),
-    )
+    results = (ctypes.addressof(out), ctypes.addressof(out_length), ctypes.addressof(message))
+    status = library.crop_decode_transcode(address, length, interval, optimize, keep_markers, *results)
     _check(status, message, name)
     try:
         return ctypes.string_at(out.value, out_length.value)
@@ -425,6 +401,11 @@ def _buffer(data: Jpeg | None) -> tuple[int, int, object]:
         return 0, 0, None
     array = np.frombuffer(data.numpy() if hasattr(data, "numpy") else data, np.uint8)
     return array.ctypes.data, array.size, array
+
+
+def _table(buffers: list[tuple[int, int, object]]) -> tuple[np.ndarray, np.ndarray]:
+    """Addresses and lengths of buffers, uint64 (n,)."""
+    return tuple(np.array([buffer[column] for buffer in buffers], np.uint64) for column in (0, 1))
 
 
 def _message() -> ctypes.Array:

@@ -26,9 +26,7 @@ _ARGUMENTS = {
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """Load the library at `path`. Raises ImportError when it is missing, unreadable, or built from other
-    sources.
-    """
+    """Load the library. Raises ImportError when it is missing, unreadable, or built from other sources."""
     again = "install crop_decode again with `pip install ./crop_decode`"
     try:
         library = ctypes.CDLL(str(path))
@@ -53,8 +51,7 @@ library = load(LIBRARY)
 
 
 def function(name: str) -> ctypes._CFuncPtr:
-    """A function of csrc/crop_decode.h, for numba: arguments and result are int64, and pointers are
-    addresses.
+    """A function of csrc/crop_decode.h, for numba: arguments and result are int64, pointers are addresses.
 
     Example:
         decode = crop_decode.function("crop_decode_resize")     # numba compiles calls of ctypes functions

@@ -293,7 +293,7 @@ class _WatchedEpoch(EpochIterator):
             served += len(item[0])
             yield item
         if self.terminate_event.is_set():
-            raise RuntimeError("another epoch of the same loader ended this one")
+            raise RuntimeError("this epoch ended because another one of the same loader began")
         if self.error is not None:
             raise self.error
         if served < len(self.order):

@@ -239,8 +239,7 @@ def test_resize_takes_a_view_of_a_larger_array(photos):
     expected = cv2.resize(view, (64, 64), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(resize(view, False, 64), expected)
     np.testing.assert_array_equal(
-        resize(view[:, ::-1], True, 64),
-        resize(np.ascontiguousarray(view[:, ::-1]), True, 64),
+        resize(view[:, ::-1], True, 64), resize(np.ascontiguousarray(view[:, ::-1]), True, 64)
     )
 
 

@@ -25,7 +25,7 @@ PYTEST = $(RUN) $(TESTS)
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
-setup: ## the environment: .venv, pinned packages, FFCV, the package itself
+setup: ## the environment: .venv, pinned packages, FFCV, the package itself, the crop decoder
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "setup: Python 3.10 or newer is needed and $(PYTHON) is $$($(PYTHON) -V 2>&1); name another: make setup PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) tools/setup_env.py --venv "$(VENV)" --torch-index "$(TORCH_INDEX)"
@@ -42,7 +42,7 @@ test-all: lint ## as test, with the slow tests
 	$(RUN) python tools/smoke_pipeline.py
 
 faults: setup ## every fault of docs/faults.md, injected, and several processes against one; the slow tests too
-	$(PYTEST) -m "slow or not slow" $$(grep -oh 'tests/test_[a-z_]*\.py' docs/faults.md | sort -u) tests/test_distributed.py
+	$(PYTEST) -m "slow or not slow" $$(grep -ohE '(crop_decode/)?tests/test_[a-z_]*\.py' docs/faults.md | sort -u) tests/test_distributed.py
 
 sanitize: setup ## the C decoder under AddressSanitizer and UBSan, on mutated JPEGs (FILES=2000)
 	$(RUN) python tools/sanitize.py $(FILES)
@@ -71,7 +71,7 @@ lock: ## requirements.lock and environment.yml from what the environment holds n
 	$(RUN) python tools/write_lock.py
 
 clean: ## remove caches and build products; environment, data and results stay
-	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build crop_decode/build crop_decode/src/*.egg-info .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean ## remove the environment as well

@@ -227,7 +227,9 @@ def threads_left() -> list[threading.Thread]:
 
 CASES = [decode_fails, augment_fails, interrupted, interrupted_while_leaving, left_early]
 if KIND != "folder":
-    CASES += [cut_data, cut_data_skipping, cut_index]
+    CASES += [cut_data, cut_data_skipping]
+if KIND != "folder" and (FOLDER / "train.seek").exists():
+    CASES += [cut_index]
 if KIND == "ffcv":
     CASES += [cut_after_the_look]
 

@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parent.parent
 # Imported only where it could be built; every other import must be declared.
-OPTIONAL = {"ffcv"}
+OPTIONAL = {"ffcv", "crop_decode"}
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
@@ -63,9 +63,10 @@ def project() -> dict:
 
 
 def declared() -> dict[str, Requirement]:
+    """What pip must bring; the crop decoder comes from this repository."""
     table = project()
     texts = [*table["dependencies"], *(each for extra in table["optional-dependencies"].values() for each in extra)]
-    return {normalise(each.name): each for each in map(Requirement, texts)}
+    return {normalise(each.name): each for each in map(Requirement, texts) if each.name != "crop-decode"}
 
 
 def test_locked_versions_satisfy_the_declared_ranges(lock):
@@ -139,13 +140,13 @@ def notebook_code(path: Path) -> str:
 
 def test_every_third_party_import_is_declared():
     used: dict[str, str] = {}
-    for folder in ("replicate", "tests", "tools", "benchmarks"):
+    for folder in ("replicate", "tests", "tools", "benchmarks", "crop_decode/src", "crop_decode/tests"):
         for path in (ROOT / folder).rglob("*.py"):
             used |= {name: path.name for name in imported(path.read_text(encoding="utf-8"))}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         used |= {name: path.name for name in imported(notebook_code(path))}
     beside = {path.stem for folder in ("tests", "benchmarks", "tools") for path in (ROOT / folder).glob("*.py")}
-    own = {"replicate", "tests", "benchmarks"} | beside | OPTIONAL
+    own = {"replicate", "tests", "benchmarks", "build_library"} | beside | OPTIONAL
     distributions = metadata.packages_distributions()
     known = set(declared()) | {"packaging"}  # pytest brings it
     undeclared = {
@@ -212,6 +213,20 @@ def test_a_failing_command_is_one_line_and_a_log(tmp_path, monkeypatch):
     assert "hint: try later" in (tmp_path / "setup.log").read_text()
     with pytest.raises(setup_env.SetupError, match="cannot run no-such-program"):
         setup_env.call("no-such-program")
+
+
+def test_a_crop_decoder_that_cannot_be_built_is_reported_with_its_reason(tmp_path, monkeypatch, capsys):
+    pip = "running build_ext\nerror: crop_decode: no C compiler found (cc)\nERROR: Failed building wheel for crop-decode"
+    monkeypatch.setattr(setup_env, "BUILD", tmp_path)
+    monkeypatch.setattr(setup_env, "LOG", tmp_path / "setup.log")
+    made = environment(tmp_path)
+    made.python.parent.mkdir()
+    made.python.write_text(f"#!/bin/sh\ncat <<'END'\n{pip}\nEND\nexit 1\n")
+    made.python.chmod(0o755)
+    setup_env.try_crop_decode(made)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("setup: the C crop decoder was not built: crop_decode: no C compiler found (cc) (all of it: ")
+    assert "PIL and OpenCV decode" in second
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""Makes the project's environment: a virtual environment, pinned packages, FFCV from source, the package and a kernel.
+"""Make the project's environment: a virtual environment, pinned packages, FFCV from source, the packages, a kernel.
 
-Needs the standard library alone. Each step is skipped while what it depends on is unchanged. FFCV and the package's C code are
+Needs the standard library alone. Skips each step while its inputs are unchanged. FFCV and the C crop decoder are
 optional: without a compiler, the plain loaders take over.
 """
 
@@ -23,7 +23,7 @@ BUILD = ROOT / "build"
 LOG = BUILD / "setup.log"
 LOCK = ROOT / "requirements.lock"
 PROJECT = ROOT / "pyproject.toml"
-CROP_DECODE = ROOT / "replicate" / "loaders" / "_crop_decode"
+CROP_DECODE = ROOT / "crop_decode"
 OLDEST_LOCKED = (3, 11)
 TORCH_INDEX = "torch index"
 FFCV = "ffcv==1.0.2"
@@ -50,10 +50,14 @@ def digest(*parts: object) -> str:
 
 
 def last_error(output: str) -> str:
-    """The line of a tool's output that says what went wrong: its last error line, else its last line."""
+    """The line of a tool's output that says what went wrong: its last error line, else its last line.
+
+    pip reports a failed build in lines of its own, after the reason that the crop decoder's build gives.
+    """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
+    reasons = [line.removeprefix("error: ") for line in lines if line.startswith("error: crop_decode: ")]
     errors = [line for line in lines if re.search(r"\berror\b|^E:", line, re.IGNORECASE)]
-    return (errors or lines or ["no output"])[-1]
+    return (reasons or errors or lines or ["no output"])[-1]
 
 
 def call(*command: str | Path, env: dict[str, str] | None = None) -> None:
@@ -277,17 +281,19 @@ def try_ffcv(environment: Environment) -> None:
 
 
 def try_crop_decode(environment: Environment) -> None:
+    """Install the crop decoder from its folder, editable: an edited C source is compiled by the next `make setup`."""
     try:
-        call(environment.python, "-m", "replicate.loaders._crop_decode.build")
+        environment.pip_install("--no-deps", "--no-build-isolation", "--editable", CROP_DECODE)
     except SetupError as error:
         say(f"the C crop decoder was not built: {error}")
         say("going on without it: PIL and OpenCV decode, more slowly, the same pixels")
 
 
 def crop_decode_state() -> str:
-    """The crop decoder's sources, and whether a library stands beside them."""
-    sources = sorted(path for path in CROP_DECODE.glob("*") if path.suffix in {".c", ".h", ".py"})
-    return digest(*sources, any(CROP_DECODE.glob("*.so")), build_means())
+    """The crop decoder's sources, whether its library exists, and whether it can be built."""
+    patterns = ("csrc/*.[ch]", "build_library.py", "setup.py", "pyproject.toml")
+    sources = sorted(path for pattern in patterns for path in CROP_DECODE.glob(pattern))
+    return digest(*sources, any(CROP_DECODE.glob("src/crop_decode/*.so")), build_means())
 
 
 def install_package(environment: Environment) -> None:

@@ -39,11 +39,10 @@ class SmokeError(Exception):
 
 
 def copy_tree(target: Path) -> None:
-    """Copy what git tracks or would add, and the built C library; commit it there: the pipeline records its revision."""
+    """Copy what git tracks or would add, and commit it there: the pipeline records its revision."""
     command = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    built = [str(path.relative_to(ROOT)) for path in (ROOT / "replicate").rglob("*.so")]
-    for name in sorted({*listed.split("\0"), *built} - {""}):
+    for name in sorted({*listed.split("\0")} - {""}):
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 CONDA = ROOT / "environment.yml"
-OUTSIDE = {"ffcv", "pip", "replicate"}
+OUTSIDE = {"crop-decode", "ffcv", "pip", "replicate"}
 HEADER = """\
 # The exact set that is tested, every transitive dependency included. Written by `make lock`; do not edit by hand.
 # torch is named without its build (+cpu, +cu...), so that either satisfies it.

@@ -1,10 +1,10 @@
-"""Layout of FFCV's .beton files (format version 2), and everything that can be wrong with one told before it is read.
+"""Layout of FFCV's .beton files (format version 2), and the check of a file before it is read.
 
-    header | one descriptor a field | one metadata record a sample | image data | allocation table, to the end of the file
+    header | a descriptor for each field | a metadata record for each sample | image data | allocation table
 
-The allocation table holds (sample, pointer, size) of each piece of image data; an image's size is found by its pointer. FFCV
-trusts all of it, and reads garbage or asks for terabytes when a table is cut; `read_tables` checks all of it and raises one
-UserError that names the file.
+The allocation table holds (sample, pointer, size) of each piece of image data; the pointer of an image leads
+to its size. FFCV trusts the tables: when one is cut, it reads garbage or allocates terabytes. `read_tables`
+checks all of them and raises one UserError that names the file.
 """
 
 import os
@@ -22,10 +22,8 @@ VERSION = 2
 FLOAT, INT, RGB_IMAGE = 0, 1, 2
 JPG, RAW = 0, 1
 
-HEADER = np.dtype(
-    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("alloc_table_ptr", "<u8")],
-    align=True,
-)
+_HEADER_NAMES = ("version", "num_fields", "page_size", "num_samples", "alloc_table_ptr")
+HEADER = np.dtype(list(zip(_HEADER_NAMES, ("<u2", "<u2", "<u4", "<u8", "<u8"), strict=True)), align=True)
 FIELD = np.dtype([("type_id", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)], align=True)
 IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
@@ -34,23 +32,25 @@ _RECORDS = {FLOAT: np.dtype("<f8"), INT: np.dtype("<i8"), RGB_IMAGE: IMAGE}
 
 
 class FileCutError(UserError):
-    """A data file that has shrunk since it was opened: no damaged sample to skip, whatever the error policy."""
+    """A data file that has shrunk since it was opened. `on_error: skip` does not skip this."""
 
     def __init__(self, path: Path, sample: str = "") -> None:
-        super().__init__(f"{path}: {sample and sample + ': '}the file has shrunk since it was opened; write it again")
+        where = f"{path}: {sample}" if sample else f"{path}"
+        super().__init__(f"{where}: the file has shrunk since it was opened; write it again")
         self.path = path
 
 
 def sync(file: BinaryIO) -> None:
-    """Returns when all that was written lies on the disk. Raises OSError where it cannot, a full disk for one."""
+    """Write all buffers to the disk. Raises OSError where that fails, such as on a full disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into that appears as `path` when the block ends, complete and on the disk; where that fails nothing of it is
-    left, and what was there before is unchanged.
+    """A file that appears as `path` when the block ends, complete and on the disk.
+
+    Where that fails, nothing of it is left, and an older file is unchanged.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -63,15 +63,18 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def metadata_dtype(type_ids: list[int]) -> np.dtype:
-    """One sample's record: fields f0, f1, ... aligned as a C compiler would."""
+    """Record of one sample: fields f0, f1, ..., aligned as by a C compiler."""
     return np.dtype([("", _RECORDS[type_id]) for type_id in type_ids], align=True)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What a .beton holds beside its pixels; all arrays have one entry a sample.
+    """What a .beton holds beside its pixels. All arrays have an entry for each sample.
 
-    `sizes` (N, 2) height, width · `modes` JPG or RAW · `labels` int64 · `pointers`, `lengths` of the image data in bytes.
+    sizes              (N, 2) height, width in pixels
+    modes              JPG or RAW
+    labels             int64
+    pointers, lengths  place and size of the image data in bytes
     """
 
     path: Path
@@ -90,7 +93,8 @@ class Tables:
 
 
 def _damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: damaged .beton file: {what}; write it again with `python -m replicate data write`")
+    again = "write it again with `python -m replicate data write`"
+    return UserError(f"{path}: damaged .beton file: {what}; {again}")
 
 
 def _read_header(path: Path, num_bytes: int) -> np.void:
@@ -98,14 +102,16 @@ def _read_header(path: Path, num_bytes: int) -> np.void:
         raise _damaged(path, f"{num_bytes} bytes, shorter than its header")
     header = np.fromfile(path, HEADER, count=1)[0]
     if header["version"] != VERSION:
-        raise UserError(f"{path}: not a .beton file of format version {VERSION} (it starts with version {header['version']})")
+        starts = f"it starts with version {header['version']}"
+        raise UserError(f"{path}: not a .beton file of format version {VERSION} ({starts})")
     if header["alloc_table_ptr"] == 0:
         raise _damaged(path, "writing it was never finished (no allocation table)")
     if header["alloc_table_ptr"] > num_bytes:
-        raise _damaged(path, f"cut short, {num_bytes} bytes where its allocation table starts at {header['alloc_table_ptr']}")
+        start = header["alloc_table_ptr"]
+        raise _damaged(path, f"cut short, {num_bytes} bytes where its allocation table starts at {start}")
     page_size = int(header["page_size"])
     if page_size == 0 or page_size & (page_size - 1):
-        raise _damaged(path, f"page size {page_size} is no power of two")
+        raise _damaged(path, f"page size {page_size} is not a power of two")
     return header
 
 
@@ -121,9 +127,11 @@ def _field_positions(path: Path, fields: np.ndarray) -> tuple[list[str], str, st
     types = [int(field["type_id"]) for field in fields]
     unknown = [name for name, type_id in zip(names, types, strict=True) if type_id not in _RECORDS]
     if unknown:
-        raise UserError(f"{path}: field {unknown[0]!r} is neither an RGB image nor a number; only image classification sets are read")
+        what = "is neither an RGB image nor a number; only image classification sets can be read"
+        raise UserError(f"{path}: field {unknown[0]!r} {what}")
     if RGB_IMAGE not in types or INT not in types:
-        raise UserError(f"{path}: has the fields {', '.join(names)}; an RGB image and an integer label are needed")
+        needs = "an RGB image and an integer label are needed"
+        raise UserError(f"{path}: has the fields {', '.join(names)}; {needs}")
     label = names.index("label") if "label" in names else types.index(INT)
     return names, f"f{types.index(RGB_IMAGE)}", f"f{label}"
 
@@ -141,19 +149,22 @@ def _read_metadata(path: Path, header: np.void, fields: np.ndarray) -> np.ndarra
 def _read_allocations(path: Path, num_bytes: int, header: np.void) -> np.ndarray:
     start, count = int(header["alloc_table_ptr"]), int(header["num_samples"])
     if num_bytes - start != count * ALLOCATION.itemsize:
-        raise _damaged(path, f"its allocation table has {(num_bytes - start) / ALLOCATION.itemsize:g} entries for {count} samples")
+        entries = (num_bytes - start) / ALLOCATION.itemsize
+        raise _damaged(path, f"its allocation table has {entries:g} entries for {count} samples")
     table = np.fromfile(path, ALLOCATION, offset=start)
     return table[np.argsort(table["ptr"], kind="stable")]
 
 
 def _lengths(path: Path, images: np.ndarray, table: np.ndarray, data_start: int, data_end: int) -> np.ndarray:
-    """Bytes of each image, after checking that every pointer leads to an entry and every entry into the data."""
+    """Bytes of each image. Checks that each pointer leads to an entry, and each entry into the data."""
     pointers = images["data_ptr"]
     place = np.minimum(np.searchsorted(table["ptr"], pointers), len(table) - 1)
     lengths = table["size"][place]
-    # Compared as differences: a garbage size near 2**64 would wrap a sum around.
-    inside = (pointers >= data_start) & (pointers <= data_end) & (lengths <= data_end - np.minimum(pointers, data_end)) & (lengths > 0)
-    raw_ok = (images["mode"] != RAW) | (lengths == images["width"].astype(np.uint64) * images["height"] * np.uint64(3))
+    # Compares differences, because a garbage size near 2**64 would wrap a sum around.
+    room = data_end - np.minimum(pointers, data_end)
+    inside = (pointers >= data_start) & (pointers <= data_end) & (lengths <= room) & (lengths > 0)
+    raw_bytes = images["width"].astype(np.uint64) * images["height"] * np.uint64(3)
+    raw_ok = (images["mode"] != RAW) | (lengths == raw_bytes)
     for good, what in (
         (table["ptr"][place] == pointers, "its data is missing from the allocation table"),
         (inside, "its data lies outside the file's data region"),
@@ -167,9 +178,7 @@ def _lengths(path: Path, images: np.ndarray, table: np.ndarray, data_start: int,
 
 
 def read_tables(path: Path) -> Tables:
-    """Reads and checks header and tables of `path`. Raises UserError naming the file, and the first bad sample where one is to
-    blame.
-    """
+    """Read and check header and tables of `path`. Raises UserError naming the file, and a bad sample."""
     if not path.is_file():
         raise UserError(f"{path}: no such .beton file; write it with `python -m replicate data write`")
     num_bytes = path.stat().st_size

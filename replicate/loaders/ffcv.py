@@ -1,14 +1,20 @@
-"""Loader kind `ffcv`: FFCV's pipeline with a decoder of our own, and its traps handled in one place.
+"""Loader kind `ffcv`: FFCV's pipeline with our own decoder.
 
-Stock FFCV draws crops from per-thread generators, freezes the crop scale when it compiles, hangs for ever when its thread
-fails, serves garbage for a damaged image, and sets torch's thread count for the whole process. Here - boxes, flips and file
-positions stand in one shared table by sample number, read by address, so nothing is compiled again between epochs; - each
-sample's decode status comes back in that table and is raised, or skipped and counted, with the sample's name; - the thread that
-runs the pipeline hands its exception over, ends when the consumer leaves, and is joined; - batches are copied out of FFCV's
-ring of buffers; - images are read from the file, not from FFCV's memory map, so that a file that is cut while it is being read is
-an error and not a bus error that ends the process. One gap is left: without the package's C library (`FullDecoder`) FFCV's own
-decoder works from the map, and a file cut between the look at its size, before each batch, and the end of that batch still ends the
-process with SIGBUS.
+Stock FFCV draws crops from per-thread generators, fixes the crop scale when it compiles, hangs when its
+thread fails, returns garbage for a damaged image, and sets torch's thread count for the whole process. Here:
+
+- Boxes, flips and file positions are in one table by sample number. Compiled code reads it by address, so
+  nothing is compiled again between epochs.
+- Compiled code writes each sample's status into that table. The loader then raises, or skips and counts, and
+  names the sample.
+- The thread that runs the pipeline passes its exception on, ends when the consumer leaves, and is joined.
+- Batches are copied out of FFCV's ring of buffers.
+- Images are read from the file instead of FFCV's memory map. If somebody cuts the file, that is an error and
+  not a SIGBUS.
+
+One gap is left. Without the package `crop_decode` (`FullDecoder`), FFCV's decoder reads the map. A file that
+is cut after the check of its size before a batch, and before the end of that batch, still ends the process
+with SIGBUS.
 """
 
 import queue
@@ -36,7 +42,7 @@ from replicate.loaders.reader import BetonReader
 
 @contextmanager
 def _torch_threads_kept() -> Iterator[None]:
-    """FFCV sets torch's thread count when it is imported and whenever a Loader is built; training must not slow down for that."""
+    """Restore torch's thread count, which FFCV sets at import and with each Loader."""
     before = torch.get_num_threads()
     try:
         yield
@@ -46,7 +52,7 @@ def _torch_threads_kept() -> Iterator[None]:
 
 with _torch_threads_kept(), warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    # Several loaders at once abort numba's own "workqueue" layer; the layers called safe allow it.
+    # Two loaders at once abort numba's layer "workqueue"; "safe" layers allow them.
     numba.config.THREADING_LAYER = "safe"
     import ffcv.loader.loader as ffcv_loader
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
@@ -57,7 +63,7 @@ with _torch_threads_kept(), warnings.catch_warnings():
     from ffcv.pipeline.compiler import Compiler
 
 BATCHES_AHEAD = 2
-# How long a consumer waits before it looks whether the pipeline's thread still lives.
+# Seconds that a consumer waits before it checks whether the pipeline's thread is alive.
 _POLL_SECONDS = 0.2
 
 TOP, LEFT, HEIGHT, WIDTH, FLIP, POINTER, LENGTH, MODE, ROWS, COLUMNS, SEEK, SEEK_LENGTH, STATUS = range(13)
@@ -67,12 +73,13 @@ _FILE = crop_decode.STATUS.index("file")
 
 
 class SampleTable:
-    """int64 (N, 13), one row a sample: what the compiled code needs to know of it, and the status that it leaves there."""
+    """int64 (N, 13): for each sample what compiled code needs to decode it, and the status that it writes."""
 
     def __init__(self, reader: BetonReader) -> None:
         tables = reader.tables
         self.rows = np.zeros((len(tables), _FIELDS), np.int64)
-        self.rows[:, POINTER], self.rows[:, LENGTH], self.rows[:, MODE] = tables.pointers, tables.lengths, tables.modes
+        self.rows[:, POINTER], self.rows[:, LENGTH] = tables.pointers, tables.lengths
+        self.rows[:, MODE] = tables.modes
         self.rows[:, ROWS : COLUMNS + 1] = tables.sizes
         self.file, self.seek_file = reader.file, -1
         if reader.seek is not None:
@@ -90,9 +97,9 @@ class SampleTable:
 
 
 class _FileMap(OSCacheManager):
-    """FFCV's memory map without its compiled lookup: our decoders know where each sample lies.
+    """FFCV's memory map without its compiled lookup, which our decoders do not need.
 
-    Compiling the lookup would also mark numba's one-dimensional byte array type as read-only for everyone in the process.
+    Compiling the lookup also makes numba treat all one-dimensional byte arrays of the process as read-only.
     """
 
     def compile_reader(self) -> None:
@@ -115,7 +122,7 @@ def _compile(code: Callable[..., None], parallel: bool) -> Callable[..., None]:
 
 @intrinsic
 def _int64_pointer(typing_context, address):
-    # Not by way of bytes: a stock FFCV pipeline in the same process makes numba's byte arrays read-only.
+    # A view of bytes would not do: a stock FFCV pipeline in the process makes numba's byte arrays read-only.
     def cast(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
@@ -129,27 +136,32 @@ def _rows_at(address: int, count: int) -> np.ndarray:
 
 @cache
 def _crop_decode_batch(parallel: bool) -> Callable[..., None]:
-    """Compiled once a process: crops of a batch decoded by the package's C library, straight into FFCV's buffer."""
-    decode_jpeg, resize_pixels = crop_decode.function("crop_decode_resize_stored"), crop_decode.function("crop_decode_resize_stored_pixels")
+    """Decode the crops of a batch by C code into FFCV's buffer. Compiled once a process."""
+    decode_jpeg = crop_decode.function("crop_decode_resize_stored")
+    resize = crop_decode.function("crop_decode_resize_stored_pixels")
 
-    def decode(indices, destination, file, seek_file, address, count, size, flags):
+    def decode(indices, destination, file, seeks, address, count, size, flags):
         rows = _rows_at(address, count)
         for i in numba.prange(len(indices)):
             row = rows[indices[i]]
             start, length, target = row[POINTER], row[LENGTH], destination[i].ctypes.data
             top, left, height, width, flip = row[TOP], row[LEFT], row[HEIGHT], row[WIDTH], row[FLIP]
             if row[MODE] == _RAW:
-                row[STATUS] = resize_pixels(file, start, row[COLUMNS], target, size, top, left, height, width, flip, flags)
+                columns = row[COLUMNS]
+                status = resize(file, start, columns, target, size, top, left, height, width, flip, flags)
             else:
-                seek, seek_length = row[SEEK], row[SEEK_LENGTH]
-                row[STATUS] = decode_jpeg(file, start, length, seek_file, seek, seek_length, target, size, top, left, height, width, flip, flags)
+                seek, n = row[SEEK], row[SEEK_LENGTH]
+                status = decode_jpeg(
+                    file, start, length, seeks, seek, n, target, size, top, left, height, width, flip, flags
+                )
+            row[STATUS] = status
 
     return _compile(decode, parallel)
 
 
 @cache
 def _full_decode_batch(parallel: bool) -> Callable[..., None]:
-    """Compiled once a process: FFCV's own calls, whole image first, for a machine where the C library was not built."""
+    """Decode whole images by FFCV's own functions, without `crop_decode`. Compiled once a process."""
     decode_jpeg, resize = numba.njit(nogil=True)(imdecode), numba.njit(nogil=True)(resize_crop)
 
     def decode(indices, destination, scratch, data, address, count):
@@ -173,7 +185,7 @@ def _full_decode_batch(parallel: bool) -> Callable[..., None]:
 
 
 class CropDecoder(SimpleRGBImageDecoder):
-    """Decodes each sample's box only. `output_size` may change between epochs; `decoding` is fixed."""
+    """Decodes only the box of each sample. `output_size` may change between epochs, `decoding` may not."""
 
     def __init__(self, table: SampleTable, output_size: int, decoding: Decoding) -> None:
         super().__init__()
@@ -194,7 +206,7 @@ class CropDecoder(SimpleRGBImageDecoder):
         file, seek_file = self.table.file, self.table.seek_file
 
         def decode(batch_indices, destination, metadata, storage_state):
-            # Square outputs: the middle axis is the side in either order of axes.
+            # Outputs are square, so the third axis is the side in both layouts.
             run(batch_indices, destination, file, seek_file, address, count, destination.shape[2], flags)
             return destination[: len(batch_indices)]
 
@@ -202,9 +214,9 @@ class CropDecoder(SimpleRGBImageDecoder):
 
 
 class FullDecoder(CropDecoder):
-    """FFCV's decode of the whole image, then its crop and resize: fast DCT, area interpolation."""
+    """FFCV's full decode, crop and resize, with the fast DCT and area interpolation."""
 
-    def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, tuple[AllocationQuery, AllocationQuery]]:
+    def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, tuple[AllocationQuery, ...]]:
         state, output = super().declare_state_and_memory(previous_state)
         largest = int(self.table.rows[:, ROWS].max() * self.table.rows[:, COLUMNS].max()) * 3
         return state, (output, AllocationQuery((largest,), np.dtype("u1")))
@@ -222,9 +234,9 @@ class FullDecoder(CropDecoder):
 
 
 class _WatchedEpoch(EpochIterator):
-    """FFCV's epoch thread, whose failure reaches the consumer and whose end does not depend on one.
+    """FFCV's epoch thread, but it passes its failure to the consumer, and ends when the consumer leaves.
 
-    FFCV's own puts batches until someone takes them and dies in silence; a consumer then waits for ever.
+    FFCV's own thread waits until somebody takes its batches. When it fails, its consumer waits forever.
     """
 
     error: BaseException | None = None
@@ -252,7 +264,7 @@ class _WatchedEpoch(EpochIterator):
                 return
 
     def _put(self, item: object) -> bool:
-        """Waits for room in the queue; False once the consumer has left."""
+        """Wait for room in the queue. False when the consumer has left."""
         while not self.terminate_event.is_set():
             try:
                 self.output_queue.put(item, timeout=_POLL_SECONDS)
@@ -262,30 +274,31 @@ class _WatchedEpoch(EpochIterator):
         return False
 
     def _next(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """What the thread put next, None where nothing more will come."""
+        """The next item of the thread; None at the end."""
         while True:
             try:
                 return self.output_queue.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 if self.is_alive():
                     continue
-            # Between the two looks the thread may have put its last batches and ended.
+            # Between the two checks the thread may have put its last batches and ended.
             with suppress(queue.Empty):
                 return self.output_queue.get_nowait()
             return None
 
     def results(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(sample numbers, images) of every batch; images are a view that lasts until the next one is asked for."""
+        """(sample numbers, images) of each batch. The images are a view, valid until the next batch."""
         served = 0
         while (item := self._next()) is not None:
             served += len(item[0])
             yield item
         if self.terminate_event.is_set():
-            raise RuntimeError("this epoch was left when another one of the same loader began")
+            raise RuntimeError("this epoch ended because another one of the same loader began")
         if self.error is not None:
             raise self.error
         if served < len(self.order):
-            raise RuntimeError(f"{self.reader.path}: the pipeline's thread ended after {served} of the epoch's {len(self.order)} images")
+            progress = f"{served} of the epoch's {len(self.order)} images"
+            raise RuntimeError(f"{self.reader.path}: the pipeline's thread ended after {progress}")
 
     def close(self) -> None:
         super().close()
@@ -295,11 +308,12 @@ class _WatchedEpoch(EpochIterator):
 
 
 class FfcvLoader(BaseLoader):
-    """FFCV's Loader behind the common interface; `workers` are its threads."""
+    """FFCV's Loader with the interface of all loaders. `workers` is its number of threads."""
 
     def __init__(self, path: Path, *, decoding: Decoding | None = None, **options: Any) -> None:
         self.reader = BetonReader(path)
-        super().__init__(path, self.reader.tables.labels, self.reader.class_names, self.reader.tables.sizes, **options)
+        tables = self.reader.tables
+        super().__init__(path, tables.labels, self.reader.class_names, tables.sizes, **options)
         self.table = SampleTable(self.reader)
         self._decoding = decoding
         self._running: _WatchedEpoch | None = None
@@ -312,16 +326,18 @@ class FfcvLoader(BaseLoader):
     def _decoder(self, decoding: Decoding | None) -> CropDecoder:
         interpolation = self.augmentation.interpolation
         if crop_decode.available():
-            # Augmentations want (S, S, 3), networks (3, S, S).
-            chosen = replace(decoding or Decoding(interpolation=interpolation), planar=not self.augmentation.colours)
+            decoding = decoding or Decoding(interpolation=interpolation)
+            # Augmentations take (S, S, 3), networks (3, S, S).
+            chosen = replace(decoding, planar=not self.augmentation.colours)
             return CropDecoder(self.table, self.image_size, chosen)
         if interpolation != "area" or decoding is not None:
-            raise UserError("loader ffcv: only area interpolation and FFCV's own decoder without the C library; use loader beton")
+            only = "only area interpolation and FFCV's own decoder without the C library"
+            raise UserError(f"loader ffcv: {only}; use loader beton")
         return FullDecoder(self.table, self.image_size, Decoding(dct="fast"))
 
     @property
     def _threads(self) -> int:
-        """numba refuses more threads than the machine has cores."""
+        """`workers`, but numba allows no more threads than the machine has cores."""
         return min(self.workers, numba.config.NUMBA_NUM_THREADS)
 
     def _build(self) -> ffcv_loader.Loader:
@@ -341,7 +357,7 @@ class FfcvLoader(BaseLoader):
             )
 
     def _raw_batches(self, plan: Epoch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(sample numbers, copied images) of each batch, failed samples raised or left out."""
+        """(sample numbers, copied images) of each batch. Failed samples raise or are left out."""
         order = np.concatenate(plan.batches) if plan.batches else np.empty(0, np.int64)
         if self._running is not None:
             self._running.close()
@@ -356,9 +372,7 @@ class FfcvLoader(BaseLoader):
                 yield index[good], images[good]
 
     def good_samples(self, index: np.ndarray, status: np.ndarray) -> np.ndarray:
-        """Positions of the samples that decoded; the others are handed to the error policy, with the reader's own words for
-        what is wrong.
-        """
+        """Positions of the samples that were decoded; `sample_failed` handles the others."""
         failed = np.flatnonzero(status)
         for position in np.flatnonzero(status == _FILE)[:1]:
             try:
@@ -366,12 +380,14 @@ class FfcvLoader(BaseLoader):
             except FileCutError as error:
                 raise FileCutError(error.path, f"sample {int(index[position])}") from error
         for position in failed:
-            self.sample_failed(UserError(f"{self.reader.name(int(index[position]))}: {crop_decode.fault(int(status[position]))}"))
+            name, fault = self.reader.name(int(index[position])), crop_decode.fault(int(status[position]))
+            self.sample_failed(UserError(f"{name}: {fault}"))
         return np.flatnonzero(status == 0)
 
     def _finish(self, epoch: int, item: tuple[np.ndarray, np.ndarray]) -> Batch:
         index, images = item
-        return as_batch(self.augment(images, index, epoch), self.labels[index], index, self.decoder.decoding.planar)
+        images = self.augment(images, index, epoch)
+        return as_batch(images, self.labels[index], index, self.decoder.decoding.planar)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         plan = self.plan(epoch)

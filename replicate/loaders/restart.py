@@ -1,16 +1,14 @@
-"""Where a JPEG's entropy decoder may start: what crop decode alone leaves standing.
+"""Where the decoder of a JPEG may start, so that it can jump to a crop.
 
-DailyMAE's crop decode still entropy-decodes every row above and every column beside the crop, because a JPEG scan can only be read
-from its start. Two ways out, both lossless and both done once, when a data set is written:
+A JPEG scan can only be read from its start, so DailyMAE's crop decode still entropy-decodes what lies before
+the crop. Both ways out are lossless, and run once, when a data set is written:
 
-- `add_restarts` rewrites the same coefficients with a restart marker every few MCUs (ITU-T T.81, B.2.4.4). The markers are found by a scan for
-  0xFF bytes, so the file alone is enough, any JPEG decoder still reads it, and damage shows at the next marker. Progressive files become baseline.
-- `build_index` leaves the file as it is and notes bit positions and DC predictors every few MCUs; `write_index` and `SeekIndex` keep the notes of
-  a whole data set beside its .beton. An index holds a fingerprint of all its JPEG's bytes and of its own, so that damage to either is an error
-  where it would otherwise be wrong pixels.
+- `add_restarts` puts a restart marker every few MCUs into the file. Any decoder still reads it.
+- `build_index` notes decoder states every few MCUs and leaves the file as it is. `write_index` and
+  `SeekIndex` keep the notes of a data set beside its .beton. Each index holds a checksum of its JPEG and of
+  itself, so damage is an error.
 """
 
-import ctypes
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,65 +17,38 @@ import numpy as np
 
 from replicate.errors import UserError
 from replicate.loaders.beton_format import FileCutError, written_whole
-from replicate.loaders.crop_decode import MESSAGE_BYTES, address_of, jpeg_info, raise_decode_error, require
+from replicate.loaders.crop_decode import require, user_errors
 
 INTERVAL = 8
 _MAGIC, _OLD_MAGIC = b"RPLSEEK2", b"RPLSEEK1"
-_HEADER_BYTES, _ENTRY_BYTES = 32, 12
 
 
-def add_restarts(
-    jpeg: bytes | memoryview | np.ndarray,
-    interval: int = INTERVAL,
-    *,
-    optimize: bool = False,
-    keep_markers: bool = False,
-    name: str = "image",
-) -> bytes:
-    """The same image as a baseline JPEG with a restart marker every `interval` MCUs (0 = none): every coefficient is kept.
+def add_restarts(jpeg: bytes, interval: int = INTERVAL, *, name: str = "image") -> bytes:
+    """The same image as a baseline JPEG with a restart marker every `interval` MCUs (0 = none).
 
-    `optimize` fits the Huffman tables to the image: a smaller file, tables to build at every decode. `keep_markers` keeps Exif, ICC profile and
-    comments. Raises DecodeError naming `name` for a damaged or unsupported (CMYK, 12-bit) JPEG.
+    Raises UserError naming `name` for a damaged or unsupported JPEG, and without the package `crop_decode`.
     """
-    if not 0 <= interval <= 65535:
-        raise UserError(f"restart interval: {interval} must be 0 to 65535 MCUs")
-    library = require()
-    address, length, keep = address_of(jpeg)
-    out, out_length, message = ctypes.c_int64(), ctypes.c_int64(), ctypes.create_string_buffer(MESSAGE_BYTES)
-    status = library.crop_decode_transcode(
-        *(address, length, interval, optimize, keep_markers, ctypes.addressof(out), ctypes.addressof(out_length)),
-        ctypes.addressof(message),
-    )
-    del keep
-    if status:
-        raise_decode_error(status, message, name)
-    try:
-        return ctypes.string_at(out.value, out_length.value)
-    finally:
-        library.crop_decode_free(out.value)
+    package = require()
+    with user_errors():
+        return package.add_restarts(jpeg, interval, name=name)
 
 
-def build_index(jpeg: bytes | memoryview | np.ndarray, step: int = INTERVAL, name: str = "image") -> bytes:
-    """Seek index of a baseline JPEG: an entry every `step` MCUs, or one a restart interval where the file has restart markers.
+def build_index(jpeg: bytes, step: int = INTERVAL, name: str = "image") -> bytes:
+    """Seek index of a baseline JPEG, with an entry every `step` MCUs; b"" for a JPEG that cannot have one.
 
-    The whole scan is parsed on the way. Raises DecodeError naming `name` for a damaged JPEG, or one that is progressive or arithmetic-coded.
+    Raises UserError naming `name` for a damaged JPEG, and without the package `crop_decode`.
     """
-    if step < 1:
-        raise UserError(f"seek index step: {step} must be at least 1 MCU")
-    info = jpeg_info(jpeg, name)
-    capacity = _HEADER_BYTES + _ENTRY_BYTES * (-(-info.mcus_per_row * info.mcu_rows // min(step, info.restart_interval or step)))
-    buffer, message = np.empty(capacity, np.uint8), ctypes.create_string_buffer(MESSAGE_BYTES)
-    address, length, keep = address_of(jpeg)
-    result = require().crop_decode_build_index(address, length, step, buffer.ctypes.data, capacity, ctypes.addressof(message))
-    del keep
-    if result < 0:
-        raise_decode_error(-result, message, name)
-    return buffer[:result].tobytes()
+    package = require()
+    with user_errors():
+        return (
+            package.build_index(jpeg, step, name=name) if package.jpeg_info(jpeg, name=name).seekable else b""
+        )
 
 
 def write_index(path: Path, indices: Iterable[bytes]) -> None:
-    """Writes the seek indices of a data set, one a sample in order (b"" where a sample has none), atomically. Raises OSError where they
-    cannot be written.
+    """Write the seek indices of a data set, one for each sample in order (b"" for none).
+
+    The file appears under its name when complete. Raises OSError where it cannot be written.
     """
     indices = list(indices)
     ends = np.cumsum([0, *map(len, indices)]).astype("<u8")
@@ -87,14 +58,14 @@ def write_index(path: Path, indices: Iterable[bytes]) -> None:
 
 
 class SeekIndex:
-    """The seek indices of a data set, read one at a time: `offsets` and `lengths` (N,) int64 say where each stands in the open `file`, length 0
-    for none.
+    """The seek indices of a data set, read one at a time.
 
-    Neither mapped nor held in memory: a file that somebody cuts is an error then, not the process's end.
+    `offsets` and `lengths` (N,) int64 say where each lies in the open `file`; length 0 for none. Positioned
+    reads instead of a memory map: if somebody cuts the file, the process gets an error instead of a signal.
     """
 
     def __init__(self, path: Path, num_samples: int) -> None:
-        """Opens `path`. Raises UserError when it is missing, cut, or made for another number of samples."""
+        """Open `path`. Raises UserError when it is missing, damaged, or of another number of samples."""
         self.path, self.file = path, -1
         try:
             self.file = os.open(path, os.O_RDONLY)
@@ -109,20 +80,23 @@ class SeekIndex:
         self.lengths = np.diff(ends)
 
     def _read_table(self, num_samples: int) -> np.ndarray:
+        again = "write the data set again"
         self.num_bytes = os.fstat(self.file).st_size
         header = os.pread(self.file, 16, 0)
         if header[:8] == _OLD_MAGIC:
-            raise UserError(f"{self.path}: seek index of an older version, without the checks of this one; write the data set again")
+            raise UserError(f"{self.path}: seek index of an older version, which has no checksums; {again}")
         if len(header) < 16 or header[:8] != _MAGIC:
             raise UserError(f"{self.path}: not a seek index")
         count = int.from_bytes(header[8:], "little")
         if count != num_samples:
-            raise UserError(f"{self.path}: seek index of {count} samples beside a data set of {num_samples}; write the data set again")
+            raise UserError(
+                f"{self.path}: seek index of {count} samples beside a data set of {num_samples}; {again}"
+            )
         ends = np.frombuffer(os.pread(self.file, 8 * (count + 1), 16), np.uint8)
         ends = ends[: len(ends) // 8 * 8].view("<u8")
         whole = len(ends) == count + 1 and ends[0] == 0 and (ends[1:] >= ends[:-1]).all()
         if not whole or 16 + ends.nbytes + int(ends[-1]) != self.num_bytes:
-            raise UserError(f"{self.path}: damaged seek index; write the data set again")
+            raise UserError(f"{self.path}: damaged seek index; {again}")
         return ends.astype(np.int64)
 
     def read(self, sample: int) -> bytes | None:
@@ -136,7 +110,7 @@ class SeekIndex:
         return data
 
     def check_unchanged(self) -> None:
-        """Raises FileCutError when the file has shrunk since it was opened."""
+        """Raise FileCutError when the file has shrunk since it was opened."""
         if os.fstat(self.file).st_size < self.num_bytes:
             raise FileCutError(self.path)
 

@@ -1,7 +1,8 @@
-"""Writes images as FFCV's .beton, with NumPy, Pillow and OpenCV alone, so that a machine without ffcv can write what FFCV reads.
+"""Write images as FFCV's .beton with NumPy, Pillow and OpenCV, on machines without ffcv too.
 
-Two things differ from FFCV's own writer: a JPEG that already meets the settings keeps its bytes (no second loss), and a killed
-run leaves nothing that could be taken for a finished file. Resizing is FFCV's: area interpolation, sides rounded down.
+Two things differ from FFCV's own writer: a JPEG that meets the settings keeps its bytes, which avoids a
+second loss, and a killed run leaves no file that looks finished. Resizing is FFCV's: area interpolation,
+sides rounded down.
 """
 
 import io
@@ -21,14 +22,14 @@ from tqdm import tqdm
 
 from replicate.errors import UserError
 from replicate.loaders import beton_format as fmt
-from replicate.loaders import crop_decode, crops, restart
+from replicate.loaders import crops, restart
 from replicate.loaders.decode import END_OF_IMAGE, decode_image
 from replicate.loaders.sources import Source
 
 MODES = ("jpg", "raw", "proportion")
-# Where no quality is asked for and an image must be encoded all the same (it was resized, or was no JPEG).
+# For images that must be encoded (resized, or not a JPEG) when the settings name no quality.
 DEFAULT_QUALITY = 95
-# FFCV's smallest page. A sample never crosses a page border, and pages grow when one image is larger.
+# FFCV's smallest page. No sample crosses a page border; pages grow when an image is larger.
 MIN_PAGE_SIZE = 1 << 21
 MAX_PAGE_SIZE = 1 << 31
 FIELD_NAMES = ("image", "label")
@@ -38,15 +39,17 @@ _STREAM = 13
 
 @dataclass(frozen=True)
 class WriteSettings:
-    """How images are stored. Raises UserError for a value outside these.
+    """How to store images. Raises UserError for a value out of range.
 
-    resolution  longest side in pixels at most (FFCV's max_resolution; "500_95" is 500 at quality 95); None = as it is
-    quality     JPEG quality 1..100; None = the original bytes wherever possible, else 95
+    resolution  limit of the longest side in pixels (FFCV's max_resolution; "500_95" is 500 at quality 95)
+    quality     JPEG quality 1..100; None = the original bytes where possible, else 95
     mode        jpg, raw (pixels), or proportion (a share `proportion` of the images as JPEG, the rest raw)
-    keep        a JPEG within `resolution` whose own quality is at most `quality` keeps its bytes; False encodes all, as FFCV does
-    restart     MCUs between restart markers that JPEGs are given, losslessly; 0 = none
-    seek        MCUs between the entries of an index of decoder states, written beside the file; 0 = none
-    Both let a crop's decoder skip what the crop does not show (`replicate.loaders.restart`), and need the C library.
+    keep        a JPEG within `resolution` and of at most `quality` keeps its bytes; False encodes all (FFCV)
+    restart     MCUs between restart markers, which are added without loss; 0 = none
+    seek        MCUs between the entries of a seek index, written beside the file; 0 = none
+
+    `restart` and `seek` let the decoder jump to a crop (see `replicate.loaders.restart`). They need
+    `crop_decode`.
     """
 
     resolution: int | None = None
@@ -59,23 +62,27 @@ class WriteSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.resolution is not None and not 1 <= self.resolution <= fmt.MAX_SIDE:
-            raise UserError(f"data resolution: {self.resolution} must lie between 1 and {fmt.MAX_SIDE} pixels, or be null for no cap")
-        if self.quality is not None and not 1 <= self.quality <= 100:
-            raise UserError(f"data quality: {self.quality} must lie between 1 and 100, or be null to keep the original bytes")
         if self.mode not in MODES:
             raise UserError(f"data mode: {self.mode!r} is none of {', '.join(MODES)}")
-        if not 0 <= self.proportion <= 1:
-            raise UserError(f"data proportion: {self.proportion} must lie between 0 and 1")
-        for key in ("restart", "seek"):
-            if not 0 <= getattr(self, key) <= 65535:
-                raise UserError(f"data {key}: {getattr(self, key)} must lie between 0 (none) and 65535 MCUs")
+        for key, low, high, what in (
+            ("resolution", 1, fmt.MAX_SIDE, f"between 1 and {fmt.MAX_SIDE} pixels, or be null for no cap"),
+            ("quality", 1, 100, "between 1 and 100, or be null to keep the original bytes"),
+            ("proportion", 0, 1, "between 0 and 1"),
+            ("restart", 0, 65535, "between 0 (none) and 65535 MCUs"),
+            ("seek", 0, 65535, "between 0 (none) and 65535 MCUs"),
+        ):
+            value = getattr(self, key)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"data {key}: {value} must lie {what}")
 
 
 class Encoded(NamedTuple):
-    """One image as it goes into the file. `how`: kept (the original bytes), transcoded (the original coefficients with restart
-    markers), encoded or raw; `resized`: it was larger than the cap; `seek`: its seek index, where one was asked for and can be
-    made."""
+    """One image as stored.
+
+    how      kept (original bytes), transcoded (original coefficients with restart markers), encoded or raw
+    resized  whether it was larger than the limit
+    seek     its seek index; b"" for none
+    """
 
     data: bytes
     mode: int
@@ -88,8 +95,12 @@ class Encoded(NamedTuple):
 
 @dataclass
 class Written:
-    """What was written: one entry a sample in the lists (`index`: its number in the source), `counts` by `how` and of `resized`; `skipped`: why
-    an image that was left out could not be read."""
+    """What was written. The lists have an entry for each sample, except `skipped`.
+
+    index    the sample's number in the source
+    skipped  why the images that were left out could not be read
+    counts   samples by `how`, and the number of resized ones
+    """
 
     names: list[str] = field(default_factory=list)
     index: list[int] = field(default_factory=list)
@@ -113,7 +124,7 @@ class Written:
 
 @cache
 def _standard_luminance() -> np.ndarray:
-    """(100, 64) luminance quantisation tables that libjpeg writes at quality 1..100."""
+    """Luminance quantisation tables (100, 64) that libjpeg writes at quality 1..100."""
     tables = []
     for quality in range(1, 101):
         buffer = io.BytesIO()
@@ -124,7 +135,7 @@ def _standard_luminance() -> np.ndarray:
 
 
 def jpeg_quality(image: Image.Image) -> int:
-    """The libjpeg quality 1..100 whose luminance table comes closest to this JPEG's own (100 where it has none to compare)."""
+    """The libjpeg quality 1..100 with the luminance table closest to this JPEG's; 100 if it has none."""
     table = image.quantization.get(0)
     if table is None or len(table) != 64:
         return 100
@@ -132,13 +143,13 @@ def jpeg_quality(image: Image.Image) -> int:
 
 
 def _complete_jpeg(data: bytes) -> bytes | None:
-    """The bytes from start to end marker, without what some cameras append; None where there is no end marker."""
+    """The bytes up to the end marker, without what some cameras append; None without an end marker."""
     end = data.rfind(END_OF_IMAGE)
     return data[: end + 2] if data[:2] == b"\xff\xd8" and end > 0 else None
 
 
 def _bytes_to_keep(data: bytes, settings: WriteSettings) -> bytes | None:
-    """The original JPEG bytes where the settings allow them and FFCV's decoder can read them (3 colours or grey), else None."""
+    """The original JPEG bytes if the settings allow them and FFCV can decode them, else None."""
     if not settings.keep:
         return None
     with Image.open(io.BytesIO(data)) as image:
@@ -152,7 +163,7 @@ def _bytes_to_keep(data: bytes, settings: WriteSettings) -> bytes | None:
 
 
 def shrink(pixels: np.ndarray, resolution: int | None) -> np.ndarray:
-    """Area-averaged down to a longest side of `resolution` pixels (other side rounded down, at least 1); never enlarged."""
+    """Shrink by area to a longest side of `resolution` pixels, the other rounded down, at least 1."""
     height, width = pixels.shape[:2]
     if resolution is None or max(height, width) <= resolution:
         return pixels
@@ -162,8 +173,9 @@ def shrink(pixels: np.ndarray, resolution: int | None) -> np.ndarray:
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """uint8 (H, W, 3) RGB -> JPEG bytes, 4:2:0, by OpenCV as FFCV's writer does."""
-    ok, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    """Encode uint8 (H, W, 3) RGB as a 4:2:0 JPEG, by OpenCV as FFCV's writer does."""
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    ok, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not ok:
         raise ValueError(f"OpenCV could not encode {pixels.shape}")
     return encoded.tobytes()
@@ -175,26 +187,25 @@ def _wants_jpeg(settings: WriteSettings, index: int) -> bool:
     return settings.mode == "jpg"
 
 
-def _seek_index(jpeg: bytes, step: int, name: str) -> bytes:
-    """Where decoding may start every `step` MCUs; empty for a JPEG that can only be read from its start (progressive)."""
-    return restart.build_index(jpeg, step, name) if crop_decode.jpeg_info(jpeg, name).seekable else b""
-
-
-def _as_jpeg(data: bytes, how: str, size: tuple[int, int], resized: bool, settings: WriteSettings, name: str) -> Encoded:
+def _as_jpeg(
+    data: bytes, how: str, size: tuple[int, int], resized: bool, settings: WriteSettings, name: str
+) -> Encoded:
     if settings.restart:
         data = restart.add_restarts(data, settings.restart, name=name)
         how = "transcoded" if how == "kept" else how
-    seek = _seek_index(data, settings.seek, name) if settings.seek else b""
+    seek = restart.build_index(data, settings.seek, name) if settings.seek else b""
     return Encoded(data, fmt.JPG, *size, how, resized, seek)
 
 
 def encode_sample(source: Source, index: int, settings: WriteSettings) -> Encoded:
-    """Image number `index` of `source` under `settings`. Raises UserError naming the file when it is no image or damaged."""
+    """Encode image number `index` of `source`. Raises UserError naming a file that is no image or damaged."""
     original, name = source.read(index), source.names[index]
-    # Decoded even where its bytes are kept: a truncated image must be found now, not in the middle of a training run.
+    # Decodes even if the bytes are kept, to find a truncated image now and not in the middle of a training
+    # run.
     pixels = decode_image(original, name) if isinstance(original, bytes) else original
     if max(pixels.shape[:2]) > fmt.MAX_SIDE and settings.resolution is None:
-        raise UserError(f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, and the format holds at most {fmt.MAX_SIDE} a side")
+        size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels"
+        raise UserError(f"{name}: {size}, and the format holds at most {fmt.MAX_SIDE} a side")
     if _wants_jpeg(settings, index):
         kept = _bytes_to_keep(original, settings) if isinstance(original, bytes) else None
         if kept is not None:
@@ -207,30 +218,28 @@ def encode_sample(source: Source, index: int, settings: WriteSettings) -> Encode
     return Encoded(np.ascontiguousarray(small).tobytes(), fmt.RAW, *small.shape[:2], "raw", resized)
 
 
-def _encode_or_tell(source: Source, index: int, settings: WriteSettings) -> Encoded:
-    try:
-        return encode_sample(source, index, settings)
-    except UserError as error:
-        raise UserError(f"{error}; `on_error: skip` in the data set's settings leaves such images out") from error
+def _encode_in_order(
+    source: Source, settings: WriteSettings, workers: int, on_error: str
+) -> Iterator[Encoded | UserError]:
+    """All images in order. `workers` threads work at most 8 images ahead each, so that memory stays small.
 
-
-def _encode_or_skip(source: Source, index: int, settings: WriteSettings) -> Encoded | UserError:
-    try:
-        return encode_sample(source, index, settings)
-    except UserError as error:
-        return error
-
-
-def _encode_in_order(source: Source, settings: WriteSettings, workers: int, on_error: str) -> Iterator[Encoded | UserError]:
-    """All images in order; `workers` threads work at most a few images ahead, so that memory stays small. With on_error "skip" the place of an image
-    that cannot be read holds the reason.
+    With on_error "skip", yields the error in place of an image that cannot be read.
     """
-    encode = _encode_or_skip if on_error == "skip" else _encode_or_tell
+
+    def encode(index: int) -> Encoded | UserError:
+        try:
+            return encode_sample(source, index, settings)
+        except UserError as error:
+            if on_error == "skip":
+                return error
+            advice = "`on_error: skip` in the data set's settings leaves such images out"
+            raise UserError(f"{error}; {advice}") from error
+
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[Future[Encoded | UserError]] = deque()
         try:
             for index in range(len(source)):
-                pending.append(pool.submit(encode, source, index, settings))
+                pending.append(pool.submit(encode, index))
                 if len(pending) >= 8 * workers:
                     yield pending.popleft().result()
             while pending:
@@ -248,17 +257,18 @@ def _descriptors() -> np.ndarray:
 
 
 class _Layout:
-    """Hands out places in the file; no sample crosses a page border, because FFCV may read page by page."""
+    """Places of samples in the file. No sample crosses a page border, because FFCV may read page by page."""
 
     def __init__(self, start: int) -> None:
         self.position, self.page_size = start, MIN_PAGE_SIZE
 
     def place(self, length: int, name: str) -> int:
         while length > self.page_size:
-            # Borders of larger pages are borders of smaller ones too, so nothing placed before has to move.
+            # Borders of larger pages are also borders of smaller ones, so samples placed before stay.
             self.page_size *= 2
             if self.page_size > MAX_PAGE_SIZE:
-                raise UserError(f"{name}: {length} bytes, more than a page of the format can hold; set data resolution or mode jpg")
+                what = f"{length} bytes, more than a page of the format can hold"
+                raise UserError(f"{name}: {what}; set data resolution or mode jpg")
         if self.position % self.page_size + length > self.page_size:
             self.position += self.page_size - self.position % self.page_size
         place, self.position = self.position, self.position + length
@@ -286,27 +296,35 @@ def _write_file(file: BinaryIO, source: Source, images: Iterator[Encoded | UserE
     metadata["f1"] = source.labels[written.index]
     file.seek(layout.position)
     file.write(table.tobytes())
-    header = np.array((fmt.VERSION, len(fields), layout.page_size, len(metadata), layout.position), fmt.HEADER)
+    counts = (len(fields), layout.page_size, len(metadata))
+    header = np.array((fmt.VERSION, *counts, layout.position), fmt.HEADER)
     file.seek(0)
     file.write(header.tobytes() + fields.tobytes() + metadata.tobytes())
     return written
 
 
 def _replace_seek_index(path: Path, written: Written, settings: WriteSettings) -> None:
-    """An index of other bytes would lead the decoder astray, so an old one never outlives its file."""
+    """Replace the index of an older file, which holds the decoder states of other bytes."""
     seek = path.with_suffix(SEEK_SUFFIX)
     seek.unlink(missing_ok=True)
     if settings.seek:
         restart.write_index(seek, written.seek)
 
 
-def write_beton(path: Path, source: Source, settings: WriteSettings, *, workers: int = 2, progress: bool = True, on_error: str = "raise") -> Written:
-    """Writes `source` to `path`, image and label fields, in the source's order. The file appears under its name only when it is
-    complete.
+def write_beton(
+    path: Path,
+    source: Source,
+    settings: WriteSettings,
+    *,
+    workers: int = 2,
+    progress: bool = True,
+    on_error: str = "raise",
+) -> Written:
+    """Write images and labels of `source` to `path`, in order. The file appears when it is complete.
 
     on_error: "raise" stops at a damaged image, "skip" leaves it out and lists it in `skipped`.
-    Raises UserError for a damaged image (named) and where the file cannot be written, a full disk for one; nothing is left
-    behind.
+    Raises UserError that names a damaged image, and where the file cannot be written, such as on a full
+    disk. Leaves nothing behind then.
     """
     images = _encode_in_order(source, settings, max(workers, 1), on_error)
     try:
@@ -314,11 +332,12 @@ def write_beton(path: Path, source: Source, settings: WriteSettings, *, workers:
         bar = tqdm(images, total=len(source), desc=path.name, unit="img", disable=not progress)
         with fmt.written_whole(path) as file:
             written = _write_file(file, source, bar)
-            # A disk that is full is to be met before the old index goes.
+            # A full disk shows here, before the old index is removed.
             fmt.sync(file)
             _replace_seek_index(path, written, settings)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was left half-written") from error
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({reason}); nothing was left half-written") from error
     finally:
         images.close()
     return written

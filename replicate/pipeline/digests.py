@@ -105,12 +105,14 @@ def _core_files() -> Iterator[Path]:
     yield from (PACKAGE / name for name in WIRING)
     for folder in CORE:
         yield from (path for path in (PACKAGE / folder).rglob("*.py") if path not in options)
-    yield from (
-        path
-        for suffix in ("c", "h", "py")
-        for path in CROP_DECODE.rglob(f"*.{suffix}")
-        if "tests" not in path.parts
-    )
+    yield from _decoder_files()
+
+
+def _decoder_files() -> Iterator[Path]:
+    """The sources of the crop decoder; a build leaves copies beside them."""
+    yield from (CROP_DECODE / "csrc").glob("*.[ch]")
+    yield from (CROP_DECODE / "src" / "crop_decode").glob("*.py")
+    yield CROP_DECODE / "build_library.py"
 
 
 @functools.cache

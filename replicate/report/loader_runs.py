@@ -1,6 +1,6 @@
 """What was measured of loaders without training, as runs `loader_...` that claims and tables can speak of.
 
-`python -m replicate bench loader` gives a run a case, one "seed" a round; `benchmarks/crop_decode.py` gives `loader_memory`, what an epoch's
+`python -m replicate bench loader` gives a run a case, one "seed" a round; `benchmarks/crop_decoding.py` gives `loader_memory`, what an epoch's
 peak memory is less than stock FFCV's; `benchmarks/codec_differences.py` gives `loader_samples`, one "seed" a photograph.
 
 Cases were measured on this machine (`results/bench`), or, where nothing was, are those that git holds (`benchmarks/results`). Of several numbers of

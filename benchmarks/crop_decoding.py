@@ -1,20 +1,23 @@
-"""What each step of crop decode brings, against stock FFCV and against decoding whole images.
+"""Measure what each step of crop decode brings, against stock FFCV and against decoding whole images.
 
-Run: python benchmarks/crop_decode.py [--images FOLDER] [--batches 12] [--rounds 5] [--quality 90 95] [--threads 1 2] [--size 224]
+    python benchmarks/crop_decoding.py [--images FOLDER] [--batches N] [--rounds N] [--threads N ...]
 
-FOLDER holds photographs (any depth; default: $REPLICATE_REAL_DATA/imagenet-sample-167, else those that scikit-image carries). They are written as
-.beton at 500 px and each quality, over and over until there are enough; boxes are RandomResizedCrop(0.08, 1), and half the images are flipped, the
-same in every case. Everything runs in one process, the cases taking turns. With one thread, time is the process's CPU time, which other users of
-the machine do not add to; with more it is wall time.
+FOLDER holds photographs at any depth (default: $REPLICATE_REAL_DATA/imagenet-sample-167, else
+scikit-image's). They are written as .beton at 500 pixels and each quality, repeated until there are enough.
+Boxes are RandomResizedCrop(0.08, 1), and half the images are flipped, the same in each case. All cases run
+in one process and take turns. One thread is measured in CPU time of the process, which other users of the
+machine do not add to; more threads in wall time.
 
-What is timed are the last `batches` batches of an epoch, the same images in every case. FFCV begins each epoch with new buffers for five batches of
-whole images: touching their pages for the first time takes longer than decoding into them where the machine has to find the memory first (which
-falls on whichever case allocates next), and is nothing beside the 5,000 batches of ImageNet. So the clock starts once every buffer was filled twice.
-"stock FFCV, its own crops" draws its boxes itself, as a check that handing it ours costs it nothing.
+The time is that of the last `batches` batches of an epoch, the same images in each case. FFCV allocates
+buffers for five batches of whole images in each epoch, and the first touch of their pages takes longer than
+decoding. In ImageNet's 5,000 batches that does not count, so the clock starts when each buffer has been
+filled twice. "stock FFCV, its own crops" draws its boxes itself; it checks that our boxes cost FFCV nothing.
 
-The steps, each on top of the one before: `crop` libjpeg decodes the crop's rows and columns (DailyMAE's idea) and our area filter resizes; `entropy`
-adds our Huffman decoder; `restart` and `index` let it jump to the crop (two ways to the same end); `fused` resizes before colour conversion. All
-but `fused` have the pixels of full decode + crop + OpenCV's INTER_AREA; its PSNR stands in its rows. Stock FFCV uses the fast DCT, ours the accurate.
+Each step adds to the one before. `crop`: libjpeg decodes the rows and columns of the crop (DailyMAE's idea),
+and our area filter resizes. `entropy`: our Huffman decoder. `restart` and `index`: it jumps to the crop, in
+one way or the other. `fused`: resize before colour conversion. All but `fused` have the pixels of full
+decode, crop and OpenCV's INTER_AREA; the rows of `fused` hold its PSNR. Stock FFCV uses the fast DCT, ours
+the accurate one.
 """
 
 import argparse
@@ -63,7 +66,11 @@ def photographs(folder: Path | None) -> list[np.ndarray]:
 
         images = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.immunohistochemistry()]
     else:
-        images = [decode_image(path.read_bytes(), str(path)) for path in sorted(folder.rglob("*")) if path.suffix.lower() in EXTENSIONS]
+        images = [
+            decode_image(path.read_bytes(), str(path))
+            for path in sorted(folder.rglob("*"))
+            if path.suffix.lower() in EXTENSIONS
+        ]
     if not images:
         raise UserError(f"{folder}: no JPEG or PNG file in it")
     return [shrink(np.ascontiguousarray(image), RESOLUTION) for image in images]
@@ -73,7 +80,9 @@ class Repeated:
     """A source for the writer: the same JPEGs over and over, `count` in all."""
 
     def __init__(self, images: list[np.ndarray], quality: int, count: int) -> None:
-        self.jpegs = list(itertools.islice(itertools.cycle([encode_jpeg(image, quality) for image in images]), count))
+        self.jpegs = list(
+            itertools.islice(itertools.cycle([encode_jpeg(image, quality) for image in images]), count)
+        )
         self.labels = np.zeros(len(self.jpegs), np.int64)
         self.names, self.class_names = [str(i) for i in range(len(self.jpegs))], ["photograph"]
 
@@ -95,7 +104,9 @@ class Crops:
         self.seek = SeekIndex(path.with_suffix(".seek"), len(self.tables)) if seek else None
         if self.seek is not None:
             self.seek_bytes = np.fromfile(self.seek.path, np.uint8)
-            self.seek_addresses = np.where(self.seek.lengths > 0, self.seek.offsets + self.seek_bytes.ctypes.data, 0).astype(np.uint64)
+            self.seek_addresses = np.where(
+                self.seek.lengths > 0, self.seek.offsets + self.seek_bytes.ctypes.data, 0
+            ).astype(np.uint64)
         number = np.arange(len(self.tables))
         self.boxes = crops.random_resized_crop_boxes(self.tables.sizes, number, seed=0, epoch=0)
         self.flips = crops.flips(number, seed=0, epoch=0)
@@ -108,7 +119,12 @@ class Crops:
         addresses, lengths = self.addresses[part], self.tables.lengths[part]
         result = crop_decode.decode_batch(
             *(addresses, lengths, self.boxes[part], self.flips[part], self.size, decoding),
-            **{"index_addresses": where[0], "index_lengths": where[1], "threads": threads, "out": out[: len(addresses)]},
+            **{
+                "index_addresses": where[0],
+                "index_lengths": where[1],
+                "threads": threads,
+                "out": out[: len(addresses)],
+            },
         )
         if result.messages:
             raise RuntimeError(f"{self.path}: {result.messages}")
@@ -124,42 +140,68 @@ class Crops:
         """The same of whole images through cv2 alone, one thread."""
         out = np.empty((BATCH, self.size, self.size, 3), np.uint8)
         for part in self.batches()[first:]:
-            for k, (start, length) in enumerate(zip(self.tables.pointers[part], self.tables.lengths[part], strict=True)):
+            for k, (start, length) in enumerate(
+                zip(self.tables.pointers[part], self.tables.lengths[part], strict=True)
+            ):
                 (top, left, height, width), flip = self.boxes[part][k], self.flips[part][k]
                 image = cv2.imdecode(self.bytes[start : start + length], cv2.IMREAD_COLOR_RGB)
-                cv2.resize(image[top : top + height, left : left + width], (self.size, self.size), dst=out[k], interpolation=cv2.INTER_AREA)
+                cv2.resize(
+                    image[top : top + height, left : left + width],
+                    (self.size, self.size),
+                    dst=out[k],
+                    interpolation=cv2.INTER_AREA,
+                )
                 if flip:
                     out[k] = out[k][:, ::-1]
             yield out
 
 
 def fused_psnr(data: Crops) -> dict[str, float]:
-    """PSNR in dB of fused against exact crops: median, first percentile and least over the data set, at most 1,000 crops."""
+    """PSNR in dB of fused against exact crops: median, first percentile and least over the data set, at most
+    1,000 crops.
+    """
     ratios = []
     for part in data.batches()[:4]:
         shape = (BATCH, data.size, data.size, 3)
-        exact, fused = (data.decode(Decoding(resize=mode), 1, np.empty(shape, np.uint8), part) for mode in ("exact", "fused"))
+        exact, fused = (
+            data.decode(Decoding(resize=mode), 1, np.empty(shape, np.uint8), part)
+            for mode in ("exact", "fused")
+        )
         error = ((exact.astype(np.float32) - fused) ** 2).mean((1, 2, 3))
         ratios.append(10 * np.log10(255**2 / np.maximum(error, 1e-9)))
     together = np.concatenate(ratios)
-    return {"psnr_median": float(np.median(together)), "psnr_p1": float(np.percentile(together, 1)), "psnr_min": float(together.min())}
+    return {
+        "psnr_median": float(np.median(together)),
+        "psnr_p1": float(np.percentile(together, 1)),
+        "psnr_min": float(together.min()),
+    }
 
 
 def write_files(folder: Path, source: Repeated, quality: int, size: int) -> dict[str, Crops]:
     plain, marked = folder / f"plain_{quality}.beton", folder / f"restart_{quality}.beton"
     write_beton(plain, source, WriteSettings(seek=INTERVAL), progress=False)
     write_beton(marked, source, WriteSettings(restart=INTERVAL), progress=False)
-    files = {"plain": Crops(plain, size, False), "index": Crops(plain, size, True), "restart": Crops(marked, size, False)}
+    files = {
+        "plain": Crops(plain, size, False),
+        "index": Crops(plain, size, True),
+        "restart": Crops(marked, size, False),
+    }
     images = files["plain"].tables.lengths.sum()
-    for kind, added in (("restart", files["restart"].tables.lengths.sum() - images), ("index", files["index"].seek.lengths.sum())):
-        print(f"quality {quality}: {kind} adds {100 * added / images:.2f} % to {images / len(source) / 1024:.1f} KiB an image")
+    for kind, added in (
+        ("restart", files["restart"].tables.lengths.sum() - images),
+        ("index", files["index"].seek.lengths.sum()),
+    ):
+        each = images / len(source) / 1024
+        print(f"quality {quality}: {kind} adds {100 * added / images:.2f} % to {each:.1f} KiB an image")
     return files
 
 
 def measure(files: dict[str, Crops], quality: int, threads: int, rounds: int) -> list[dict[str, Any]]:
     plain, clock = files["plain"], process_time if threads == 1 else perf_counter
     # A batch of ours, untimed, touches all the memory that it takes.
-    epochs = {name: (partial(files[kind].epoch, mode, threads, WARM - 1), 1) for name, (mode, kind) in STEPS.items()}
+    epochs = {
+        name: (partial(files[kind].epoch, mode, threads, WARM - 1), 1) for name, (mode, kind) in STEPS.items()
+    }
     if threads == 1:
         epochs["OpenCV"] = (partial(plain.epoch_with_opencv, WARM - 1), 1)
     if has_ffcv():
@@ -169,7 +211,9 @@ def measure(files: dict[str, Crops], quality: int, threads: int, rounds: int) ->
     timings = take_turns(cases, rounds)
     rows, count = [], len(plain.tables) - WARM * BATCH
     psnr = fused_psnr(files["index"])
-    baselines = [name for name in ("stock FFCV", "stock FFCV, its own crops", "OpenCV", "full") if name in timings]
+    baselines = [
+        name for name in ("stock FFCV", "stock FFCV, its own crops", "OpenCV", "full") if name in timings
+    ]
     for baseline, name in itertools.product(baselines, STEPS):
         if name == baseline:
             continue
@@ -181,7 +225,8 @@ def measure(files: dict[str, Crops], quality: int, threads: int, rounds: int) ->
             "against": baseline,
             **(psnr if "fused" in name else {}),
         }
-        case = f"{name} against {baseline}, {RESOLUTION} px quality {quality}, {plain.size} px, flip, {threads} threads"
+        setting = f"{RESOLUTION} px quality {quality}, {plain.size} px, flip, {threads} threads"
+        case = f"{name} against {baseline}, {setting}"
         rows.append(compare("crop_decode", case, ours, theirs, **extra))
     return rows
 
@@ -207,7 +252,15 @@ def print_memory(path: Path, size: int, kind: str) -> None:
             peak = max(peak, private_bytes())
     else:
         augmentation = Augmentation(scale=(0.08, 1.0))
-        options = {"batch_size": BATCH, "image_size": size, "augmentation": augmentation, "seed": 0, "train": True, "workers": 2, "drop_last": False}
+        options = {
+            "batch_size": BATCH,
+            "image_size": size,
+            "augmentation": augmentation,
+            "seed": 0,
+            "train": True,
+            "workers": 2,
+            "drop_last": False,
+        }
         with open_loader("ffcv", path, decoding=Decoding(resize="fused"), **options) as loader:
             for _ in loader.epoch(0):
                 peak = max(peak, private_bytes())
@@ -216,7 +269,12 @@ def print_memory(path: Path, size: int, kind: str) -> None:
 
 def memory_row(path: Path, size: int) -> dict[str, Any]:
     ours, theirs = peak_memory(path, size, "ours"), peak_memory(path, size, "stock")
-    row = compare("crop_decode", f"peak memory of an epoch, batch {BATCH}, FFCV pipeline, 2 threads", Timing((ours,)), Timing((theirs,)))
+    row = compare(
+        "crop_decode",
+        f"peak memory of an epoch, batch {BATCH}, FFCV pipeline, 2 threads",
+        Timing((ours,)),
+        Timing((theirs,)),
+    )
     return {**row, "unit": "bytes", "against": "stock FFCV"}
 
 
@@ -226,9 +284,16 @@ def default_images() -> Path | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=Path, default=default_images())
-    parser.add_argument("--batches", type=int, default=12, help="timed batches of an epoch, 256 images each (default: %(default)s)")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        default=12,
+        help="timed batches of an epoch, 256 images each (default: %(default)s)",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quality", type=int, nargs="+", default=[90, 95])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])

@@ -1,4 +1,5 @@
-/* All of the decoder as one translation unit; build.py compiles it once for every instruction set, with CORE naming the result. */
+/* The whole decoder as one translation unit. build_library.py compiles it once for each instruction set; CORE names the
+   result. */
 #include "internal.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__

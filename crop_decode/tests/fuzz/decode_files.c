@@ -1,14 +1,13 @@
-/* Decodes the files named on the command line in every mode, without Python, for valgrind and sanitizers. `make sanitize` does it with
-   the latter; with valgrind, which sees into libjpeg too:
+/* Decode the files named on the command line in every mode, without Python, for valgrind and sanitizers. `make sanitize`
+   runs it with sanitizers. With valgrind, which checks libjpeg too, from the folder crop_decode/:
 
      python tests/fuzz/mutate_jpegs.py 2000 1 --write corpus
-     D=replicate/loaders/_crop_decode
-     gcc -g -O1 -mavx2 -mbmi2 -DCD_FUZZING -DCORE=cd_core_generic -DCORE_NAME=generic -I$D tests/fuzz/decode_files.c $D/core.c $D/dispatch.c \
-         -ljpeg -pthread -o decode_files
-     export JSIMD_FORCENONE=1   # libjpeg-turbo's assembly computes on padding that it then drops, which memcheck takes for a finding
+     gcc -g -O1 -mavx2 -mbmi2 -DCD_FUZZING -DCORE=cd_core_generic -DCORE_NAME=generic -Icsrc tests/fuzz/decode_files.c \
+         csrc/core.c csrc/dispatch.c -ljpeg -pthread -o decode_files
+     export JSIMD_FORCENONE=1   # libjpeg-turbo's assembly computes on padding, which memcheck reports
      find corpus -name '*.jpg' -exec valgrind -q --error-exitcode=9 --leak-check=full ./decode_files {} +
 
-   A file x.jpg may have its seek index beside it, x.seek. CD_FUZZING: an index that does not match is followed all the same. */
+   A file x.jpg may have a seek index beside it, x.seek. With CD_FUZZING the decoder follows an index that does not match. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,11 +1,13 @@
-"""Decodes mutated JPEGs: `python tests/fuzz/mutate_jpegs.py COUNT [SEED] [--write FOLDER]`. Exits with 1 when a mutation was mistreated; a crash
-speaks for itself. --write only writes the mutations, for `decode_files.c`.
+"""Decode mutated JPEGs: `python tests/fuzz/mutate_jpegs.py COUNT [SEED] [--write FOLDER]`.
 
-For each mutated file and a random crop, in every mode:
-- an error, or pixels; never a crash or a read out of bounds (run it under valgrind or a sanitizer to see those too);
-- pixels equal what libjpeg's full decode of the same damaged bytes gives there, as long as libjpeg did not complain;
-- with verify=True, pixels only where libjpeg's full decode had no complaint;
-- with a seek index (of the file before its mutation, mutated itself, or of another file) an error, or the full decode's pixels.
+Exits with 1 after a mutation that breaks a rule, and keeps the file. --write only writes the mutations, for
+`decode_files.c`. The rules, for each mutated file and a random crop, in every mode:
+
+- The result is an error or pixels, never a crash.
+- Pixels equal those of libjpeg's full decode of the same bytes, unless libjpeg complains.
+- With verify=True, pixels come only where libjpeg's full decode has no complaint.
+- With a seek index (of the file before its mutation, mutated, or of another file) the result is an error, or
+  the pixels of the full decode.
 """
 
 import argparse
@@ -14,11 +16,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import crop_decode
 import numpy as np
+from crop_decode import DecodeError, Decoding
 from PIL import Image
-
-from replicate.loaders import crop_decode, restart
-from replicate.loaders.crop_decode import DecodeError, Decoding
 
 REFERENCE = Decoding(full=True, entropy="libjpeg")
 MODES = {
@@ -53,15 +54,17 @@ def seeds(rng: np.random.Generator) -> list[bytes]:
         for mode in ("RGB", "L"):
             height, width = rng.integers(1, 120, 2)
             buffer = io.BytesIO()
-            Image.fromarray(photo(rng, height, width)).convert(mode).save(buffer, "JPEG", **{"quality": 85, **option})
+            Image.fromarray(photo(rng, height, width)).convert(mode).save(
+                buffer, "JPEG", **{"quality": 85, **option}
+            )
             files.append(buffer.getvalue())
     buffer = io.BytesIO()
     Image.fromarray(photo(rng, 40, 40)).convert("CMYK").save(buffer, "JPEG")
-    return [*files, buffer.getvalue(), *(restart.add_restarts(file, 2) for file in files[:6])]
+    return [*files, buffer.getvalue(), *(crop_decode.add_restarts(file, 2) for file in files[:6])]
 
 
 def mutate(rng: np.random.Generator, data: bytes) -> bytes:
-    """Flips bits, overwrites, cuts, repeats or inserts, once or several times."""
+    """Flip bits, overwrite, cut, delete or insert, up to four times."""
     array = np.frombuffer(data, np.uint8).copy()
     for _ in range(int(rng.integers(1, 5))):
         kind, at = rng.integers(7), int(rng.integers(0, max(len(array), 1)))
@@ -82,16 +85,20 @@ def mutate(rng: np.random.Generator, data: bytes) -> bytes:
             array = np.insert(array, at, rng.integers(0, 256, length).astype(np.uint8))
         else:
             at = int(rng.integers(0, min(len(array), 700)))
-            array[at] = rng.choice([0, 1, 2, 3, 4, 0x11, 0x22, 0x7F, 0x80, 0xFF, 0xC0, 0xC2, 0xD9, 0xDA, 0xDD])
+            array[at] = rng.choice(
+                [0, 1, 2, 3, 4, 0x11, 0x22, 0x7F, 0x80, 0xFF, 0xC0, 0xC2, 0xD9, 0xDA, 0xDD]
+            )
     return array.tobytes()
 
 
-def attempt(data: bytes, box: tuple[int, ...], decoding: Decoding, index: bytes | None = None) -> np.ndarray | None:
-    """The crop, or None when it was refused. Resized modes are run for their memory accesses alone."""
+def attempt(
+    data: bytes, box: tuple[int, ...], decoding: Decoding, index: bytes | None = None
+) -> np.ndarray | None:
+    """The crop, or None when it was refused. The resized modes only run, so that a bad access shows."""
     try:
         if decoding.resize == "fused" or decoding.interpolation == "bicubic":
-            crop_decode.decode_crop_resize(data, box, True, 33, decoding, index=index)
-        return crop_decode.decode_crop(data, box, False, decoding, index=index)
+            crop_decode.decode_jpeg(data, box, 33, flip=True, decoding=decoding, index=index)
+        return crop_decode.decode_jpeg(data, box, decoding=decoding, index=index)
     except DecodeError:
         return None
 
@@ -107,7 +114,7 @@ def box_of(rng: np.random.Generator, data: bytes) -> tuple[int, ...]:
 
 
 def check_index(box: tuple[int, ...], data: bytes, index: bytes, what: str, counts: Counter) -> str | None:
-    """What is wrong with how `data` was decoded with `index`, or None."""
+    """The rule that decoding `data` with `index` breaks, or None."""
     for decoding in (Decoding(), Decoding(resize="fused")):
         pixels = attempt(data, box, decoding, index)
         counts[f"{what}, {decoding.resize}: {'refused' if pixels is None else 'pixels'}"] += 1
@@ -121,7 +128,9 @@ def check_index(box: tuple[int, ...], data: bytes, index: bytes, what: str, coun
     return None
 
 
-def check_indices(rng: np.random.Generator, which: int, files: list[bytes], indices: list[bytes | None], counts: Counter) -> str | None:
+def check_indices(
+    rng: np.random.Generator, which: int, files: list[bytes], indices: list[bytes | None], counts: Counter
+) -> str | None:
     """The undamaged file number `which` with its own index, a mutated one, and another file's."""
     own, other = indices[which], indices[int(rng.integers(len(files)))]
     if own is None:
@@ -133,18 +142,25 @@ def check_indices(rng: np.random.Generator, which: int, files: list[bytes], indi
         wrong = wrong or check_index(box, files[which], other, "another file's index", counts)
     before = counts["index, exact: refused"]
     wrong = wrong or check_index(box, files[which], own, "index", counts)
-    return wrong or ("index: refused beside its undamaged file" if counts["index, exact: refused"] > before else None)
+    return wrong or (
+        "index: refused beside its undamaged file" if counts["index, exact: refused"] > before else None
+    )
 
 
 def check(rng: np.random.Generator, data: bytes, index: bytes | None, counts: Counter) -> str | None:
-    """What is wrong with how `data` was treated, or None."""
+    """The rule that decoding `data` breaks, or None."""
     box = box_of(rng, data)
     reference = attempt(data, box, REFERENCE)
     counts["file refused by libjpeg" if reference is None else "file accepted by libjpeg"] += 1
     for name, decoding in MODES.items():
         pixels = attempt(data, box, decoding)
         counts[f"{name}: {'refused' if pixels is None else 'pixels'}"] += 1
-        if pixels is not None and reference is not None and decoding.dct == "accurate" and not np.array_equal(pixels, reference):
+        if (
+            pixels is not None
+            and reference is not None
+            and decoding.dct == "accurate"
+            and not np.array_equal(pixels, reference)
+        ):
             return f"{name}: other pixels than the full decode, box {box}"
         if name == "verify" and pixels is not None and reference is None:
             return f"verify: accepted what libjpeg refuses, box {box}"
@@ -152,7 +168,9 @@ def check(rng: np.random.Generator, data: bytes, index: bytes | None, counts: Co
 
 
 def write(folder: Path, count: int, seed: int) -> None:
-    """The files themselves and `count` mutations, each with the seek index of the file that it was made from, every other one mutated too."""
+    """Write the files and `count` mutations, each with the seek index of its original; every other index is
+    mutated.
+    """
     rng = np.random.default_rng(seed)
     files = seeds(rng)
     indices = indices_of(files)
@@ -161,7 +179,9 @@ def write(folder: Path, count: int, seed: int) -> None:
         which = i if i < len(files) else int(rng.integers(len(files)))
         (folder / f"{i:06d}.jpg").write_bytes(files[which] if i < len(files) else mutate(rng, files[which]))
         index = indices[which] or b""
-        (folder / f"{i:06d}.seek").write_bytes(mutate(rng, index) if i >= len(files) and i % 2 and index else index)
+        (folder / f"{i:06d}.seek").write_bytes(
+            mutate(rng, index) if i >= len(files) and i % 2 and index else index
+        )
 
 
 def main(count: int, seed: int = 0) -> int:
@@ -186,14 +206,16 @@ def indices_of(files: list[bytes]) -> list[bytes | None]:
     found: list[bytes | None] = []
     for file in files:
         try:
-            found.append(restart.build_index(file, 3))
+            found.append(crop_decode.build_index(file, 3))
         except DecodeError:
             found.append(None)
     return found
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("count", type=int)
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("--write", type=Path, metavar="FOLDER")

@@ -1,1 +1,0 @@
-"""C sources of the crop decoder and the build script."""

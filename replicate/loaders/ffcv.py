@@ -373,7 +373,7 @@ class FfcvLoader(BaseLoader):
         index, images = item
         return as_batch(self.augment(images, index, epoch), self.labels[index], index, self.decoder.decoding.planar)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def _epoch(self, epoch: int) -> Iterator[Batch]:
         plan = self.plan(epoch)
         with closing(self._raw_batches(plan)) as raw:
             if self.augmentation.colours:

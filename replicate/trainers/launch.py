@@ -29,6 +29,7 @@ def launch(params: Params, name: str, command: Sequence[str]) -> None:
     budget = params.budget_named()
     with open_session(params.machine, budget.precision, budget.loader) as session:
         context = context_of(params, name, session)
+        refuse_one_class(context)
         seeds = context.seeds
         processes = seed_processes(params.machine.seed_processes, seeds, session)
         if processes > 1 and _steps(context) >= STEPS_WORTH_A_PROCESS and not all(context.store(s).finished() for s in range(seeds)):
@@ -41,7 +42,9 @@ def launch_seed(params: Params, name: str, seed: int) -> None:
     end_with_parent()
     budget = params.budget_named()
     with open_session(params.machine, budget.precision, budget.loader) as session:
-        train_one_seed(context_of(params, name, session), seed, trainer_of(params, name))
+        context = context_of(params, name, session)
+        refuse_one_class(context)
+        train_one_seed(context, seed, trainer_of(params, name))
 
 
 def show_log(params: Params, name: str) -> None:
@@ -85,7 +88,22 @@ def launch_all(params: Params, papers: list[str]) -> None:
     budget = params.budget_named()
     with open_session(params.machine, budget.precision, budget.loader) as session:
         for name in with_upstream(params, runs):
-            train_seeds(context_of(params, name, session), trainer_of(params, name))
+            context = context_of(params, name, session)
+            refuse_one_class(context)
+            train_seeds(context, trainer_of(params, name))
+
+
+def refuse_one_class(context: RunContext) -> None:
+    """Raise UserError when the run learns or scores classes and its data set has only one: any model would score 100 %."""
+    run = context.run
+    if isinstance(run, PretrainRun):
+        labelled = run.objective == "supmae" or run.online_probe
+    else:
+        labelled = isinstance(run, EvaluateRun) and run.protocol != "invariance"
+    if labelled and context.num_classes < 2:
+        [name] = context.manifest.class_names
+        only = f"data set {context.run.dataset} has one class, {name!r}"
+        raise UserError(f"run {context.name}: {only}; classifying needs at least two")
 
 
 def with_upstream(params: Params, names: Iterable[str]) -> list[str]:

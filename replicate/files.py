@@ -1,4 +1,4 @@
-"""Write a file so that readers see the old content or the new content, never a part of it."""
+"""Files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from replicate.errors import UserError
 
 
-def atomic_write(
-    path: Path,
-    write: Callable[[Path], object],
-    failures: tuple[type[Exception], ...] = (OSError, RuntimeError),
-) -> None:
-    """Call `write(temporary_path)`, flush the file to disk and rename it to `path`. Creates missing folders.
+def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write(temporary_path)`, flush the file to disk and move it to `path`.
 
-    Raises UserError when `write` or the disk raises one of `failures`. `path` then keeps its old content.
+    Raises UserError when the disk is full or read-only; what was at `path` before stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -26,10 +23,8 @@ def atomic_write(
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
-    except failures as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be written: {reason}; what was there before is unchanged") from None
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be written: {error}; what was there before is unchanged") from None
     finally:
-        # The temporary file may lie on a disk that rejects every change; report the first error only.
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -20,10 +20,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from replicate.config.backbones import VIT_SIZES
 from replicate.cost.bench import compare, interleave, write_results
 from replicate.losses.reconstruction import reconstruction_loss
 from replicate.models.mae import MAE, ragged
-from replicate.config.backbones import VIT_SIZES
 from replicate.patches import patchify
 
 BETA = 26.0

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from replicate import targets
+from replicate.config.backbones import VIT_SIZES
 from replicate.cost.bench import Timing, compare, interleave, write_results
 from replicate.cost.memory import activation_bytes, cuda_peak_bytes
 from replicate.loaders.pixels import normalise
@@ -35,7 +36,6 @@ from replicate.models.backbones import build_encoder
 from replicate.models.cpu import plain_torch
 from replicate.models.mae import MAE
 from replicate.models.mim import BASELINES, MIM
-from replicate.config.backbones import VIT_SIZES
 
 MEMORY_SAVING = [2.0, 3.33]
 """50 to 70 % less, sec 5.1."""

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from replicate.config.backbones import VIT_SIZES
 from replicate.cost.bench import Timing, compare, interleave, write_results
 from replicate.cost.macs import TRAINING_FACTOR, mae_macs
 from replicate.losses.reconstruction import reconstruction_loss
 from replicate.models.cpu import plain_torch
 from replicate.models.huggingface import to_transformers
 from replicate.models.mae import MAE
-from replicate.config.backbones import VIT_SIZES
 from replicate.targets.pixel import Target
 
 NAME = "mae_step"

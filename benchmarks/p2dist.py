@@ -19,12 +19,12 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from replicate.config.backbones import VIT_SIZES
 from replicate.cost.bench import Timing, compare, interleave, write_results
 from replicate.difficulty import p2dist, p2dist_approx
 from replicate.losses.reconstruction import reconstruction_loss
 from replicate.masking import random_masking
 from replicate.models.mae import MAE
-from replicate.config.backbones import VIT_SIZES
 from replicate.targets.pixel import Target
 
 GRID, PATCH_SIZE = (14, 14), 16

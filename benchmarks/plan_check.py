@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
+from replicate.config import Params, load
+from replicate.config.backbones import vit_backbone
 from replicate.cost.bench import describe_machine, write_results
 from replicate.cost.kinds import ImageCost, evaluate_cost, pretrain_cost
 from replicate.cost.rates import measure, median_seconds
 from replicate.models.classifier import build_classifier
-from replicate.config.backbones import vit_backbone
-from replicate.config import Params, load
 from replicate.provenance import git_state
 from replicate.schedules.layer_decay import plain_groups
 from replicate.trainers.classify import ClassifyTask

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import torch
 from test_engine import MemoryLoader, Regression, run_of
 
+from replicate.config import Machine
+from replicate.config.backbones import vit_backbone
 from replicate.loaders import data
 from replicate.models.classifier import build_classifier
-from replicate.config.backbones import vit_backbone
-from replicate.config import Machine
+from replicate.pipeline.store import RunStore
 from replicate.trainers.accuracy import accuracy
 from replicate.trainers.engine import accumulation, fit
 from replicate.trainers.session import Session, open_session
-from replicate.pipeline.store import RunStore
 
 IMAGES = 1003
 

@@ -4,7 +4,13 @@ import torch
 import replicate.compat  # noqa: F401
 from replicate.config.backbones import VIT_SIZES, Backbone, vit_backbone
 from replicate.errors import UserError
-from replicate.models.classifier import build_classifier, build_probe, freeze_for_partial, init_head, load_encoder
+from replicate.models.classifier import (
+    build_classifier,
+    build_probe,
+    freeze_for_partial,
+    init_head,
+    load_encoder,
+)
 from replicate.models.cpu import plain_torch
 from replicate.models.mae import MAE
 

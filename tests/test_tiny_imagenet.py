@@ -41,6 +41,6 @@ def test_a_folder_that_is_not_the_archive_is_named(archive, tmp_path, capsys):
 
 
 def test_ten_of_two_hundred_classes_are_ten_of_every_fifth():
-    """What is measured on a fifth of the classes is what `classes: 10` takes from all of them."""
+    """`classes: 10` takes the same classes from all 200 as from a fifth of them."""
     names = [f"n{number:03d}" for number in range(200)]
     assert spread_classes(names, 10, Path()) == spread_classes(names[::5], 10, Path()) == names[::20]

@@ -15,12 +15,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from replicate.errors import UserError
+from replicate.loaders.listing import LeftOut
+from replicate.loaders.sources import class_folders, images_in
+
 
 def images(source: Path) -> Iterator[tuple[str, str, Path]]:
     """Split, class and file of every labelled image of the unpacked archive. Raises ValueError for a line without file and class."""
-    for folder in sorted((source / "train").iterdir()):
-        for path in sorted((folder / "images").glob("*.JPEG")):
-            yield "train", folder.name, path
+    left_out = LeftOut(source)
+    for name in class_folders(source / "train", left_out):
+        for path in images_in(source / "train" / name / "images", left_out):
+            yield "train", name, path
+    left_out.report()
     annotations = source / "val" / "val_annotations.txt"
     for number, line in enumerate(annotations.read_text().splitlines(), 1):
         words = line.split("\t")
@@ -63,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         print(f"{lay_out(given.source, given.target):,} images under {given.target}")
-    except ValueError as error:
+    except (UserError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

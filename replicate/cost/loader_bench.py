@@ -33,7 +33,7 @@ from replicate.loaders.beton_format import JPG, read_tables
 from replicate.loaders.crop_decode import Decoding
 from replicate.loaders.crops import epoch_order, flips, random_resized_crop_boxes
 from replicate.loaders.pixels import normalise
-from replicate.loaders.sources import EXTENSIONS
+from replicate.loaders.sources import images_in
 from replicate.loaders.writer import WriteSettings, encode_jpeg, write_beton
 
 T = TypeVar("T")
@@ -107,12 +107,7 @@ class Photographs:
 
 
 def _below(folder: Path) -> list[tuple[str, bytes]]:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; --images takes one with JPEG or PNG files in it, at any depth")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    if not paths:
-        raise UserError(f"{folder}: no JPEG or PNG file in it, nor below")
-    return [(str(path), path.read_bytes()) for path in paths]
+    return [(str(path), path.read_bytes()) for path in images_in(folder)]
 
 
 def _of_scikit_image() -> list[tuple[str, bytes]]:

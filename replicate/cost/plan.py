@@ -20,6 +20,7 @@ from replicate.config import EvaluateRun, PretrainRun, TokenizerRun, published
 from replicate.cost.kinds import ImageCost, evaluate_cost, pretrain_cost, tokenizer_cost
 from replicate.cost.rates import Rates
 from replicate.errors import UserError
+from replicate.loaders.sources import count_images, source_folder
 from replicate.schedules.stages import view_at
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _short(value: float) -> str:
 
 
 def _expected(dataset: Dataset) -> DataSize:
-    source = Path(dataset.source)
+    source = source_folder(dataset.source)
     photos = dataset.source == "photos"
     found = None if photos else _counted(source)
     base = PHOTOS if photos else found or IMAGENET | {"classes": IMAGENET_CLASSES}
@@ -131,9 +132,7 @@ def _expected(dataset: Dataset) -> DataSize:
 def _counted(source: Path) -> dict[str, int] | None:
     if not (source / "train").is_dir():
         return None
-    classes = [folder for folder in (source / "train").iterdir() if folder.is_dir()]
-    count = {split: sum(1 for _ in (source / split).glob("*/*")) for split in ("train", "val")}
-    return count | {"classes": len(classes)}
+    return count_images(source)
 
 
 def _line(params: Params, name: str, budget: str, rates: Rates, devices: int, data: DataSize) -> dict[str, Any]:

@@ -16,7 +16,18 @@ from matplotlib.axes import Axes
 from replicate import intervals
 from replicate.intervals import Curve
 from replicate.report.quantities import NotRun, Reader
-from replicate.report.style import HEATMAP, HEIGHT, MARKERS, OURS, PALETTE, PAPER, REFERENCE, WIDTH, Figure, set_theme
+from replicate.report.style import (
+    HEATMAP,
+    HEIGHT,
+    MARKERS,
+    OURS,
+    PALETTE,
+    PAPER,
+    REFERENCE,
+    WIDTH,
+    Figure,
+    set_theme,
+)
 
 ACCURACY = "top-1 accuracy (%)"
 

@@ -117,8 +117,8 @@ def load_model(run: PretrainRun, weights: Path) -> tuple[torch.nn.Module, torch.
 
 
 def sample_images(folder: Path, image_size: int, count: int) -> torch.Tensor:
-    """`count` validation images (count, 3, S, S) uint8, spread evenly over the classes as they are stored."""
-    options = {"batch_size": 256, "image_size": image_size, "augmentation": EVALUATION, "seed": 0, "train": False}
+    """`count` validation images (count, 3, S, S) uint8, spread evenly over the classes; fewer if some are damaged."""
+    options = {"batch_size": 256, "image_size": image_size, "augmentation": EVALUATION, "seed": 0, "train": False, "on_error": "skip"}
     with open_loader("auto", folder / "val.beton", **options) as loader:
         wanted = np.linspace(0, loader.num_images - 1, count).round()
         return torch.cat([batch.images[torch.from_numpy(np.isin(batch.index, wanted))] for batch in loader.epoch(0)])

@@ -24,7 +24,17 @@ import pandas as pd
 from replicate.config import published
 from replicate.errors import UserError
 from replicate.provenance import PAGE_SOURCES, git_state, machine, versions
-from replicate.report import loader_runs, notebook, rerun, results, scoreboard, summary, tables, texts, verdicts
+from replicate.report import (
+    loader_runs,
+    notebook,
+    rerun,
+    results,
+    scoreboard,
+    summary,
+    tables,
+    texts,
+    verdicts,
+)
 from replicate.report.page import page, table
 from replicate.report.scale import scale_of
 from replicate.report.scoreboard import MEANING, Scoreboard

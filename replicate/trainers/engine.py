@@ -17,15 +17,16 @@ from tqdm import tqdm
 
 from replicate.errors import UserError
 from replicate.models.resized import Resized, carry_optimizer_state
-from replicate.trainers.checkpoints import Checkpoints
 from replicate.schedules.lr import set_learning_rate, warmup_cosine
 from replicate.schedules.stages import View, view_at
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.session import Session, seed_everything
 from replicate.trainers.sharding import is_sharded, load_sharded, whole_state
 
 if TYPE_CHECKING:
     from replicate.config import Optimisation
-    from replicate.loaders import Batch, Loader
+    from replicate.loaders import Batch
+    from replicate.loaders.base import BaseLoader
 
 CHECKPOINT_SHARE = 0.05  # of the time: a checkpoint is written once training has lasted 20 times as long as writing the last one took
 LOG_SECONDS = 30  # between two lines of the log within an epoch
@@ -47,7 +48,7 @@ class Task(Protocol):
 def fit(
     task: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loader: Loader,
+    loader: BaseLoader,
     run: Optimisation,
     session: Session,
     store: Checkpoints,
@@ -194,9 +195,21 @@ def _step(stepped, optimizer, scaler, group, run, session, epoch: int, progress:
 
 
 def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """The micro-batches of each step, without those whose images are all damaged and left out.
+
+    A step that loses all its images takes those of the step before (at the start: after) it, because every process must
+    take part in every step.
+    """
     iterator = iter(batches)
-    while group := list(itertools.islice(iterator, size)):
-        yield group
+    group: list[Batch] = []
+    missed = 0
+    while planned := list(itertools.islice(iterator, size)):
+        group = [batch for batch in planned if len(batch.labels)] or group
+        if not group:
+            missed += 1
+            continue
+        yield from [group] * (1 + missed)
+        missed = 0
 
 
 def _refuse_nan(loss: Tensor | float, name: str, epoch: int, step: int) -> None:

@@ -8,10 +8,10 @@ from torch import nn
 
 import replicate.compat  # noqa: F401
 from replicate.models.weights import load_weights
-from replicate.trainers.context import RunContext
-from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.builders import build_probe, load_encoder
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.classify import train_classifier
+from replicate.trainers.context import RunContext
 from replicate.trainers.session import seed_everything
 
 from timm.optim import Lars  # isort: skip  (after replicate.compat)

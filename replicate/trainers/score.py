@@ -10,17 +10,19 @@ import torch
 from PIL import Image
 from torch import nn
 
+from replicate.errors import UserError
 from replicate.loaders.base import as_batch
 from replicate.loaders.crop_decode import Decoding, decode_crop_resize
 from replicate.loaders.crops import center_boxes
 from replicate.loaders.decode import decode_image, resize_crop
 from replicate.loaders.folder import source_behind
 from replicate.loaders.pixels import normalise
+from replicate.loaders.sources import Source
 from replicate.loaders.writer import encode_jpeg, shrink
 from replicate.models.weights import load_weights
-from replicate.trainers.context import RunContext
-from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.builders import build_classifier
+from replicate.trainers.checkpoints import Checkpoints
+from replicate.trainers.context import RunContext
 from replicate.trainers.images import EVALUATION_BATCH
 from replicate.trainers.session import seed_everything
 
@@ -42,8 +44,12 @@ def _accuracy(model: nn.Module, context: RunContext) -> dict[str, float]:
     right1 = right5 = count = stored = 0
     mine = np.arange(session.rank, len(source), session.world_size)
     for start in range(0, len(mine), EVALUATION_BATCH):
-        index = mine[start : start + EVALUATION_BATCH]
-        crops, sizes = zip(*(crop(source.read(i), source.names[i], context.run) for i in index), strict=True)
+        chosen = mine[start : start + EVALUATION_BATCH]
+        read = {i: found for i in chosen if (found := _read(source, i, context)) is not None}
+        if not read:
+            continue
+        index = np.array(list(read))
+        crops, sizes = zip(*read.values(), strict=True)
         batch = as_batch(np.stack(crops), source.labels[index], index, planar=False)
         with session.autocast():
             logits = model(normalise(batch.images.to(session.device)))
@@ -51,7 +57,19 @@ def _accuracy(model: nn.Module, context: RunContext) -> dict[str, float]:
         right1, right5 = right1 + int(ranked[:, 0].sum()), right5 + int(ranked.sum())
         count, stored = count + len(index), stored + sum(sizes)
     right1, right5, count, stored = session.all_reduce_sum(right1, right5, count, stored)
+    if not count:
+        raise UserError(f"run {context.name}: none of the {len(source)} validation images can be read")
     return {"top1": 100.0 * right1 / count, "top5": 100.0 * right5 / count, "bytes_per_image": stored / count}
+
+
+def _read(source: Source, index: int, context: RunContext) -> tuple[np.ndarray, int] | None:
+    """`crop` of one image. None for a damaged one, if the data set's settings say `on_error: skip`."""
+    try:
+        return crop(source.read(index), source.names[index], context.run)
+    except UserError:
+        if context.on_error == "raise":
+            raise
+        return None
 
 
 def crop(stored: bytes | np.ndarray, name: str, run: ScoreRun) -> tuple[np.ndarray, int]:

@@ -244,7 +244,9 @@ class MAE(nn.Module):
     def _p2dist(self, mask: Tensor) -> Tensor | None:
         if self.decoder_beta is None and not self.with_p2dist:
             return None
-        from replicate.difficulty import difficulty  # imported by those runs alone that weigh or drop something
+        from replicate.difficulty import (
+            difficulty,  # imported by those runs alone that weigh or drop something
+        )
 
         return difficulty(mask, self.grid, self.patch_size, self.difficulty)
 

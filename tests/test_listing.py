@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from replicate.errors import UserError
@@ -229,11 +228,7 @@ def one_class(tmp_path: Path) -> Path:
     for split in ("train", "val"):
         for number in range(40):
             _save(tmp_path / "only" / split / "cat" / f"{number}.jpg", 3 * number)
-    path = write_params(tmp_path)
-    content = yaml.safe_load(path.read_text())
-    content["budgets"]["smoke"]["data"] = {"source": str(tmp_path / "only")}
-    path.write_text(yaml.dump(content))
-    return path
+    return write_params(tmp_path, data={"source": str(tmp_path / "only"), "train_images": None, "val_images": None})
 
 
 def test_a_data_set_of_one_class_is_not_scored(one_class: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +237,7 @@ def test_a_data_set_of_one_class_is_not_scored(one_class: Path, monkeypatch: pyt
 
     monkeypatch.chdir(one_class.parent)
     params = load(one_class)
-    name = next(name for name, run in params.evaluate.items() if run.pretrain_name == "light_90")
+    name = "light_90_llrd_80"
     launch.write_dataset(params, params.run(name).dataset)
     with pytest.raises(
         UserError, match=f"run {name}: data set .* has one class, 'cat'; classifying needs at least two"

@@ -101,14 +101,13 @@ def block_masking(noise: Tensor, mask_ratio: float, grid: tuple[int, int]) -> Ma
     visible = torch.ones(images, *grid, device=noise.device)
     active = torch.ones(images, 1, dtype=torch.bool, device=noise.device)
     image = torch.arange(images, device=noise.device)
-    for share, shape, place in zip(
-        draws[..., 0].unbind(1), shapes.unbind(1), draws[..., 2:].unbind(1), strict=True
-    ):
+    for number in range(BLOCKS):
+        share, shape, place = draws[:, number, :, 0], shapes[:, number], draws[:, number, :, 2:]
         room = visible.sum(dim=(1, 2))[:, None] - kept
-        side = (least + share * (room - least)).sqrt()
-        extent = torch.stack([side * shape, side / shape], dim=2).round()  # (N, TRIES, 2): height, width
+        root = (least + share * (room - least)).sqrt()
+        extent = torch.stack([root * shape, root / shape], dim=2).round()  # (N, TRIES, 2): height, width
         first = (place * (size - extent + 1)).floor()
-        in_rows, in_columns = (_span(n, first[..., k], extent[..., k]) for k, n in enumerate(grid))
+        in_rows, in_columns = (_span(side, first[..., k], extent[..., k]) for k, side in enumerate(grid))
         fresh = (in_rows @ visible * in_columns).sum(dim=2)  # visible patches that each rectangle would mask
         fits = active & (extent < size).all(dim=2) & (fresh > 0) & (fresh <= room)
         active = fits.any(dim=1, keepdim=True)

@@ -133,7 +133,7 @@ def test_block_masks_are_distributed_as_those_of_beit(grid, ratio, distance):
     theirs = (scores.argsort(1, descending=True).argsort(1) < quota).double().view(-1, *grid)
     assert mean_edges(ours) == pytest.approx(mean_edges(theirs), rel=0.025)
     assert (ours.mean(0) - theirs.mean(0)).abs().max() < 0.07
-    mean = [(p2dist(m.flatten(1).float(), grid, 16).sum() / m.sum()).item() for m in (ours, theirs)]
+    mean = [p2dist(m[:500].flatten(1), grid, 16).sum().item() / (500 * quota) for m in (ours, theirs)]
     assert mean[0] == pytest.approx(mean[1], rel=0.025)
     assert distance is None or mean[0] == pytest.approx(distance, abs=0.6)
 

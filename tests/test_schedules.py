@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from replicate.config import load
-from replicate.config.backbones import vit_backbone
+from replicate.config.backbones import Backbone, vit_backbone
 from replicate.config.hierarchies import HIERARCHIES
 from replicate.models.backbones import build_classifier
 from replicate.schedules.layer_decay import decayed_groups, layer_levels, layer_scales, plain_groups
@@ -95,7 +95,7 @@ TIMM_BLOCKS = {
 
 def built(name):
     with torch.device("meta"):
-        return build_classifier(name, 10, image_size=256 if "256" in name else 224)
+        return build_classifier(Backbone(name, {}), 10, image_size=256 if "256" in name else 224)
 
 
 def test_every_backbone_that_a_run_names_is_counted(params):

@@ -19,9 +19,7 @@ from replicate.targets import build, hog
 
 
 def scikit_cells(images: np.ndarray, cell: int = 8) -> np.ndarray:
-    """Sobel gradients fed to scikit-image's cell histograms, transposed: its angle is atan2(rows,
-    columns).
-    """
+    """Sobel gradients in scikit-image's cell histograms, transposed: its angle is atan2(rows, columns)."""
     batch, channels, height, width = images.shape
     out = np.zeros((batch, channels, hog.BINS, height // cell, width // cell))
     for image, image_out in zip(images.astype(np.float64), out, strict=True):

@@ -1,6 +1,4 @@
-"""Reconstruction loss, its weightings and its companions, against formulas written independently of the
-package.
-"""
+"""Reconstruction loss, weightings and objectives, against formulas that the package does not use."""
 
 import pytest
 import torch

@@ -23,8 +23,8 @@ Grid = tuple[int, int]
 def p2dist(mask: Tensor, grid: Grid, patch_size: int) -> Tensor:
     """Exact P2Dist (Eq. 1): the mean over a patch's pixels of the distance to the nearest visible pixel.
 
-    mask (N, L) -> (N, L) in pixels, between pixel centres. Raises UserError if mask and grid do not fit. This is
-    a separable distance transform: squared gaps to the nearest visible patch down each patch column, and the
+    mask (N, L) -> (N, L) in pixels, between pixel centres. Raises UserError if mask and grid do not fit. The
+    distance transform is separable: squared gaps down to the nearest visible patch of each column, then the
     minimum over the columns of their sums with the squared gaps across.
     """
     rows, columns = grid

@@ -24,8 +24,10 @@ from replicate.loaders.folder import StoredSource
 from replicate.loaders.writer import WriteSettings
 from replicate.models.weights import load_weights
 from replicate.pipeline.seeds import weights_path
+from replicate.config.stages import expand
+from replicate.config import Encoding, Params, ScoreRun, load
 from replicate.report.results import read
-from replicate.schedules.stages import expand, view_at
+from replicate.schedules.stages import view_at
 from replicate.trainers import launch, score
 from replicate.trainers.online_probe import OnlineProbe
 from replicate.trainers.score import recompressed

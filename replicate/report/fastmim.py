@@ -22,7 +22,8 @@ from replicate.report import figures
 from replicate.report.quantities import NotRun
 from replicate.report.reconstruct import BORROWED, MASKED, PREDICTED, sample_images
 from replicate.report.style import HEATMAP, OURS, PAPER, REFERENCE, Figure
-from replicate.targets.hog import CELL, dense_hog, hog_image
+from replicate.report.glyphs import hog_image
+from replicate.targets.hog import CELL, dense_hog
 from replicate.targets.similarity import reduced, similarities
 
 if TYPE_CHECKING:

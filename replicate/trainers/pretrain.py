@@ -57,7 +57,7 @@ class PretrainTask(nn.Module):
         options = run.target_options | ({} if tokenizer is None else {"tokenizer": tokenizer})
         self.weighting = losses.build_weighting(run.weighting, patch_size=run.patch_size, difficulty=run.difficulty, **run.weighting_options)
         self.target = targets.build(run.target, run.patch_size, **options)
-        self.model = importlib.import_module(f"replicate.models.{run.method}").build(run, self.target.dim, self.weighting.needs_p2dist)
+        self.model = importlib.import_module(f"replicate.models.{run.method}").build(run, self.target.dim, self.weighting.needs_difficulty)
         self.extra = _extra_term(run, self.model.embed_dim, num_classes, teacher)
         self.probe = OnlineProbe(self.model, num_classes) if run.online_probe else None
         self.mask_ratio = run.mask_ratio

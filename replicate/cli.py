@@ -162,13 +162,15 @@ def _parser() -> argparse.ArgumentParser:
     actions = command.add_subparsers(metavar="ACTION", required=True)
     for name, handler, what in (
         ("import", _weights_import, "read a released checkpoint (.pth, .safetensors) into our format"),
-        ("export", _weights_export, "write our weights as .safetensors, or as .pth in the reference's format"),
+        ("export", _weights_export, "write our weights as .safetensors, as the reference's .pth, or for transformers"),
     ):
         action = actions.add_parser(name, help=what, description=what)
         action.add_argument("source", type=Path)
         action.add_argument("destination", type=Path)
         action.add_argument("--decoder", action="store_true", help="refuse a checkpoint that holds no decoder")
         action.set_defaults(handler=handler)
+    formats = "reference: .pth or .safetensors; hf: a folder for transformers' ViTMAEForPreTraining.from_pretrained"
+    action.add_argument("--format", choices=("reference", "hf"), default="reference", help=formats)
     return parser
 
 
@@ -366,5 +368,5 @@ def _weights_import(options: argparse.Namespace) -> None:
 def _weights_export(options: argparse.Namespace) -> None:
     from replicate.models.weights import export_weights
 
-    export_weights(options.source, options.destination, need_decoder=options.decoder)
+    export_weights(options.source, options.destination, options.decoder, options.format)
 

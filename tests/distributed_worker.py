@@ -12,7 +12,7 @@ import torch
 from test_engine import MemoryLoader, Regression, run_of
 
 from replicate.loaders import data
-from replicate.models.classifier import build_classifier
+from replicate.models.build import build_classifier
 from replicate.config.backbones import vit_backbone
 from replicate.config import Machine
 from replicate.trainers.accuracy import accuracy

@@ -1,11 +1,10 @@
 import pytest
 import torch
 
-import replicate.compat  # noqa: F401
 from replicate.errors import UserError
-from replicate.models.classifier import build_classifier, build_probe, freeze_for_partial, init_head, load_encoder
-from replicate.models.cpu import plain_torch
+from replicate.models.build import build_classifier, build_probe, load_encoder, pooled, tokens
 from replicate.models.mae import MAE
+from replicate.models.vit import freeze_for_partial, init_head
 from replicate.config.backbones import VIT_SIZES, Backbone, vit_backbone
 
 TINY = vit_backbone("vit", embed_dim=48, depth=4, num_heads=4, patch_size=8)
@@ -102,7 +101,7 @@ def test_timms_mae_weights_give_timms_features():
     load_encoder(model, theirs.state_dict())
     load_encoder(probe, theirs.state_dict())
     image = torch.randn(1, 3, 224, 224)
-    with torch.no_grad(), plain_torch():
+    with torch.no_grad():
         torch.testing.assert_close(probe.forward_features(image), theirs.forward_features(image), rtol=0, atol=0)
         theirs.norm = torch.nn.Identity()
         torch.testing.assert_close(model.forward_features(image), theirs.forward_features(image), rtol=0, atol=0)
@@ -148,15 +147,57 @@ def test_position_embeddings_follow_the_image_size():
     assert wide.pos_embed.shape == (1, 33, 48)
 
 
-def test_non_square_checkpoints_say_their_grid():
-    mae = pretrained(image_size=(64, 32))
-    same = build_classifier(TINY, 5, image_size=(64, 32))
-    load_encoder(same, mae.state_dict())
-    assert torch.equal(same.pos_embed, mae.pos_embed)
-    square = build_classifier(TINY, 5, image_size=64)
-    with pytest.raises(UserError, match="32 patch positions"):
-        load_encoder(square, mae.state_dict(), "x.safetensors")
-    load_encoder(square, mae.state_dict(), grid=(8, 4))
+def learned(state, seed=0):
+    """A checkpoint whose positions are learned, as a fine-tuned one's are."""
+    table = torch.randn(state["pos_embed"].shape, generator=torch.Generator().manual_seed(seed))
+    return state | {"pos_embed": table}
+
+
+def test_a_rectangular_checkpoint_with_sine_cosine_positions_tells_its_grid():
+    """4x16 patches are as many as 8x8: the table says which."""
+    state = pretrained(image_size=(32, 128)).state_dict()
+    square, expected = build_classifier(TINY, 5, image_size=64), build_classifier(TINY, 5, image_size=64)
+    load_encoder(square, state)
+    load_encoder(expected, learned(state) | {"pos_embed": state["pos_embed"]}, trained_at=(32, 128))
+    assert torch.equal(square.pos_embed, expected.pos_embed) and not torch.equal(square.pos_embed, state["pos_embed"])
+
+
+def test_a_rectangular_checkpoint_with_learned_positions_needs_its_image_size():
+    state = learned(pretrained(image_size=(64, 32)).state_dict())
+    same, square = build_classifier(TINY, 5, image_size=(64, 32)), build_classifier(TINY, 5, image_size=64)
+    load_encoder(same, state)
+    assert torch.equal(same.pos_embed, state["pos_embed"])
+    with pytest.raises(UserError, match="x.safetensors: 32 positions are no square grid"):
+        load_encoder(square, state, "x.safetensors")
+    load_encoder(square, state, trained_at=(64, 32))
+    with pytest.raises(UserError, match="32 positions are not a grid of 4x4"):
+        load_encoder(square, state, trained_at=32)
+
+
+def test_positions_that_fit_two_grids_are_refused():
+    state = learned(pretrained(image_size=64).state_dict())
+    wide = build_classifier(TINY, 5, image_size=(32, 128))
+    with pytest.raises(UserError, match="64 positions may be 8x8 or 4x16"):
+        load_encoder(wide, state)
+    load_encoder(wide, state, trained_at=64)
+    assert not torch.equal(wide.pos_embed, state["pos_embed"])
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_positions_are_resampled_with_or_without_a_filter(antialias):
+    """MAE's and FastMIM's fine-tuning use plain bicubic interpolation, timm's and DailyMAE's an antialiased one."""
+    state = pretrained().state_dict()
+    model = build_classifier(TINY, 5, image_size=48)
+    load_encoder(model, state, antialias=antialias)
+    image = state["pos_embed"][:, 1:].reshape(1, 8, 8, 48).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(image, size=(6, 6), mode="bicubic", antialias=antialias)
+    torch.testing.assert_close(model.pos_embed[:, 1:], expected.flatten(2).transpose(1, 2))
+
+
+def test_a_table_without_a_row_for_the_class_token_is_refused():
+    state = pretrained().state_dict()
+    with pytest.raises(UserError, match="x.pth: pos_embed has no row for a class token"):
+        load_encoder(build_classifier(TINY, 5, image_size=64), state | {"pos_embed": state["pos_embed"][:, 1:]}, "x.pth")
 
 
 def test_a_stage_at_another_resolution_keeps_the_parameters():
@@ -196,12 +237,31 @@ def test_incomplete_and_foreign_checkpoints_are_refused():
         load_encoder(model, {"conv1.weight": torch.zeros(1)})
 
 
-def test_wrapped_checkpoints_load():
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "encoder.", "module.encoder.", "_orig_mod.", "module._orig_mod.model.", "model.", "backbone.", "model.encoder.backbone."],
+)
+def test_wrapped_checkpoints_load(prefix):
+    """torch.compile, data parallelism, trainers and other code bases each put a prefix before the names."""
     state = pretrained().state_dict()
-    for prefix in ("module.", "encoder.", "module.encoder."):
-        model = build_classifier(TINY, 5, image_size=64)
-        load_encoder(model, {prefix + name: tensor for name, tensor in state.items()})
-        assert torch.equal(model.cls_token, state["cls_token"])
+    model = build_classifier(TINY, 5, image_size=64)
+    load_encoder(model, {prefix + name: tensor for name, tensor in state.items()} | {"epoch_probe.weight": torch.zeros(1)})
+    assert torch.equal(model.cls_token, state["cls_token"])
+
+
+def test_blocks_that_pre_training_left_out_stay_new_only_where_the_run_says_so():
+    shallow, model = pretrained(depth=3).state_dict(), build_classifier(TINY, 5, image_size=64)
+    with pytest.raises(UserError, match="3 blocks"):
+        load_encoder(model, shallow)
+    fresh = load_encoder(model, shallow, drop_blocks=1)
+    assert fresh and all(name.startswith("blocks.3.") for name in fresh)
+
+
+def test_the_pooled_feature_is_what_the_head_sees():
+    model, images = build_classifier(TINY, 5, image_size=64).eval(), torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model.head(pooled(model, images)), model(images))
+    normed = torch.nn.functional.layer_norm(model.forward_features(images)[:, 1:], (48,), eps=1e-6)
+    torch.testing.assert_close(tokens(model, images), normed)
 
 
 BLOCK = 4 * 48 + (48 * 144 + 144) + (48 * 48 + 48) + (48 * 192 + 192) + (192 * 48 + 48)

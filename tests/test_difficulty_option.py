@@ -10,7 +10,7 @@ from replicate.config.lens import resolve_pretrain
 from replicate.difficulty import METRICS, difficulty
 from replicate.errors import UserError
 from replicate.losses import build_weighting
-from replicate.models import mim
+from replicate.models.build import build_pretraining_model
 from replicate.models.mae import MAE
 from replicate.config import Difficulty, PretrainRun, load
 from replicate.trainers.pretrain import PretrainTask
@@ -48,8 +48,8 @@ def test_the_option_names_the_metrics_that_exist():
 def test_the_default_is_exact_p2dist_bit_for_bit(batch):
     images, noise = batch
     default, named = small(decoder_beta=26.0)(images, noise), small(decoder_beta=26.0, difficulty="p2dist")(images, noise)
-    assert torch.equal(default.pred, named.pred) and torch.equal(default.p2dist, named.p2dist)
-    assert torch.equal(default.p2dist, METRICS["p2dist"](default.mask, (7, 7), 16))
+    assert torch.equal(default.pred, named.pred) and torch.equal(default.difficulty, named.difficulty)
+    assert torch.equal(default.difficulty, METRICS["p2dist"](default.mask, (7, 7), 16))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -57,7 +57,7 @@ def test_a_run_s_metric_is_what_is_measured_and_dropped_by(batch, metric):
     beta = EASIEST_UNSEEN.get(metric, 20.0)
     found = small(decoder_beta=beta, difficulty=metric)(*batch)
     expected = difficulty(found.mask, (7, 7), 16, metric)
-    assert torch.equal(found.p2dist, expected)
+    assert torch.equal(found.difficulty, expected)
     assert torch.equal(found.scored > 0, (found.mask > 0) & (expected <= beta))
     assert 0 < found.scored.sum() <= found.mask.sum()
     if metric in EASIEST_UNSEEN:
@@ -87,15 +87,15 @@ def test_from_params_to_the_loss(params):
     images = torch.randint(0, 255, (2, 3, resolved.image_size, resolved.image_size), dtype=torch.uint8)
     loss, prediction = task.reconstruct(images, torch.arange(2), 0, 0.5)
     expected = difficulty(prediction.mask, prediction.grid, resolved.patch_size, "nearest_patch")
-    assert loss.isfinite() and torch.equal(prediction.p2dist, expected)
+    assert loss.isfinite() and torch.equal(prediction.difficulty, expected)
 
 
 def test_image_space_masking_measures_the_same(params):
     for metric in ("p2dist", "inverse_distance_5x5"):
         run = resolve_pretrain(stated(params, difficulty=metric, method="mim", built_by="backbones", weighting="flatten"), params.budgets["smoke"])
-        model = mim.build(run, target_dim=12, with_p2dist=True)
+        model = build_pretraining_model(run, 12, with_difficulty=True)
         prediction = model(torch.randn(2, 3, run.image_size, run.image_size))
-        assert torch.equal(prediction.p2dist, difficulty(prediction.mask, prediction.grid, model.unit, metric))
+        assert torch.equal(prediction.difficulty, difficulty(prediction.mask, prediction.grid, model.patch_size, metric))
 
 
 def test_counts_are_no_pixels_and_follow_no_patch(params):

@@ -27,7 +27,7 @@ def test_finetuning_schedule_matches_a_published_log():
 
 
 def test_layer_decay_has_fourteen_levels_for_twelve_blocks():
-    from replicate.models.classifier import build_classifier
+    from replicate.models.build import build_classifier
     from replicate.config.backbones import vit_backbone
 
     model = build_classifier(vit_backbone("vit", embed_dim=32, depth=12, num_heads=2, patch_size=8), 10, image_size=32)
@@ -43,7 +43,7 @@ def test_layer_decay_has_fourteen_levels_for_twelve_blocks():
 
 
 def test_weight_decay_exemptions():
-    from replicate.models.classifier import build_classifier
+    from replicate.models.build import build_classifier
     from replicate.models.mae import MAE
     from replicate.config.backbones import vit_backbone
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
-
-import replicate.compat  # noqa: F401
-
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay  # isort: skip  (after replicate.compat)
 
 
 def decayed_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:

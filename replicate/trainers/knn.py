@@ -22,7 +22,7 @@ def train_seed(context: RunContext, seed: int, store: Checkpoints) -> dict[str, 
     """Score one seed's encoder: cosine similarity of the mean patch token, votes weighted by exp(similarity / .07) of the 20 nearest."""
     model = build_classifier(context)
     path = context.upstream_weights(seed)
-    load_encoder(context, model, load_weights(path), source=str(path))
+    load_encoder(context, model, load_weights(path), str(path))
     model = model.to(context.session.device).eval()
     bank, bank_labels = features(model, context, "train")
     queries, labels = features(model, context, "val")

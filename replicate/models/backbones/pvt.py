@@ -1,7 +1,8 @@
-"""Pyramid Vision Transformer, version 1, written from its paper (Wang et al., ICCV 2021, sec 3, Table 1); timm has version 2.
+"""Pyramid Vision Transformer, version 1 (Wang et al., ICCV 2021, section 3, Table 1), from its paper; timm has version 2.
 
-Four stages of Transformer blocks, each after a patch embedding that halves the resolution (quarters it in the first stage), each
-with a learned position embedding. Attention reduces keys and values by `sr_ratio` a side. A class token joins the last stage.
+Four stages of Transformer blocks. Before each, a patch embedding halves the resolution (quarters it in the first
+stage) and a learned position embedding is added. Attention reduces keys and values by `sr_ratio` a side. A class token
+joins the last stage.
 """
 
 from __future__ import annotations
@@ -9,24 +10,21 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from timm.layers import DropPath, Mlp, resample_abs_pos_embed
 from torch import Tensor, nn
 
-import replicate.compat  # noqa: F401
 from replicate.config.hierarchies import Hierarchy
-from replicate.models.backbones.features import FeatureMap
-from replicate.models.backbones.resample import replace_data, resample_grid, square
-from replicate.models.pos_embed import resample_pos_embed
-from replicate.models.resized import Resized
+from replicate.models.features import FeatureMap, Size
+from replicate.models.resample import Grid, trained_grid
+from replicate.models.resized import Resized, replace_data
 from replicate.patches import grid_of, pair
-
-from timm.layers import DropPath, Mlp  # isort: skip  (after replicate.compat)
 
 SR_RATIOS = (8, 4, 2, 1)
 _Norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class ReducedAttention(nn.Module):
-    """Spatial-reduction attention (Eqs. 1-3): every token asks, a strided projection of the map answers."""
+    """Spatial-reduction attention (Eqs. 1-3): keys and values come from a strided projection of the map."""
 
     def __init__(self, dim: int, num_heads: int, sr_ratio: int) -> None:
         super().__init__()
@@ -39,11 +37,12 @@ class ReducedAttention(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """(N, L, C) -> (N, L, C); `grid` is (rows, columns) of the tokens."""
-        answers = tokens
+        reduced = tokens
         if self.reduce is not None:
-            answers = self.norm(self.reduce(tokens.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2))
+            reduced = self.reduce(tokens.transpose(1, 2).unflatten(2, grid))
+            reduced = self.norm(reduced.flatten(2).transpose(1, 2))
         query = self.q(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-        key, value = self.kv(answers).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        key, value = self.kv(reduced).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = nn.functional.scaled_dot_product_attention(query, key, value)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
@@ -98,13 +97,11 @@ class Stage(nn.Module):
             tokens = block(tokens, self.grid)
         return tokens
 
-    def resample(self, table: Tensor, old_grid: tuple[int, int] | None = None) -> Tensor:
-        """A position table of another grid (square when not given) for this stage's grid."""
+    def resample(self, table: Tensor, old_grid: Grid | None = None, antialias: bool = True) -> Tensor:
+        """A position table of another grid, for this stage's grid."""
         prefix = int(self.cls_token is not None)
-        old_grid = old_grid or square(table.shape[1] - prefix)
-        if not prefix:
-            return resample_grid(table[0], old_grid, self.grid)[None]
-        return resample_pos_embed(table, old_grid, self.grid)
+        old_grid = trained_grid(table.shape[1] - prefix, self.grid, old_grid)
+        return resample_abs_pos_embed(table, list(self.grid), list(old_grid), prefix, antialias=antialias)
 
 
 class PyramidVisionTransformer(FeatureMap, nn.Module):
@@ -156,7 +153,7 @@ class PyramidVisionTransformer(FeatureMap, nn.Module):
         return self.head
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> Resized:
-        """Resamples every stage's position embeddings, each in its place."""
+        """Take images of another size; resample every stage's position embeddings in place."""
         grid_of(img_size, self.stride)
         resized: Resized = {}
         for index, stage in enumerate(self.stages):
@@ -164,21 +161,24 @@ class PyramidVisionTransformer(FeatureMap, nn.Module):
             replace_data(stage.pos_embed, partial(stage.resample, old_grid=old_grid), resized)
         return resized
 
-    def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Position embeddings of a square image of another size, resampled to this model's; those of the same shape stay as they are."""
+    def fit_state(
+        self, state: dict[str, Tensor], trained_at: Size | None = None, antialias: bool = True
+    ) -> dict[str, Tensor]:
+        """Position embeddings of another image size, resampled to this model's."""
         fitted = dict(state)
         for index, stage in enumerate(self.stages):
             key = f"stages.{index}.pos_embed"
-            if key in state and state[key].shape != stage.pos_embed.shape:
-                fitted[key] = stage.resample(state[key])
+            if key in state and state[key].ndim == 3:
+                old_grid = trained_at and grid_of(trained_at, self.patch_size * 2**index)
+                fitted[key] = stage.resample(state[key], old_grid, antialias)
         return fitted
 
     def no_weight_decay(self) -> set[str]:
-        """Position embeddings and class token (what fine-tuning never decays)."""
+        """Position embeddings and class token: fine-tuning does not decay them."""
         return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "cls_token"))}
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """timm's description of the layers, for layer-wise decay: one a block."""
+        """timm's description of the layers for layer-wise decay: one level a block."""
         return {
             "stem": r"^stages\.0\.(?:patch_embed|pos_embed)",
             "blocks": r"^stages\.(\d+)"
@@ -201,6 +201,8 @@ def _initialize(module: nn.Module) -> None:
             nn.init.trunc_normal_(module.cls_token, std=0.02)
 
 
-def build(numbers: Hierarchy, name: str, image_size: tuple[int, int], in_chans: int, num_classes: int, drop_path: float) -> nn.Module:
+def build(
+    numbers: Hierarchy, name: str, image_size: Size, in_chans: int, num_classes: int, drop_path: float
+) -> nn.Module:
     """PVT with these numbers; `num_classes` 0 leaves out the head."""
     return PyramidVisionTransformer(numbers, image_size, in_chans, num_classes, drop_path)

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from replicate.config.backbones import VIT_SIZES, Backbone, vit_backbone
 from replicate.errors import UserError
 from replicate.models.build import build_classifier, build_probe, load_encoder, pooled, tokens
 from replicate.models.mae import MAE
 from replicate.models.vit import freeze_for_partial, init_head
-from replicate.config.backbones import VIT_SIZES, Backbone, vit_backbone
 
 TINY = vit_backbone("vit", embed_dim=48, depth=4, num_heads=4, patch_size=8)
 
@@ -25,9 +25,13 @@ def trainable(model) -> set[str]:
 
 
 def test_backbones_by_name_and_by_numbers():
-    assert vit_backbone("vit_base_patch16").kwargs == dict(embed_dim=768, depth=12, num_heads=12, patch_size=16)
+    assert vit_backbone("vit_base_patch16").kwargs == dict(
+        embed_dim=768, depth=12, num_heads=12, patch_size=16
+    )
     assert vit_backbone("vit_huge_patch14_224").kwargs["patch_size"] == 14
-    assert vit_backbone("vit_small_patch16", depth=4).kwargs == dict(embed_dim=384, depth=4, num_heads=6, patch_size=16)
+    assert vit_backbone("vit_small_patch16", depth=4).kwargs == dict(
+        embed_dim=384, depth=4, num_heads=6, patch_size=16
+    )
     assert TINY.is_vit and not Backbone("swin_base", {"window": 7}).is_vit
 
 
@@ -61,7 +65,9 @@ def test_parameters_of_the_fine_tuning_model():
     with torch.device("meta"):
         model = build_classifier(vit_backbone("vit_base_patch16"), 1000)
     assert parameters(model) == 86_567_656
-    assert isinstance(model.norm, torch.nn.Identity) and model.fc_norm.eps == model.blocks[0].norm1.eps == 1e-6
+    assert (
+        isinstance(model.norm, torch.nn.Identity) and model.fc_norm.eps == model.blocks[0].norm1.eps == 1e-6
+    )
     assert model.pos_embed.requires_grad and model.no_weight_decay() >= {"pos_embed", "cls_token"}
 
 
@@ -70,7 +76,11 @@ def test_the_first_gradient_reaches_the_encoder_through_the_heads_spread():
     for std in (2e-5, 0.02):
         torch.manual_seed(0)
         model = build_classifier(TINY, 50, image_size=64)
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("head.")}
+        before = {
+            name: tensor.clone()
+            for name, tensor in model.state_dict().items()
+            if not name.startswith("head.")
+        }
         init_head(model, std)
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
         assert model.head.weight.detach().std() == pytest.approx(std, rel=0.1) and not model.head.bias.any()
@@ -89,7 +99,9 @@ def test_timms_mae_weights_load_completely():
     assert len(state) == 150
     load_encoder(model, state)
     with pytest.raises(UserError):
-        load_encoder(model, {name: tensor for name, tensor in state.items() if name != "blocks.11.attn.qkv.bias"})
+        load_encoder(
+            model, {name: tensor for name, tensor in state.items() if name != "blocks.11.attn.qkv.bias"}
+        )
 
 
 def test_timms_mae_weights_give_timms_features():
@@ -102,9 +114,13 @@ def test_timms_mae_weights_give_timms_features():
     load_encoder(probe, theirs.state_dict())
     image = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
-        torch.testing.assert_close(probe.forward_features(image), theirs.forward_features(image), rtol=0, atol=0)
+        torch.testing.assert_close(
+            probe.forward_features(image), theirs.forward_features(image), rtol=0, atol=0
+        )
         theirs.norm = torch.nn.Identity()
-        torch.testing.assert_close(model.forward_features(image), theirs.forward_features(image), rtol=0, atol=0)
+        torch.testing.assert_close(
+            model.forward_features(image), theirs.forward_features(image), rtol=0, atol=0
+        )
 
 
 def test_the_classifier_pools_patch_tokens_then_normalises():
@@ -140,7 +156,9 @@ def test_position_embeddings_follow_the_image_size():
     mae = pretrained()
     larger = build_classifier(TINY, 5, image_size=96)
     load_encoder(larger, mae.state_dict())
-    assert larger.pos_embed.shape == (1, 145, 48) and torch.equal(larger.pos_embed[:, :1], mae.pos_embed[:, :1])
+    assert larger.pos_embed.shape == (1, 145, 48) and torch.equal(
+        larger.pos_embed[:, :1], mae.pos_embed[:, :1]
+    )
     assert larger(torch.randn(1, 3, 96, 96)).shape == (1, 5)
     wide = build_classifier(TINY, 5, image_size=(64, 32))
     load_encoder(wide, mae.state_dict())
@@ -159,7 +177,9 @@ def test_a_rectangular_checkpoint_with_sine_cosine_positions_tells_its_grid():
     square, expected = build_classifier(TINY, 5, image_size=64), build_classifier(TINY, 5, image_size=64)
     load_encoder(square, state)
     load_encoder(expected, learned(state) | {"pos_embed": state["pos_embed"]}, trained_at=(32, 128))
-    assert torch.equal(square.pos_embed, expected.pos_embed) and not torch.equal(square.pos_embed, state["pos_embed"])
+    assert torch.equal(square.pos_embed, expected.pos_embed) and not torch.equal(
+        square.pos_embed, state["pos_embed"]
+    )
 
 
 def test_a_rectangular_checkpoint_with_learned_positions_needs_its_image_size():
@@ -185,7 +205,7 @@ def test_positions_that_fit_two_grids_are_refused():
 
 @pytest.mark.parametrize("antialias", [True, False])
 def test_positions_are_resampled_with_or_without_a_filter(antialias):
-    """MAE's and FastMIM's fine-tuning use plain bicubic interpolation, timm's and DailyMAE's an antialiased one."""
+    """MAE's and FastMIM's fine-tuning do not filter, timm's and DailyMAE's do."""
     state = pretrained().state_dict()
     model = build_classifier(TINY, 5, image_size=48)
     load_encoder(model, state, antialias=antialias)
@@ -197,7 +217,11 @@ def test_positions_are_resampled_with_or_without_a_filter(antialias):
 def test_a_table_without_a_row_for_the_class_token_is_refused():
     state = pretrained().state_dict()
     with pytest.raises(UserError, match="x.pth: pos_embed has no row for a class token"):
-        load_encoder(build_classifier(TINY, 5, image_size=64), state | {"pos_embed": state["pos_embed"][:, 1:]}, "x.pth")
+        load_encoder(
+            build_classifier(TINY, 5, image_size=64),
+            state | {"pos_embed": state["pos_embed"][:, 1:]},
+            "x.pth",
+        )
 
 
 def test_a_stage_at_another_resolution_keeps_the_parameters():
@@ -215,7 +239,10 @@ def test_a_stage_at_another_resolution_keeps_the_parameters():
     ("options", "message"),
     [
         (dict(embed_dim=64), "x.pth does not fit the model: it holds a ViT of width 64, 4 blocks, patch 8"),
-        (dict(depth=6), "it holds a ViT of width 48, 6 blocks, patch 8, the model is a ViT of width 48, 4 blocks, patch 8"),
+        (
+            dict(depth=6),
+            "a ViT of width 48, 6 blocks, patch 8, the model is a ViT of width 48, 4 blocks, patch 8",
+        ),
         (dict(patch_size=16), "patch 16"),
         (dict(mlp_ratio=2.0), r"blocks.0.mlp.fc1.weight is \(96, 48\) where the model has \(192, 48\)"),
     ],
@@ -239,13 +266,25 @@ def test_incomplete_and_foreign_checkpoints_are_refused():
 
 @pytest.mark.parametrize(
     "prefix",
-    ["module.", "encoder.", "module.encoder.", "_orig_mod.", "module._orig_mod.model.", "model.", "backbone.", "model.encoder.backbone."],
+    [
+        "module.",
+        "encoder.",
+        "module.encoder.",
+        "_orig_mod.",
+        "module._orig_mod.model.",
+        "model.",
+        "backbone.",
+        "model.encoder.backbone.",
+    ],
 )
 def test_wrapped_checkpoints_load(prefix):
     """torch.compile, data parallelism, trainers and other code bases each put a prefix before the names."""
     state = pretrained().state_dict()
     model = build_classifier(TINY, 5, image_size=64)
-    load_encoder(model, {prefix + name: tensor for name, tensor in state.items()} | {"epoch_probe.weight": torch.zeros(1)})
+    load_encoder(
+        model,
+        {prefix + name: tensor for name, tensor in state.items()} | {"epoch_probe.weight": torch.zeros(1)},
+    )
     assert torch.equal(model.cls_token, state["cls_token"])
 
 
@@ -317,7 +356,10 @@ def test_the_head_starts_small():
 
 
 def test_stochastic_depth_grows_with_depth():
-    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in build_classifier(TINY, 5, drop_path=0.3).blocks]
+    rates = [
+        getattr(block.drop_path1, "drop_prob", 0.0)
+        for block in build_classifier(TINY, 5, drop_path=0.3).blocks
+    ]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
 

@@ -77,7 +77,9 @@ def test_attention_in_bfloat16_equals_the_fused_kernel(monkeypatch):
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     with torch.autocast("cpu", torch.bfloat16):
         with monkeypatch.context() as patch:
-            patch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: pytest.fail("the fused kernel ran"))
+            patch.setattr(
+                F, "scaled_dot_product_attention", lambda *_, **__: pytest.fail("the fused kernel ran")
+            )
             tuned = model(images, noise).pred.float()
         with cpu.plain_torch():
             fused = model(images, noise).pred.float()
@@ -93,7 +95,9 @@ def test_attention_in_bfloat16_equals_the_fused_kernel(monkeypatch):
 def test_attend(dtype):
     q, k, v = (torch.randn(2, 3, 10, 8).to(dtype) for _ in range(3))
     expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
-    torch.testing.assert_close(cpu.attend(q, k, v).float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.02)
+    torch.testing.assert_close(
+        cpu.attend(q, k, v).float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.02
+    )
 
 
 def test_tuning_keeps_names_and_values():
@@ -101,16 +105,22 @@ def test_tuning_keeps_names_and_values():
     block = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
     before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
     after = cpu.tune_for_cpu(block).state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert before.keys() == after.keys() and all(
+        torch.equal(after[name], tensor) for name, tensor in before.items()
+    )
 
 
-@pytest.mark.parametrize("activation", [torch.nn.ReLU(inplace=True), torch.nn.SiLU(inplace=True), lambda x: x.add_(1)])
+@pytest.mark.parametrize(
+    "activation", [torch.nn.ReLU(inplace=True), torch.nn.SiLU(inplace=True), lambda x: x.add_(1)]
+)
 @pytest.mark.parametrize("shape", [(5, 7), (2, 3, 7)])
 def test_an_in_place_operation_may_follow_a_tuned_layer(onednn, activation, shape):
     torch.manual_seed(0)
     plain, x = torch.nn.Linear(7, 11), torch.randn(shape)
     tuned = cpu.tune_for_cpu(copy.deepcopy(plain))
-    for ours, theirs in zip(*(gradients(Followed(layer, activation), x) for layer in (tuned, plain)), strict=True):
+    for ours, theirs in zip(
+        *(gradients(Followed(layer, activation), x) for layer in (tuned, plain)), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -164,7 +174,9 @@ def test_the_models_themselves_are_not_tuned(monkeypatch):
     model = MAE(32, 8, 64, 1, 1, 32, 1, 1)
     assert "OneDnn" not in names_in_graph(model(torch.randn(2, 3, 32, 32)).pred)
     assert "OneDnn" in names_in_graph(cpu.tune_for_cpu(model)(torch.randn(2, 3, 32, 32)).pred)
-    classifier = build_classifier(Backbone("vit", {"embed_dim": 64, "depth": 1, "num_heads": 1, "patch_size": 8}), 5, 32)
+    classifier = build_classifier(
+        Backbone("vit", {"embed_dim": 64, "depth": 1, "num_heads": 1, "patch_size": 8}), 5, 32
+    )
     assert "OneDnn" not in names_in_graph(classifier(torch.randn(2, 3, 32, 32)))
 
 

@@ -23,7 +23,9 @@ def small(seed: int = 0, **options) -> MAE:
 def batch(size=(64, 64), images=3, seed=1):
     generator = torch.Generator().manual_seed(seed)
     rows, columns = size[0] // 8, size[1] // 8
-    return torch.randn(images, 3, *size, generator=generator), torch.rand(images, rows * columns, generator=generator)
+    return torch.randn(images, 3, *size, generator=generator), torch.rand(
+        images, rows * columns, generator=generator
+    )
 
 
 # Position embeddings
@@ -121,7 +123,9 @@ def test_parts_stand_in_the_order_of_the_papers_figure():
 
 def test_initialisation_of_the_reference():
     torch.manual_seed(0)
-    model = MAE(embed_dim=256, depth=1, num_heads=4, decoder_embed_dim=128, decoder_depth=1, decoder_num_heads=4)
+    model = MAE(
+        embed_dim=256, depth=1, num_heads=4, decoder_embed_dim=128, decoder_depth=1, decoder_num_heads=4
+    )
     bounds = {
         "patch_embed.proj": (768, 256),
         "blocks.0.attn.qkv": (256, 768),
@@ -188,7 +192,7 @@ def test_visible_patches_alone_reach_the_encoder():
 
 
 def test_mask_tokens_in_the_encoder():
-    """Table 1c: every token goes through the encoder, masked content still cannot be seen, and every parameter learns."""
+    """Table 1c: the encoder takes every token, masked content stays hidden, and every parameter learns."""
     model = small(mask_tokens_in_encoder=True)
     images, noise = batch()
     prediction = model(images, noise)
@@ -264,14 +268,22 @@ def test_gradients_flow_through_the_packed_decoder(options):
         (prediction.pred.square() * prediction.scored[..., None]).mean().backward()
         grads.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     for name, grad in grads[0].items():
-        torch.testing.assert_close(grads[1][name], grad, rtol=1e-3, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            grads[1][name], grad, rtol=1e-3, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize(
     ("dtype", "tokens", "width", "chosen"),
-    [(torch.bfloat16, 20, 64, "_padded"), (torch.bfloat16, 180, 512, "_loop"), (torch.float32, 20, 64, "_loop")],
+    [
+        (torch.bfloat16, 20, 64, "_padded"),
+        (torch.bfloat16, 180, 512, "_loop"),
+        (torch.float32, 20, 64, "_loop"),
+    ],
 )
-def test_small_images_in_bfloat16_are_padded_on_a_cpu_and_others_looped_over(monkeypatch, dtype, tokens, width, chosen):
+def test_small_images_in_bfloat16_are_padded_on_a_cpu_and_others_looped_over(
+    monkeypatch, dtype, tokens, width, chosen
+):
     called = []
     for name in ("_padded", "_loop"):
         monkeypatch.setattr(ragged, name, lambda qkv, packing, name=name: called.append(name))
@@ -282,13 +294,15 @@ def test_small_images_in_bfloat16_are_padded_on_a_cpu_and_others_looped_over(mon
 
 @pytest.mark.parametrize("kernel", ["loop", "padded"])
 def test_ragged_attention_in_bfloat16_is_that_of_each_image(kernel):
-    """Against torch's own attention on one image after another, and a gradient that is finite where keys were masked."""
+    """Against torch's own attention, image by image; the gradient is finite where keys were masked."""
     generator = torch.Generator().manual_seed(0)
     packing = pack(torch.rand(6, 20, generator=generator) < 0.6)
     qkv = torch.randn(len(packing.dense_index), 3, 2, 8, generator=generator).bfloat16().requires_grad_()
     found = ragged_attention(qkv, packing, kernel)
     images = (image.detach().float().permute(1, 2, 0, 3)[:, None] for image in qkv.split(packing.lengths))
-    truth = torch.cat([torch.nn.functional.scaled_dot_product_attention(*image)[0].transpose(0, 1) for image in images])
+    truth = torch.cat(
+        [torch.nn.functional.scaled_dot_product_attention(*image)[0].transpose(0, 1) for image in images]
+    )
     torch.testing.assert_close(found.float(), truth, atol=0.02, rtol=0.02)
     found.float().square().sum().backward()
     assert torch.isfinite(qkv.grad).all() and qkv.grad.abs().amax(dim=(1, 2, 3)).min() > 0
@@ -300,7 +314,9 @@ def test_ragged_attention_kernels_agree(kernel):
     generator = torch.Generator().manual_seed(0)
     packing = pack(torch.rand(4, 9, generator=generator) < 0.7)
     assert packing.dense_index.shape == (sum(packing.lengths),)
-    qkv = torch.randn(len(packing.dense_index), 3, 2, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    qkv = torch.randn(
+        len(packing.dense_index), 3, 2, 8, generator=generator, dtype=torch.float64, requires_grad=True
+    )
     expected = []
     for image in qkv.split(packing.lengths):
         q, k, v = image.unbind(1)
@@ -315,12 +331,16 @@ def test_ragged_attention_kernels_agree(kernel):
 
 
 def test_the_packed_decoder_keeps_no_activation_twice():
-    """Same tokens, same activations: with nothing dropped the packed decoder saves as much as the dense one, give or take indices."""
+    """With nothing dropped the packed decoder saves as much as the dense one, but for indices."""
     saved = []
     for beta in (None, 1e9):
         model = small(decoder_beta=beta, decoder_depth=6)
         images, noise = batch(images=8)
-        saved.append(activation_bytes(lambda model=model, images=images, noise=noise: model(images, noise), model.parameters()))
+        saved.append(
+            activation_bytes(
+                lambda model=model, images=images, noise=noise: model(images, noise), model.parameters()
+            )
+        )
     assert saved[1] == pytest.approx(saved[0], rel=0.03)
 
 
@@ -361,7 +381,9 @@ def test_parity_with_transformers_for_vit_base():
     model = MAE()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        compare_with_transformers(model, torch.randn(2, 3, 224, 224, generator=generator), torch.rand(2, 196, generator=generator))
+        compare_with_transformers(
+            model, torch.randn(2, 3, 224, 224, generator=generator), torch.rand(2, 196, generator=generator)
+        )
 
 
 # Compilation
@@ -383,7 +405,9 @@ def test_ragged_batches_compile_once_for_all_lengths():
     compiled = torch.compile(model, backend="aot_eager")
     for seed in range(10):
         images, noise = batch(seed=seed)
-        torch.testing.assert_close(compiled(images, noise).pred, model(images, noise).pred, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            compiled(images, noise).pred, model(images, noise).pred, rtol=1e-5, atol=1e-5
+        )
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         if seed == 2:
             settled = graphs

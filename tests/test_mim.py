@@ -1,4 +1,4 @@
-"""Image-space masking: what the model sees, what it predicts where, and how it goes through resolution stages."""
+"""Image-space masking: what the model sees, what it predicts where, and resolution stages."""
 
 from __future__ import annotations
 
@@ -62,9 +62,27 @@ def test_nothing_of_a_masked_unit_reaches_the_prediction(name: str) -> None:
     mim = model(name, 64, mask_ratio=0.5).eval()
     fixed = noise(mim.num_patches)
     out = mim(images(), fixed)
-    hidden = out.mask.view(3, 1, *out.grid).repeat_interleave(mim.patch_size, 2).repeat_interleave(mim.patch_size, 3)
+    hidden = (
+        out.mask.view(3, 1, *out.grid)
+        .repeat_interleave(mim.patch_size, 2)
+        .repeat_interleave(mim.patch_size, 3)
+    )
     assert torch.equal(mim(torch.where(hidden > 0, images(seed=9), images()), fixed).pred, out.pred)
     assert not torch.equal(mim(torch.where(hidden > 0, images(), images(seed=9)), fixed).pred, out.pred)
+
+
+def test_a_vits_class_token_goes_through_the_decoder_and_is_dropped_last() -> None:
+    """As in FastMIM's code. Oracle: the decoder run by hand on class token and patches."""
+    mim = model(mask_ratio=0.5, decoder_depth=2).eval()
+    out = mim(images(), noise(16))
+    tokens = mim.encoder.backbone.forward_features(mim.masked_images(images(), out.mask))
+    assert tokens.shape == (3, 17, 32) and torch.equal(out.latent, tokens[:, 1:])
+    decoded = mim.decoder_embed(tokens)
+    for block in mim.decoder_blocks:
+        decoded = block(decoded)
+    torch.testing.assert_close(out.pred, mim.decoder_pred(mim.decoder_norm(decoded))[:, 1:])
+    out.pred.square().mean().backward()
+    assert mim.encoder.backbone.cls_token.grad.any()
 
 
 def test_the_mask_token_is_three_numbers_that_learn() -> None:
@@ -81,7 +99,7 @@ def test_the_mask_token_is_three_numbers_that_learn() -> None:
 
 
 FIRST_WIDTHS = {"vit": 32, "swin_base": 16, "pvt_large": 8, "cmt_small": 8, "convnext_tiny": 16}
-"""Of the first stage's tokens: an eighth of the published 128, 64 and 64; of ConvNeXt-T's 96 it would be 12, which goes up to a multiple of 8."""
+"""Width of the first stage's tokens: an eighth of the published one; ConvNeXt-T's 12 rounds up to 16."""
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -90,7 +108,11 @@ def test_masking_first_tokens_hides_the_unit_too(name: str) -> None:
     fixed = noise(mim.num_patches)
     out = mim(images(), fixed)
     if name != "cmt_small":  # whose stem has looked over the unit's edge before
-        hidden = out.mask.view(3, 1, *out.grid).repeat_interleave(mim.patch_size, 2).repeat_interleave(mim.patch_size, 3)
+        hidden = (
+            out.mask.view(3, 1, *out.grid)
+            .repeat_interleave(mim.patch_size, 2)
+            .repeat_interleave(mim.patch_size, 3)
+        )
         assert torch.equal(mim(torch.where(hidden > 0, images(seed=9), images()), fixed).pred, out.pred)
     out.pred.sum().backward()
     assert mim.mask_token.shape == (FIRST_WIDTHS[name],)
@@ -106,9 +128,17 @@ def test_a_zero_mask_token_stays_zero(space: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "mask_unit", "size", "unit", "units"),
-    [("vit", 8, 64, 8, 64), ("vit", 32, 64, 16, 16), ("vit", None, 64, 16, 16), ("swin_base", 16, 64, 16, 16), ("swin_base", 64, 128, 32, 16)],
+    [
+        ("vit", 8, 64, 8, 64),
+        ("vit", 32, 64, 16, 16),
+        ("vit", None, 64, 16, 16),
+        ("swin_base", 16, 64, 16, 16),
+        ("swin_base", 64, 128, 32, 16),
+    ],
 )
-def test_mask_units_finer_and_coarser_than_tokens(name: str, mask_unit: int | None, size: int, unit: int, units: int) -> None:
+def test_mask_units_finer_and_coarser_than_tokens(
+    name: str, mask_unit: int | None, size: int, unit: int, units: int
+) -> None:
     mim = model(name, size, mask_unit=mask_unit, mask_ratio=0.5)
     out = mim(images(size))
     assert mim.patch_size == unit and out.pred.shape == (3, units, 12)
@@ -127,7 +157,10 @@ def test_units_within_a_token_come_in_raster_order() -> None:
     assert torch.equal(rows, torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(4, 4))
 
 
-@pytest.mark.parametrize(("name", "depth", "width"), [("1b256d", 1, 256), ("4b512d", 4, 512), ("8b512d", 8, 512), ("linear", 0, 256)])
+@pytest.mark.parametrize(
+    ("name", "depth", "width"),
+    [("1b256d", 1, 256), ("4b512d", 4, 512), ("8b512d", 8, 512), ("linear", 0, 256)],
+)
 def test_decoder_sizes_of_table_16(name: str, depth: int, width: int) -> None:
     mim = model(decoder_depth=depth, decoder_embed_dim=width)
     decoder = sum(p.numel() for key, p in mim.named_parameters() if key.startswith("decoder"))
@@ -139,7 +172,9 @@ def test_decoder_sizes_of_table_16(name: str, depth: int, width: int) -> None:
         assert decoder == 12 * 33
 
 
-@pytest.mark.parametrize(("baseline", "target", "options"), [("simmim", "pixel", {"norm_pix": False}), ("maskfeat", "hog", {})])
+@pytest.mark.parametrize(
+    ("baseline", "target", "options"), [("simmim", "pixel", {"norm_pix": False}), ("maskfeat", "hog", {})]
+)
 @pytest.mark.parametrize("name", ["vit", "swin_base"])
 def test_simmim_and_maskfeat_are_settings(baseline: str, target: str, options: dict, name: str) -> None:
     unit = 16 if name == "vit" else 32
@@ -176,7 +211,7 @@ def test_the_same_size_is_the_identity(name: str) -> None:
 
 
 def picture(size: int) -> Tensor:
-    """The same picture at any size, eight times: what lies behind a mask can only be told from where it is."""
+    """The same picture at any size, eight times: only a unit's position tells what a mask hides."""
     y, x = torch.meshgrid(*[(torch.arange(size) + 0.5) / size * 2 - 1] * 2, indexing="ij")
     return 1.5 * torch.stack([x, y, (3.14 * x).sin() * (3.14 * y).cos()]).expand(8, 3, size, size)
 
@@ -198,7 +233,13 @@ def step(mim: MIM, optimizer: torch.optim.Optimizer, size: int, seed: int) -> fl
 
 
 def progressive(name: str, image_size: int, **options) -> tuple[MIM, torch.optim.Optimizer]:
-    mim = model(name, image_size, 3, numbers={"patch_size": 16 if name == "vit" else 2} | options.pop("numbers", {}), **options)
+    mim = model(
+        name,
+        image_size,
+        3,
+        numbers={"patch_size": 16 if name == "vit" else 2} | options.pop("numbers", {}),
+        **options,
+    )
     return mim, new_optimizer(mim)
 
 
@@ -218,9 +259,12 @@ STEPS = {"vit": 100, "swin_base": 150, "pvt_large": 60, "cmt_small": 60}
 SHALLOW = {"swin_base": {"depths": (1, 1, 1, 2)}}
 
 
-@pytest.fixture(scope="module", params=["vit", "swin_base", "pvt_large", pytest.param("cmt_small", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=["vit", "swin_base", "pvt_large", pytest.param("cmt_small", marks=pytest.mark.slow)],
+)
 def trained(request: pytest.FixtureRequest) -> Trained:
-    """A model that tells where a masked unit is by its tables, at 64 pixels, and the optimiser that taught it.
+    """A model that locates a masked unit by its tables, at 64 pixels, and the optimiser that trained it.
 
     The tables of Swin and PVT start large and smooth, which a few steps from small noise would not make them.
     """
@@ -241,7 +285,7 @@ def tables(mim: MIM) -> dict[str, torch.nn.Parameter]:
 
 
 def smooth(table: Tensor, index: int) -> Tensor:
-    """Swin's (positions, heads): every head looks a little to one side. PVT's (1, [1 +] positions, C): waves."""
+    """Swin's (positions, heads): every head looks to one side. PVT's (1, [1 +] positions, C): waves."""
     side = math.isqrt(table.shape[-2])
     y, x = (grid.reshape(-1, 1) for grid in torch.meshgrid(*[torch.linspace(-1, 1, side)] * 2, indexing="ij"))
     channel = torch.arange(table.shape[-1])
@@ -253,15 +297,20 @@ def smooth(table: Tensor, index: int) -> Tensor:
 
 
 def interpolated(key: str, table: Tensor, shape: torch.Size) -> Tensor:
-    """What FastMIM A.3.2 says becomes of a table of positions, bicubic: (positions, heads) of Swin, (1, [1 +] positions, C) of PVT and
-    ViT, (heads, queries, keys) of CMT.
+    """Bicubic interpolation of a table of positions (FastMIM A.3.2).
+
+    Swin: (positions, heads); PVT and ViT: (1, [1 +] positions, C); CMT: (heads, queries, keys).
     """
 
     def along_first(rows: Tensor, count: int) -> Tensor:
         old, new = math.isqrt(len(rows)), math.isqrt(count)
         prefix = len(rows) - old**2
         image = rows[prefix:].T.reshape(1, -1, old, old)
-        grid = torch.nn.functional.interpolate(image, size=(new, new), mode="bicubic", antialias=True).flatten(2)[0].T
+        grid = (
+            torch.nn.functional.interpolate(image, size=(new, new), mode="bicubic", antialias=True)
+            .flatten(2)[0]
+            .T
+        )
         return torch.cat([rows[:prefix], grid])
 
     if table.ndim == 2:
@@ -270,7 +319,11 @@ def interpolated(key: str, table: Tensor, shape: torch.Size) -> Tensor:
         return along_first(table[0], shape[1])[None]
     heads, queries, keys = shape
     by_query = along_first(table.transpose(0, 1).flatten(1), queries).unflatten(1, (heads, -1))
-    return along_first(by_query.permute(2, 0, 1).flatten(1), keys).unflatten(1, (queries, heads)).permute(2, 1, 0)
+    return (
+        along_first(by_query.permute(2, 0, 1).flatten(1), keys)
+        .unflatten(1, (queries, heads))
+        .permute(2, 1, 0)
+    )
 
 
 def frozen_loss(mim: MIM) -> float:
@@ -285,15 +338,18 @@ def frozen_loss(mim: MIM) -> float:
 
 
 MARGIN = 0.15 * colours(BEFORE)[0].var(dim=0, unbiased=False).mean().item()
-"""Little beside what predicting the picture's mean colour would cost, and more than chance does in a few steps."""
+"""Small beside the cost of predicting the picture's mean colour; more than a few steps' chance."""
 
 
 def loss_by_resolution_alone(trained: Trained) -> float:
-    """At the new size, of a model built for it that has the trained weights and their tables interpolated; no optimiser, no stage."""
+    """The loss of a model built for the new size, with the trained weights and interpolated tables."""
     other, _ = progressive(trained.name, AFTER, mask_ratio=0.5, numbers=SHALLOW.get(trained.name, {}))
     shapes = {key: table.shape for key, table in other.state_dict().items()}
     of_positions = tables(trained.mim)
-    state = {key: interpolated(key, value, shapes[key]) if key in of_positions else value for key, value in trained.mim.state_dict().items()}
+    state = {
+        key: interpolated(key, value, shapes[key]) if key in of_positions else value
+        for key, value in trained.mim.state_dict().items()
+    }
     other.load_state_dict(state)
     return frozen_loss(other)
 
@@ -322,7 +378,14 @@ def test_a_resolution_stage_continues_the_loss(trained: Trained) -> None:
     assert worst_of_the_next_steps(mim, optimizer) < alone + MARGIN
 
 
-@pytest.mark.parametrize("spoil", [torch.zeros_like, lambda table: table[:, torch.randperm(table.shape[1])], lambda table: table.flip(0, 1)])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        torch.zeros_like,
+        lambda table: table[:, torch.randperm(table.shape[1])],
+        lambda table: table.flip(0, 1),
+    ],
+)
 def test_spoiled_tables_would_have_broken_it(trained: Trained, spoil: Callable[[Tensor], Tensor]) -> None:
     if trained.name == "cmt_small":
         pytest.skip("its convolutions tell where a unit is without the table")
@@ -348,9 +411,17 @@ def test_the_moments_go_through_a_stage(trained: Trained) -> None:
     if first is not None:  # a peak beside nothing, which bicubic interpolation undershoots
         second_moment = optimizer.state[first]["exp_avg_sq"]
         second_moment.zero_().view(-1, second_moment.shape[-1])[0] = 1.0
-    old = copy.deepcopy({key: optimizer.state[parameter] for key, parameter in mim.named_parameters() if parameter in optimizer.state})
+    old = copy.deepcopy(
+        {
+            key: optimizer.state[parameter]
+            for key, parameter in mim.named_parameters()
+            if parameter in optimizer.state
+        }
+    )
     resized = mim.set_image_size(AFTER)
-    assert {id(table) for table in resized if table.requires_grad} == {id(table) for table in learned.values()}
+    assert {id(table) for table in resized if table.requires_grad} == {
+        id(table) for table in learned.values()
+    }
     carry_optimizer_state(optimizer, resized)
     undershot = False
     for key, parameter in mim.named_parameters():
@@ -389,10 +460,14 @@ def test_a_resumed_progressive_run_equals_an_unbroken_one(name: str, cut: int) -
     half, half_memory = train(None, sizes[:cut], 0, name)
     checkpoint = copy.deepcopy((half.state_dict(), half_memory.state_dict(), half.image_size))
     resumed, _ = train(checkpoint, sizes[cut:], cut, name)
-    assert all(torch.equal(tensor, resumed.state_dict()[key]) for key, tensor in unbroken.state_dict().items())
+    assert all(
+        torch.equal(tensor, resumed.state_dict()[key]) for key, tensor in unbroken.state_dict().items()
+    )
 
 
-def train(checkpoint: tuple | None, sizes: list[int], start: int, name: str) -> tuple[MIM, torch.optim.Optimizer]:
+def train(
+    checkpoint: tuple | None, sizes: list[int], start: int, name: str
+) -> tuple[MIM, torch.optim.Optimizer]:
     mim, optimizer = progressive(name, 32)
     if checkpoint:
         mim.set_image_size(checkpoint[2])
@@ -412,8 +487,14 @@ def train(checkpoint: tuple | None, sizes: list[int], start: int, name: str) -> 
         (lambda: model(mask_unit=24), "mask_unit 24 must divide"),
         (lambda: model(mask_unit=0), "mask_unit 0 must be a whole number of pixels >= 1"),
         (lambda: model(mask_unit=-16), "mask_unit -16 must be a whole number of pixels >= 1"),
-        (lambda: model(mask_unit=8, mask_space="patch"), "mask_unit 8 must be a multiple of the first tokens' 16 pixels"),
-        (lambda: model("resnet10t", mask_space="patch"), "backbone ResNet: its first tokens are not known here"),
+        (
+            lambda: model(mask_unit=8, mask_space="patch"),
+            "mask_unit 8 must be a multiple of the first tokens' 16 pixels",
+        ),
+        (
+            lambda: model("resnet10t", mask_space="patch"),
+            "backbone ResNet: its first tokens are not known here",
+        ),
         (lambda: model("resnet10t", drop_blocks=1), "backbone ResNet: its blocks are in no known list"),
         (lambda: model(mask_unit=64, image_size=96), "multiple of patch_size 64"),
         (lambda: model(mask_ratio=1.0), "mask_ratio 1.0"),

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from replicate.errors import UserError
 from replicate.config.backbones import vit_backbone
+from replicate.errors import UserError
 from replicate.models.build import build_classifier, load_encoder
 from replicate.models.huggingface import to_transformers
 from replicate.models.mae import MAE
@@ -31,7 +31,11 @@ def model() -> MAE:
 
 def released(tmp_path, model, name="mae_full.pth", decoder=True, **extra):
     """A file as the reference releases them."""
-    state = {key: value for key, value in model.state_dict().items() if decoder or not key.startswith(("decoder", "mask_token"))}
+    state = {
+        key: value
+        for key, value in model.state_dict().items()
+        if decoder or not key.startswith(("decoder", "mask_token"))
+    }
     path = tmp_path / name
     torch.save({"model": state, **extra}, path)
     return path
@@ -78,9 +82,12 @@ def in_state_dict_5(model, folder):
 
 
 def in_layout_4(model, folder):
-    """Published files, written by version 4: its names are those that version 5 saves, but for the decoder's blocks."""
+    """Published files, written by version 4: only the decoder's blocks are named unlike version 5's."""
     state = load_weights(in_layout_5(model, folder))
-    state = {name.replace("decoder.decoder_encoder.layer.", "decoder.decoder_layers."): t for name, t in state.items()}
+    state = {
+        name.replace("decoder.decoder_encoder.layer.", "decoder.decoder_layers."): t
+        for name, t in state.items()
+    }
     save_weights(state, folder / "published.safetensors")
     return folder / "published.safetensors"
 
@@ -91,7 +98,9 @@ def test_weights_of_transformers_come_in(tmp_path, model, layout):
     import_weights(path, ours, need_decoder=True)
     assert_equal_states(load_weights(ours), {name: model.state_dict()[name] for name in load_weights(ours)})
     assert load_weights(ours).keys() == model.state_dict().keys()
-    encoder = {n.removeprefix("vit."): tensor for n, tensor in load_weights(path).items() if n.startswith("vit.")}
+    encoder = {
+        n.removeprefix("vit."): tensor for n, tensor in load_weights(path).items() if n.startswith("vit.")
+    }
     save_weights(encoder, tmp_path / "encoder.safetensors")
     import_weights(tmp_path / "encoder.safetensors", ours)
     with pytest.raises(UserError, match="holds the encoder only"):
@@ -125,7 +134,9 @@ def test_a_rectangular_checkpoint_is_not_taken_for_a_square_one():
     MAE(**sizes_of(state)).load_state_dict(state, strict=True)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "encoder.", "backbone."])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "encoder.", "backbone."]
+)
 @pytest.mark.parametrize("keys", [(), ("model",), ("state_dict",), ("model_ema",), ("state_dict", "model")])
 def test_wrapped_checkpoints_come_in(tmp_path, model, prefix, keys):
     content = {prefix + name: tensor for name, tensor in model.state_dict().items()}
@@ -146,12 +157,18 @@ def with_nan(state):
     ("change", "message"),
     [
         (lambda state: state | {"reg_token": torch.zeros(1, 4, 64)}, r"it has register tokens \(reg_token\)"),
-        (lambda state: state | {"blocks.0.ls1.gamma": torch.ones(64)}, r"it has layer scale \(blocks.0.ls1.gamma\)"),
+        (
+            lambda state: state | {"blocks.0.ls1.gamma": torch.ones(64)},
+            r"it has layer scale \(blocks.0.ls1.gamma\)",
+        ),
         (lambda state: state | {"rope.freqs": torch.ones(8)}, "relative or rotary positions"),
         (lambda state: state | {"pos_embed": state["pos_embed"][:, 1:]}, "none for the class token"),
         (with_nan, "blocks.1.mlp.fc1.bias has values that are NaN or infinite"),
         (lambda state: state | {"extra.weight": torch.zeros(1)}, "extra.weight is unknown to the model"),
-        (lambda state: state | {"norm.weight": torch.zeros(3)}, r"norm.weight is \(3,\), where the other tensors imply \(64,\)"),
+        (
+            lambda state: state | {"norm.weight": torch.zeros(3)},
+            r"norm.weight is \(3,\), where the other tensors imply \(64,\)",
+        ),
     ],
 )
 def test_what_the_model_could_not_use_is_refused_at_import(tmp_path, model, change, message):
@@ -165,15 +182,24 @@ def test_what_the_model_could_not_use_is_refused_at_import(tmp_path, model, chan
 @pytest.mark.parametrize("legacy", [False, True])
 def test_numbers_of_numpy_are_no_code(tmp_path, model, legacy):
     """Trainers store numpy's scalars and arrays beside the weights, such as the best accuracy."""
-    extra = {"best": np.float64(83.6), "epoch": np.int64(3), "history": np.arange(3.0), "done": np.bool_(True)}
-    torch.save({"model": model.state_dict(), **extra}, tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
+    extra = {
+        "best": np.float64(83.6),
+        "epoch": np.int64(3),
+        "history": np.arange(3.0),
+        "done": np.bool_(True),
+    }
+    torch.save(
+        {"model": model.state_dict(), **extra}, tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy
+    )
     assert_equal_states(load_weights(tmp_path / "x.pth"), model.state_dict())
 
 
 def test_numbers_of_numpy_1_are_no_code(tmp_path, model):
     """numpy 1 pickled its scalars under another module's name."""
     path = tmp_path / "x.pth"
-    torch.save({"model": model.state_dict(), "best": np.float64(83.6)}, path, _use_new_zipfile_serialization=False)
+    torch.save(
+        {"model": model.state_dict(), "best": np.float64(83.6)}, path, _use_new_zipfile_serialization=False
+    )
     path.write_bytes(path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     assert_equal_states(load_weights(path), model.state_dict())
 
@@ -182,7 +208,10 @@ def test_an_encoder_alone_is_refused_only_when_the_decoder_is_needed(tmp_path, m
     source = released(tmp_path, model, "mae_pretrain_vit.pth", decoder=False)
     ours = tmp_path / "encoder.safetensors"
     for action in (import_weights, export_weights):
-        with pytest.raises(UserError, match="mae_pretrain_vit.pth holds the encoder only.*needs a checkpoint that has the decoder"):
+        with pytest.raises(
+            UserError,
+            match="mae_pretrain_vit.pth holds the encoder only.*needs a checkpoint that has the decoder",
+        ):
             action(source, ours, need_decoder=True)
         assert not ours.exists()
     import_weights(source, ours)
@@ -236,7 +265,9 @@ class Bomb:
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_pickle_with_code_in_it_is_never_run(tmp_path, model, legacy):
     path, harm = tmp_path / "evil.pth", tmp_path / "harm"
-    torch.save({"model": model.state_dict(), "args": Bomb(harm)}, path, _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {"model": model.state_dict(), "args": Bomb(harm)}, path, _use_new_zipfile_serialization=not legacy
+    )
     with pytest.raises(UserError, match=r"evil.pth holds pickled code \(\w+.mkdir\), which is never run"):
         load_weights(path)
     assert not harm.exists()

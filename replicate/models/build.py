@@ -12,14 +12,12 @@ from replicate.errors import UserError
 from replicate.models import mae, mim
 from replicate.models.backbones import build_backbone, build_encoder
 from replicate.models.features import Encoder
-from replicate.models.loading import load_encoder
+from replicate.models.loading import load_encoder as load_encoder
 from replicate.models.resized import Resized
 from replicate.models.vit import ViT
 
 if TYPE_CHECKING:
     from replicate.config import PretrainRun
-
-__all__ = ["Probe", "build_classifier", "build_pretraining_model", "build_probe", "load_encoder", "pooled", "tokens"]
 
 METHODS = {"mae": mae.from_run, "mim": mim.from_run}
 """A method's name in a run, and what builds its model: (run, target_dim, with_difficulty) -> nn.Module."""
@@ -50,19 +48,23 @@ def build_classifier(
     pretrained  the pre-training run, or a `Backbone`
     pool        of a ViT: "avg" (MAE) or "token"; hierarchies pool as their papers do
 
-    `set_input_size(img_size)` of the result takes another resolution. Raises UserError for sizes that do not fit.
+    `set_input_size(img_size)` of the result takes another resolution. Raises UserError for sizes that do not
+    fit.
     """
     name, kwargs = _backbone_of(pretrained)
     return build_backbone(name, image_size, num_classes, drop_path, pool=pool, **kwargs)
 
 
 def build_probe(
-    pretrained: PretrainRun | Backbone, num_classes: int, image_size: int | tuple[int, int] = 224, pool: str = "token"
+    pretrained: PretrainRun | Backbone,
+    num_classes: int,
+    image_size: int | tuple[int, int] = 224,
+    pool: str = "token",
 ) -> nn.Module:
-    """A linear probe: frozen encoder, BatchNorm without affine parameters, one linear layer (MAE, appendix A.1).
+    """A linear probe (MAE, appendix A.1): frozen encoder, BatchNorm without parameters, one linear layer.
 
-    A ViT is probed on its class token after the last norm, or on the mean with pool "avg". A hierarchy has no class
-    token: it is probed on its mean feature. Only the linear layer of `head` is trainable.
+    A ViT is probed on its class token after the last norm, or on the mean with pool "avg". A hierarchy has no
+    class token: it is probed on its mean feature. Only the linear layer of `head` is trainable.
     """
     name, kwargs = _backbone_of(pretrained)
     if not is_plain_vit(name, kwargs):
@@ -101,7 +103,7 @@ class Probe(nn.Module):
         return self.head(self.encoder.feature_map(images).mean(dim=(2, 3)))
 
     def train(self, mode: bool = True) -> Probe:
-        """Keep the frozen encoder in evaluation mode: its BatchNorm statistics and drop paths do not train."""
+        """Keep the frozen encoder in evaluation mode, with its BatchNorm statistics and drop paths."""
         super().train(mode)
         self.encoder.eval()
         return self
@@ -111,7 +113,7 @@ class Probe(nn.Module):
 
 
 def pooled(classifier: nn.Module, images: Tensor) -> Tensor:
-    """The feature (N, C) that a classifier classifies: what a ViT's head sees, or a hierarchy's mean last token."""
+    """The feature (N, C) to classify: what a ViT's head sees, or a hierarchy's mean last token."""
     if isinstance(classifier, ViT):
         return classifier.forward_head(classifier.forward_features(images), pre_logits=True)
     return torch.flatten(classifier.feature_map(images).mean(dim=(2, 3)), 1)

@@ -2,10 +2,10 @@
 
 `tune_for_cpu` takes two detours, each only where `benchmarks/mae_step.py` measured a gain:
 
-- float32 linear layers on AMD processors. torch sends float32 matrix products to MKL, which keeps its AVX-512 kernels
-  to Intel's processors. oneDNN, which torch ships too, computes them about twice as fast there.
-- attention in bfloat16. The backward pass of the fused kernel is several times slower in bfloat16 than plain matrix
-  products. The plain form is also what the reference computes under autocast.
+- float32 linear layers on AMD processors. torch sends float32 matrix products to MKL, which keeps its AVX-512
+kernels to Intel's processors. oneDNN, which torch ships too, computes them about twice as fast there. -
+attention in bfloat16. The backward pass of the fused kernel is several times slower in bfloat16 than plain
+matrix products. The plain form is also what the reference computes under autocast.
 
 Everything else, and every other device, takes torch's own path.
 """
@@ -85,7 +85,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None = None
         zero = query.new_empty(1, 1, 1)
         scores = torch.baddbmm(zero, query, key.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
         if real is not None:
-            scores = scores.unflatten(0, shape[:2]).masked_fill(~real[:, None, None, :], -torch.inf).flatten(0, 1)
+            scores = (
+                scores.unflatten(0, shape[:2]).masked_fill(~real[:, None, None, :], -torch.inf).flatten(0, 1)
+            )
         return (scores.softmax(-1) @ value).view(shape)
 
 
@@ -120,7 +122,7 @@ def _onednn_pays(input: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def _onednn_is_faster() -> bool:
-    """True on AMD processors whose torch has oneDNN. A rule, not a timing: equal runs must take equal paths."""
+    """True on AMD processors with oneDNN. A rule, not a timing: equal runs must take equal paths."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         return False
     try:

@@ -1,7 +1,7 @@
 """The encoder of DALL-E's discrete VAE (Ramesh et al. 2021), the tokenizer of BEiT and of MAE's Table 1d.
 
-Four groups of residual blocks with max pooling between them; stride 8, 8,192 tokens. This project does not include its
-weights.
+Four groups of residual blocks with max pooling between them; stride 8, 8,192 tokens. This project does not
+include its weights.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class DalleEncoder(nn.Module):
 
 
 def from_state(state: dict[str, Tensor], path: str) -> DalleEncoder:
-    """The encoder that a state dict describes; sizes come from the shapes. Raises UserError when a tensor is missing."""
+    """The encoder that a state dict describes, by its shapes. Raises UserError if a tensor is missing."""
     state = {_our_name(name): tensor for name, tensor in state.items() if name.startswith("blocks.")}
     blocks = {match[1] for name in state if (match := re.match(r"blocks\.group_1\.block_(\d+)\.", name))}
     try:

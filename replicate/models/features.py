@@ -1,35 +1,36 @@
-"""What every backbone offers to masked image modelling: last tokens, blocks, first tokens, another resolution."""
+"""What every backbone offers to masked image modelling: its tokens, its blocks, another resolution."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from replicate.errors import UserError
-from replicate.models.resized import Resized
-from replicate.patches import pair
+from replicate.models.resized import Resized, replace_data
+from replicate.patches import grid_of, pair
 
 Size = tuple[int, int]
 
 
 class FeatureMap:
-    """Mixed into a timm model: reads its last features and finds its parts by the names that timm's models share."""
+    """Mixed into a timm model: reads its last features and finds its parts by timm's common names."""
 
     stride: int
     decoded_prefix = 0
     """Class tokens that go through a decoder with the others."""
 
     def tokens(self, images: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, [decoded_prefix +] L, C) last tokens in raster order, after the last norm."""
+        """(N, in_chans, H, W) -> (N, decoded_prefix + L, C) last tokens in raster order."""
         features = self.forward_features(images)
         if features.ndim == 4:
             return features.flatten(1, 2) if self._channels_last else features.flatten(2).transpose(1, 2)
         return features[:, getattr(self, "num_prefix_tokens", 0) - self.decoded_prefix :]
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, C, H / stride, W / stride), after the last norm of a model that has one."""
+        """(N, in_chans, H, W) -> (N, C, H / stride, W / stride), after the last norm if there is one."""
         tokens = self.tokens(images)[:, self.decoded_prefix :]
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         return tokens.transpose(1, 2).unflatten(2, grid)
@@ -39,7 +40,7 @@ class FeatureMap:
         return getattr(self, "output_fmt", "NCHW") == "NHWC"
 
     def stage_blocks(self) -> list[nn.ModuleList | nn.Sequential]:
-        """The blocks of each stage; a model without stages has one list. Raises UserError if they are not found."""
+        """The blocks of each stage; one list without stages. Raises UserError if they are not found."""
         stages = getattr(self, "layers", None) or getattr(self, "stages", None)
         if stages is not None and all(hasattr(stage, "blocks") for stage in stages):
             return [stage.blocks for stage in stages]
@@ -69,7 +70,7 @@ class FeatureMap:
 
     @property
     def first_patch(self) -> int:
-        """Pixels between the first tokens: the stride of the only stage, or an eighth of it before three halvings."""
+        """Pixels between the first tokens: the stride, halved once for every stage but the first."""
         return self.stride // 2 ** (len(self.stage_blocks()) - 1)
 
     def set_input_size(self, img_size: int | Size) -> Resized:
@@ -87,6 +88,37 @@ class FeatureMap:
         return state
 
 
+class StageTables(FeatureMap):
+    """Mixed into a hierarchy whose `stages` each own one learned table of positions.
+
+    table  the parameter's name in a stage, which also has `grid` and `resample(tensor, old_grid, antialias)`
+    """
+
+    table: str
+    patch_size: int
+
+    def set_input_size(self, img_size: int | Size) -> Resized:
+        """Take images of another size; resample every stage's table in place."""
+        grid_of(img_size, self.stride)
+        resized: Resized = {}
+        for index, stage in enumerate(self.stages):
+            old_grid, stage.grid = stage.grid, grid_of(img_size, self.patch_size * 2**index)
+            replace_data(getattr(stage, self.table), partial(stage.resample, old_grid=old_grid), resized)
+        return resized
+
+    def fit_state(
+        self, state: dict[str, Tensor], trained_at: Size | None = None, antialias: bool = True
+    ) -> dict[str, Tensor]:
+        """The tables of another image size, resampled to this model's."""
+        fitted = dict(state)
+        for index, stage in enumerate(self.stages):
+            key = f"stages.{index}.{self.table}"
+            if key in state and state[key].ndim == 3:
+                old_grid = trained_at and grid_of(trained_at, self.patch_size * 2**index)
+                fitted[key] = stage.resample(state[key], old_grid, antialias)
+        return fitted
+
+
 class Encoder(nn.Module):
     """A backbone as masked image modelling sees it: images in, tokens or a feature map out.
 
@@ -94,7 +126,9 @@ class Encoder(nn.Module):
     `num_prefix_tokens` class tokens before the map's in `tokens`.
     """
 
-    def __init__(self, backbone: nn.Module, image_size: int | Size, drop_blocks: int | Sequence[int] = 0) -> None:
+    def __init__(
+        self, backbone: nn.Module, image_size: int | Size, drop_blocks: int | Sequence[int] = 0
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.num_features: int = backbone.num_features
@@ -132,7 +166,9 @@ def drop_last_blocks(stages: list[nn.ModuleList | nn.Sequential], drop: int | Se
     """
     numbers = [0] * (len(stages) - 1) + [drop] if isinstance(drop, int) else list(drop)
     if len(numbers) != len(stages):
-        raise UserError(f"drop_blocks {tuple(numbers)} must be one number, or one for each of the {len(stages)} stages")
+        raise UserError(
+            f"drop_blocks {tuple(numbers)} must be one number, or one for each of the {len(stages)} stages"
+        )
     for stage, number in zip(stages, numbers, strict=True):
         most = len(stage) if len(stages) > 1 else len(stage) - 1
         if not 0 <= number <= most:

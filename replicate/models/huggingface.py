@@ -1,7 +1,7 @@
-"""transformers' ViTMAE: published weights to read and write, and an independent implementation to test against.
+"""transformers' ViTMAE: weights to read and write, and an independent implementation to test against.
 
-Three layouts of names exist: `state_dict()` of version 5, `save_pretrained` of version 5, and version 4, which
-published files use. All versions read the last, so it is the one written here.
+Three layouts of names exist: `state_dict()` of version 5, `save_pretrained` of version 5, and version 4,
+which published files use. All versions read the last, so it is the one written here.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 
 def config_of(model: MAE, norm_pix_loss: bool = True) -> dict[str, Any]:
-    """The keyword arguments of transformers' ViTMAEConfig for a model of these sizes; images must be square."""
+    """Keyword arguments of transformers' ViTMAEConfig for a model of these sizes and square images."""
     return {
         "hidden_size": model.embed_dim,
         "num_hidden_layers": len(model.blocks),
@@ -116,8 +116,8 @@ def config_of(model: MAE, norm_pix_loss: bool = True) -> dict[str, Any]:
 def to_transformers(model: MAE, norm_pix_loss: bool = True) -> nn.Module:
     """transformers' ViTMAEForPreTraining of the same sizes with the weights of `model`, in evaluation mode.
 
-    Needs the package transformers. Copies every tensor, because a freshly built ViTMAE of version 5 has all-zero
-    position embeddings and tokens.
+    Needs the package transformers. Copies every tensor, because a freshly built ViTMAE of version 5 has
+    all-zero position embeddings and tokens.
     """
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 

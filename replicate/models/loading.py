@@ -12,8 +12,8 @@ from replicate.patches import pair
 
 State = dict[str, Tensor]
 
-PREFIXES = ("_orig_mod.", "module.", "model.", "model_ema.", "student.", "online_encoder.", "encoder.", "backbone.")
-"""Prefixes that torch.compile, data parallelism, trainers and other code bases put before an encoder's names."""
+PREFIXES = ("_orig_mod.", "module.", "model.", "model_ema.", "encoder.", "backbone.")
+"""What torch.compile, data parallelism, trainers and other code bases put before an encoder's names."""
 OWN = ("head.", "fc_norm.")
 """Prefixes of a classifier's own parts, beside the layers that timm names as the classifier."""
 
@@ -21,13 +21,15 @@ OWN = ("head.", "fc_norm.")
 def without_prefixes(state: State, wanted: Container[str]) -> State:
     """Strip `PREFIXES` in any order and number until one of the names `wanted` appears.
 
-    Drops what lies beside a prefix (a decoder beside "encoder."). Without a known prefix the rest stays as it is.
+    Drops what lies beside a prefix (a decoder beside "encoder."). Without a known prefix the rest stays as it
+    is.
     """
     while not any(name in wanted for name in state):
         prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in state)), None)
         if prefix is None:
             return state
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        inner = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+        state = {name.removeprefix(prefix): tensor for name, tensor in inner.items()}
     return state
 
 
@@ -40,10 +42,10 @@ def load_encoder(
     trained_at: int | tuple[int, int] | None = None,
     antialias: bool = True,
 ) -> list[str]:
-    """Load a pre-trained encoder into a classifier or probe; returns the parameters of `drop_blocks`, which stay new.
+    """Load a pre-trained encoder into a classifier or probe; returns the parameters that stay new.
 
-    Leaves out decoder, mask token and heads, and a last norm for which the classifier has no place (it normalises after
-    pooling). Resamples position tables of another resolution.
+    Leaves out decoder, mask token and heads, and a last norm for which the classifier has no place (it
+    normalises after pooling). Resamples position tables of another resolution.
 
     path         names the checkpoint in messages
     drop_blocks  blocks that pre-training left out (FastMIM Table 1c), if any
@@ -52,7 +54,7 @@ def load_encoder(
 
     Raises UserError, naming `path` and the difference, when the checkpoint is another model's.
     """
-    classifier = getattr(classifier, "encoder", classifier)  # a probe on a hierarchy holds the encoder as a part
+    classifier = getattr(classifier, "encoder", classifier)  # of a probe on a hierarchy
     wanted, own = classifier.state_dict(), _own(classifier)
     state = encoder_state(state_dict, wanted, own)
     dropped = _dropped_blocks(state, wanted) if drop_blocks else []
@@ -99,7 +101,9 @@ def _dropped_blocks(state: State, wanted: State) -> list[str]:
     for name in state:
         if block := _block_of(name):
             last[block[0]] = max(block[1], last.get(block[0], -1))
-    return [name for name in wanted if last and (block := _block_of(name)) and block[1] > last.get(block[0], -1)]
+    return [
+        name for name in wanted if last and (block := _block_of(name)) and block[1] > last.get(block[0], -1)
+    ]
 
 
 def _refuse_misfit(state: State, expected: State, path: str) -> None:
@@ -121,7 +125,9 @@ def _refuse_misfit(state: State, expected: State, path: str) -> None:
 def describe_vit(state: State) -> str | None:
     """ "a ViT of width 768, 12 blocks, patch 16" read from a state dict; None for another kind of model."""
     projection = state.get("patch_embed.proj.weight")
-    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.") and name.split(".")[1].isdigit()}
+    blocks = {
+        name.split(".")[1] for name in state if name.startswith("blocks.") and name.split(".")[1].isdigit()
+    }
     if projection is None or projection.ndim != 4 or not blocks or "pos_embed" not in state:
         return None
     return f"a ViT of width {projection.shape[0]}, {len(blocks)} blocks, patch {projection.shape[-1]}"

@@ -1,6 +1,7 @@
 """The masked autoencoder (MAE, section 3), with the papers' variations as options.
 
-Names follow the reference implementation. So do the keys of the state dict: a released checkpoint loads strictly.
+Names follow the reference implementation. So do the keys of the state dict: a released checkpoint loads
+strictly.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 class MAEOptions(MaskOptions):
     """`MaskOptions`, and what only MAE has.
 
-    mask_tokens_in_encoder  masked patches enter the encoder as a learned token: the slow variant of MAE Table 1c
-    decoder_beta            decoder masking (Efficient MAE, section 4.2): masked patches whose difficulty exceeds
-                            this many pixels never enter the decoder
+    mask_tokens_in_encoder  masked patches enter the encoder as a learned token: the slow variant of MAE Table
+                            1c
+    decoder_beta            decoder masking (Efficient MAE, section 4.2): masked patches whose difficulty
+                            exceeds this many pixels never enter the decoder
     """
 
     mask_tokens_in_encoder: bool = False
@@ -122,7 +124,7 @@ class MAE(nn.Module):
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
-        """Xavier-uniform on every matrix (fused qkv and patch projection each as one), N(0, .02) on both tokens.
+        """Xavier-uniform on every matrix (fused qkv and patch projection as one each), N(0, .02) on tokens.
 
         Appendix A.1, and the reference implementation for the tokens.
         """

@@ -1,7 +1,8 @@
 """Masked image modelling with any backbone: the encoder sees a masked image (FastMIM, section 4.1).
 
-The whole masked image goes through the encoder, as in supervised training. A light decoder of ViT blocks without
-position embedding predicts the target of every patch. SimMIM and MaskFeat are settings of the same model (`BASELINES`).
+The whole masked image goes through the encoder, as in supervised training. A light decoder of ViT blocks
+without position embedding predicts the target of every patch. SimMIM and MaskFeat are settings of the same
+model (`BASELINES`).
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ BASELINES: dict[str, dict[str, Any]] = {
 }
 """The baselines of Table 3 as options of `MIM`, at full resolution with a linear decoder.
 
-SimMIM (Xie et al., section 4.1) predicts raw pixels with an L1 loss, MaskFeat (Wei et al., section 4.1) predicts HOG
-under block-wise masks.
+SimMIM (Xie et al., section 4.1) predicts raw pixels with an L1 loss, MaskFeat (Wei et al., section 4.1)
+predicts HOG under block-wise masks.
 """
 
 
@@ -42,9 +43,10 @@ under block-wise masks.
 class MIMOptions(MaskOptions):
     """`MaskOptions`, and what only image-space masking has.
 
-    mask_unit   side of the squares that are masked together, in pixels; None: the encoder's stride (best in Table 10b)
-    mask_space  "image": masked pixels become one learned RGB value; "patch": masked first tokens become one learned
-                token (Table 10a)
+    mask_unit   side of the squares that are masked together, in pixels; None: the encoder's stride (best in
+                Table 10b)
+    mask_space  "image": masked pixels become one learned RGB value; "patch": masked first tokens become one
+                learned token (Table 10a)
     """
 
     mask_unit: int | None = None
@@ -62,12 +64,13 @@ class MIM(nn.Module):
 
     encoder            from `replicate.models.backbones.build_encoder`: a feature map at some stride
     target_dim         values predicted for a patch
-    decoder_depth, decoder_embed_dim   "4b256d" is 4 and 256, heads of 32 channels (Table 16); depth 0: one linear layer
+    decoder_depth, decoder_embed_dim   "4b256d" is 4 and 256, heads of 32 channels (Table 16); depth 0: one
+                                       linear layer
     options            fields of `MIMOptions`
 
-    Predictions, masks and losses are per patch of `patch_size` = min(mask_unit, stride) pixels. A mask unit may span
-    several of the encoder's tokens, and a token several mask units. Build the target with `patch_size`.
-    Raises UserError for an unknown choice or sizes that do not fit together.
+    Predictions, masks and losses are per patch of `patch_size` = min(mask_unit, stride) pixels. A mask unit
+    may span several of the encoder's tokens, and a token several mask units. Build the target with
+    `patch_size`. Raises UserError for an unknown choice or sizes that do not fit together.
     """
 
     def __init__(
@@ -89,7 +92,9 @@ class MIM(nn.Module):
         self.encoder = encoder
         if self.options.mask_space == "patch":
             self._check_first_tokens()
-        num_visible(self.num_patches, self.options.mask_ratio)  # refuses an impossible ratio before the first step
+        num_visible(
+            self.num_patches, self.options.mask_ratio
+        )  # refuses an impossible ratio before the first step
 
         width = 3 if self.options.mask_space == "image" else self._first_width()
         self.mask_token = nn.Parameter(torch.zeros(width))
@@ -106,7 +111,11 @@ class MIM(nn.Module):
             self.decoder_embed = nn.Linear(self.encoder.num_features, width)
             self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
         else:
-            self.decoder_embed, self.decoder_norm, width = nn.Identity(), nn.Identity(), self.encoder.num_features
+            self.decoder_embed, self.decoder_norm, width = (
+                nn.Identity(),
+                nn.Identity(),
+                self.encoder.num_features,
+            )
         heads = max(1, width // DECODER_HEAD_WIDTH)
         if depth and width % heads:
             advice = f"use a multiple of {DECODER_HEAD_WIDTH}"
@@ -140,9 +149,10 @@ class MIM(nn.Module):
     def set_image_size(self, image_size: int | tuple[int, int]) -> Resized:
         """Take images of another size from now on (FastMIM-P, section 4.2); the same size changes nothing.
 
-        Every parameter stays the same object, so an optimiser keeps those that it holds. Returns the learned tables
-        whose shape changed: pass them to `replicate.models.resized.carry_optimizer_state`. Load a checkpoint after
-        setting the size that it was saved at. Wrap the model for data-parallel training again if a table changed.
+        Every parameter stays the same object, so an optimiser keeps those that it holds. Returns the learned
+        tables whose shape changed: pass them to `replicate.models.resized.carry_optimizer_state`. Load a
+        checkpoint after setting the size that it was saved at. Wrap the model for data-parallel training
+        again if a table changed.
         """
         grid_of(pair(image_size), self.mask_unit)
         return self.encoder.set_image_size(image_size)
@@ -226,7 +236,7 @@ class MIM(nn.Module):
         projection = next((module for module in modules if isinstance(module, nn.Conv2d)), None)
         if projection is None:
             raise UserError(
-                "mask_space 'patch' needs a backbone whose first tokens come from a convolution; use mask_space 'image'"
+                "mask_space 'patch' needs first tokens that come from a convolution; use mask_space 'image'"
             )
         return projection.out_channels
 

@@ -48,7 +48,9 @@ def class_row_missing(table: Tensor) -> bool:
     """Whether a position table (1, L, C) has a row for every patch, but none for a class token."""
     if sincos_grid(table):
         return False
-    return sincos_grid(table, 0) is not None or _is_square(table.shape[1]) and not _is_square(table.shape[1] - 1)
+    return (
+        sincos_grid(table, 0) is not None or _is_square(table.shape[1]) and not _is_square(table.shape[1] - 1)
+    )
 
 
 def _is_square(count: int) -> bool:

@@ -1,8 +1,8 @@
 """Sequences of unequal length without padding, for decoder masking (Efficient MAE, section 4.2).
 
 Dropping hard patches leaves a different number of tokens in every image. Only attention mixes tokens of a
-Transformer block. So this module packs the tokens of all images end to end into one (T, C) matrix: linear layers,
-norms and MLPs cost exactly T tokens, and attention keeps the images apart.
+Transformer block. So this module packs the tokens of all images end to end into one (T, C) matrix: linear
+layers, norms and MLPs cost exactly T tokens, and attention keeps the images apart.
 `benchmarks/decoder_masking.py` measures the alternatives.
 """
 
@@ -21,8 +21,8 @@ from replicate.models.cpu import attend, fused, unfused
 SMALL = 2**21
 """Multiply-adds of one image's attention scores below which padding beats a loop over images.
 
-Holds for bfloat16 on a CPU. Padding takes a fifth of the time for 16 tokens of a decoder 64 wide, and 1.5 times as
-long for the 180 tokens of a decoder 512 wide.
+Holds for bfloat16 on a CPU. Padding takes a fifth of the time for 16 tokens of a decoder 64 wide, and 1.5
+times as long for the 180 tokens of a decoder 512 wide.
 """
 _TAKES_EXTENT = "max_seqlen" in inspect.signature(torch.nested.nested_tensor_from_jagged).parameters
 """torch 2.4 has no such argument; it waits for the device to find the longest image."""
@@ -45,7 +45,7 @@ class Packing(NamedTuple):
 
 @torch.compiler.disable
 def pack(kept: Tensor) -> Packing:
-    """The packing of kept (N, S) bool tokens. Waits for the device once, because the host needs the lengths."""
+    """The packing of kept (N, S) bool tokens. Waits for the device once: the host needs the lengths."""
     counts = kept.sum(1)
     offsets = F.pad(counts.cumsum(0), (1, 0))
     flat = kept.flatten()
@@ -57,9 +57,9 @@ def ragged_attention(qkv: Tensor, packing: Packing, kernel: str = "auto") -> Ten
     """Attention within each image: packed (T, 3, heads, d) queries, keys and values -> (T, heads, d).
 
     kernel "loop" attends image by image: fastest on a CPU, where one image's attention fills the machine.
-    "jagged" calls one variable-length kernel: fastest on a GPU. "padded" pads to the longest image and masks keys:
-    fastest on a CPU for images so small that calls cost more than arithmetic. "auto" chooses by device and size.
-    All three give the same result.
+    "jagged" calls one variable-length kernel: fastest on a GPU. "padded" pads to the longest image and masks
+    keys: fastest on a CPU for images so small that calls cost more than arithmetic. "auto" chooses by device
+    and size. All three give the same result.
     """
     if kernel == "auto":
         kernel = _fastest(qkv, packing)
@@ -106,7 +106,9 @@ class _FlashLoop(torch.autograd.Function):
         for grad_image, image, output, target, norm in zip(*parts, norms, strict=True):
             grad_image, output = (tensor.transpose(0, 1)[None] for tensor in (grad_image, output))
             backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-            for index, part in enumerate(backward(grad_image, *_heads_first(image), output, norm, 0.0, False)):
+            for index, part in enumerate(
+                backward(grad_image, *_heads_first(image), output, norm, 0.0, False)
+            ):
                 target[:, index].copy_(part[0].transpose(0, 1))
         return grad_qkv, None
 
@@ -120,7 +122,9 @@ def _jagged(qkv: Tensor, packing: Packing) -> Tensor:
     lengths = packing.lengths
     extent = {"min_seqlen": min(lengths), "max_seqlen": max(lengths)} if _TAKES_EXTENT else {}
     nested = torch.nested.nested_tensor_from_jagged
-    q, k, v = (nested(tensor.contiguous(), packing.offsets, **extent).transpose(1, 2) for tensor in qkv.unbind(1))
+    q, k, v = (
+        nested(tensor.contiguous(), packing.offsets, **extent).transpose(1, 2) for tensor in qkv.unbind(1)
+    )
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).values()
 
 
@@ -128,7 +132,11 @@ def _padded(qkv: Tensor, packing: Packing) -> Tensor:
     images, longest = len(packing.lengths), max(packing.lengths)
     real = torch.arange(longest, device=qkv.device) < packing.offsets.diff()[:, None]
     place = real.flatten().nonzero().squeeze(1)
-    dense = qkv.new_zeros(images * longest, *qkv.shape[1:]).index_copy(0, place, qkv).unflatten(0, (images, longest))
+    dense = (
+        qkv.new_zeros(images * longest, *qkv.shape[1:])
+        .index_copy(0, place, qkv)
+        .unflatten(0, (images, longest))
+    )
     mixed = attend(*dense.permute(2, 0, 3, 1, 4).unbind(0), real)
     return mixed.transpose(1, 2).flatten(0, 1).index_select(0, place)
 

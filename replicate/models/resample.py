@@ -22,7 +22,7 @@ def resample_grid(table: Tensor, old: Grid, new: Grid, antialias: bool = True) -
 
 
 def resample_window_bias(table: Tensor, old: Grid, new: Grid, antialias: bool = True) -> Tensor:
-    """Swin's ((2 h - 1) (2 w - 1), heads) relative position table for another window (FastMIM A.3.2: bicubic)."""
+    """Swin's ((2 h - 1) (2 w - 1), heads) relative position table for another window (FastMIM A.3.2)."""
     return resample_grid(table, span(old), span(new), antialias)
 
 

@@ -1,4 +1,4 @@
-"""Learned tables that change their shape with the resolution (FastMIM, section 4.2), and the optimiser's state for them."""
+"""Learned tables that change shape with the resolution (FastMIM, section 4.2), and their optimiser state."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """A small discrete autoencoder of patches: the tokenizer behind the token target.
 
-MAE (Table 1d) and BEiT take DALL-E's discrete VAE, trained on 250 million images. This one trains on the training set
-at hand. It is a vector-quantised autoencoder (van den Oord et al. 2017) that looks codes up on the unit sphere in few
-dimensions (Yu et al. 2022). That spreads the use of the vocabulary without moving averages or revived codes, so it
-trains under data parallelism like any other model.
+MAE (Table 1d) and BEiT take DALL-E's discrete VAE, trained on 250 million images. This one trains on the
+training set at hand. It is a vector-quantised autoencoder (van den Oord et al. 2017) that looks codes up on
+the unit sphere in few dimensions (Yu et al. 2022). That spreads the use of the vocabulary without moving
+averages or revived codes, so it trains under data parallelism like any other model.
 """
 
 from __future__ import annotations
@@ -54,17 +54,20 @@ class Tokenizer(nn.Module):
         self.decoder = _stack(code_width, width, depth, values)
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(N, 3, H, W) -> the loss, and {"reconstruction": mean squared error, "perplexity": codes in use}."""
+        """(N, 3, H, W) -> the loss, and {"reconstruction": squared error, "perplexity": codes in use}."""
         rebuilt, features, codes, ids = self.rebuilt(images)
         reconstruction = functional.mse_loss(rebuilt.float(), images.float())
         quantisation = functional.mse_loss(codes, features.detach())
         quantisation = quantisation + COMMITMENT * functional.mse_loss(features, codes.detach())
         used = torch.bincount(ids.flatten(), minlength=self.vocabulary).float() / ids.numel()
         perplexity = torch.special.entr(used).sum().exp()
-        return reconstruction + quantisation, {"reconstruction": reconstruction.detach(), "perplexity": perplexity}
+        return reconstruction + quantisation, {
+            "reconstruction": reconstruction.detach(),
+            "perplexity": perplexity,
+        }
 
     def rebuilt(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(N, 3, H, W) -> reconstructions, features and codes (N, code_width, rows, columns), ids (N, rows, columns).
+        """(N, 3, H, W) -> reconstructions, features and codes (N, code_width, h, w), ids (N, h, w).
 
         The gradient passes the ids by the straight-through estimator.
         """
@@ -94,7 +97,7 @@ class Tokenizer(nn.Module):
         return functional.normalize(self.encoder(patches).float(), dim=1)
 
     def _nearest(self, features: Tensor) -> Tensor:
-        """Unit vectors (N, code_width, rows, columns) -> (N, rows, columns): the nearest code has the largest product."""
+        """Unit vectors (N, code_width, h, w) -> ids (N, h, w): the nearest code has the largest product."""
         codes = functional.normalize(self.codes.float(), dim=1)
         return torch.einsum("ncij,kc->nkij", features, codes).argmax(dim=1)
 
@@ -102,7 +105,9 @@ class Tokenizer(nn.Module):
         return functional.normalize(self.codes.float(), dim=1)[ids].permute(0, 3, 1, 2)
 
     def _decode(self, codes: Tensor) -> Tensor:
-        return unpatchify(self.decoder(codes).flatten(2).transpose(1, 2), self.stride, tuple(codes.shape[-2:]))
+        return unpatchify(
+            self.decoder(codes).flatten(2).transpose(1, 2), self.stride, tuple(codes.shape[-2:])
+        )
 
 
 def _stack(inputs: int, width: int, depth: int, outputs: int) -> nn.Sequential:
@@ -111,11 +116,11 @@ def _stack(inputs: int, width: int, depth: int, outputs: int) -> nn.Sequential:
 
 
 def load_tokenizer(path: str | Path) -> nn.Module:
-    """A tokenizer from a file, in evaluation mode: the workbook's own (safetensors), or DALL-E's discrete VAE.
+    """A tokenizer from a file, in evaluation mode: the workbook's own, or DALL-E's discrete VAE.
 
-    Of the latter it reads the encoder's state dict, as safetensors or a checkpoint of plain tensors, under the released
-    names or those of the FLAVA codebook. It refuses the released pickle, which holds code. Raises UserError for
-    anything else.
+    Of the latter it reads the encoder's state dict, as safetensors or a checkpoint of plain tensors, under
+    the released names or those of the FLAVA codebook. It refuses the released pickle, which holds code.
+    Raises UserError for anything else.
     """
     if Path(path).suffix == ".safetensors":
         state, metadata = load_safetensors(path)

@@ -1,4 +1,4 @@
-"""The plain Vision Transformer, built once: as an encoder of all tokens (FastMIM A.3.2) and as a classifier (MAE)."""
+"""The plain Vision Transformer, as an encoder of all tokens (FastMIM A.3.2) and as a classifier (MAE)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 from replicate.errors import UserError
 from replicate.models.features import FeatureMap, Size, xavier_linear
-from replicate.models.resample import trained_grid
 from replicate.models.pos_embed import class_row_missing, sincos_2d, sincos_grid
 from replicate.models.prediction import check_choice
+from replicate.models.resample import trained_grid
 from replicate.models.resized import Resized, replace_data
 from replicate.patches import grid_of, pair
 
 
 class ViT(FeatureMap, VisionTransformer):
-    """timm's Vision Transformer, initialised as MAE is, so that timm's tools (such as layer-wise decay) apply.
+    """timm's Vision Transformer, so that timm's tools apply, initialised as MAE is.
 
     num_classes  0: an encoder with fixed sine-cosine positions and its last norm
-    pool         of a classifier: "avg" averages the patch tokens, then normalises (`fc_norm`); "token" takes the class
-                 token after the last norm
+    pool         of a classifier: "avg" averages the patch tokens, then normalises (`fc_norm`); "token" takes
+                 the class token after the last norm
 
-    A classifier takes images of any size that the patch divides: it resamples its learned position embeddings in every
-    pass, so that a resolution stage keeps the parameters and the optimiser's state. Its head starts at trunc-normal
-    2e-5, as in the reference.
+    A classifier takes images of any size that the patch divides: it resamples its learned position embeddings
+    in every pass, so that a resolution stage keeps the parameters and the optimiser's state. Its head starts
+    at trunc-normal 2e-5, as in the reference.
     """
 
     decoded_prefix = 1
@@ -58,7 +58,7 @@ class ViT(FeatureMap, VisionTransformer):
         self._initialize()
 
     def _initialize(self) -> None:
-        """MAE, appendix A.1: Xavier-uniform matrices; the encoder's table is fixed, the classifier's is learned."""
+        """Xavier-uniform matrices (MAE, appendix A.1); an encoder's table is fixed, a classifier's learned."""
         if not self.num_classes:
             with torch.no_grad():
                 self.pos_embed.copy_(sincos_2d(self.embed_dim, self._built_grid))
@@ -72,7 +72,7 @@ class ViT(FeatureMap, VisionTransformer):
             nn.init.normal_(self.cls_token, std=0.02)
 
     def set_input_size(self, img_size: int | Size) -> Resized:
-        """Take images of another size: an encoder resamples the fixed table of the size that it was built for."""
+        """Take images of another size; an encoder resamples the table of the size that it was built for."""
         old_grid, grid = self.patch_embed.grid_size, grid_of(img_size, self.stride)
         if self.num_classes:
             resample = partial(resample_abs_pos_embed, new_size=list(grid), old_size=list(old_grid))
@@ -104,8 +104,8 @@ class ViT(FeatureMap, VisionTransformer):
 def init_head(classifier: nn.Module, std: float) -> None:
     """Initialise the head's weights from a trunc-normal of this standard deviation, and zero its bias.
 
-    The reference's 2e-5 keeps the loss from the encoder until the head has grown. That costs a hundred epochs nothing,
-    but it costs a few epochs much.
+    The reference's 2e-5 keeps the loss from the encoder until the head has grown. That costs a hundred epochs
+    nothing, but it costs a few epochs much.
     """
     heads = classifier.get_classifier()
     for head in heads if isinstance(heads, tuple) else (heads,):  # DeiT's distilled models have two
@@ -114,7 +114,7 @@ def init_head(classifier: nn.Module, std: float) -> None:
 
 
 def freeze_for_partial(classifier: nn.Module, blocks: float) -> list[str]:
-    """Leave only the last `blocks` Transformer blocks trainable; returns the names that train (MAE, section 4.3).
+    """Leave only the last `blocks` blocks trainable (MAE, section 4.3); returns the names that train.
 
     0      the head alone (fc_norm stays as initialised)
     0.5    norm2 and MLP of the last block, fc_norm and the head

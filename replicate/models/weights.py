@@ -29,7 +29,17 @@ from replicate.models.pos_embed import class_row_missing, sincos_grid
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".pth", ".pt", ".bin", ".tar")
-_CONTAINERS = ("model", "state_dict", "model_state_dict", "task", "module", "net", "model_ema", "state_dict_ema", "ema")
+_CONTAINERS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "task",
+    "module",
+    "net",
+    "model_ema",
+    "state_dict_ema",
+    "ema",
+)
 """Keys under which checkpoints hold their state dict, the first that is there."""
 _NAMED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _ANCHORS = ("patch_embed.proj.weight", "vit.embeddings.cls_token", "embeddings.cls_token")
@@ -44,9 +54,10 @@ _HEADS = {sizes["embed_dim"]: sizes["num_heads"] for sizes in VIT_SIZES.values()
 
 
 def load_weights(path: str | Path) -> State:
-    """The state dict in a file, on the CPU: safetensors, or a pickled checkpoint (`{"model": state_dict, ...}`).
+    """The state dict in a file, on the CPU: safetensors, or a pickle (`{"model": state_dict, ...}`).
 
-    Raises UserError, naming the file, when it is missing or damaged, holds no state dict, or is a pickle with code.
+    Raises UserError, naming the file, when it is missing or damaged, holds no state dict, or is a pickle with
+    code.
     """
     path = Path(path)
     if path.suffix == SAFETENSORS:
@@ -55,17 +66,20 @@ def load_weights(path: str | Path) -> State:
 
 
 def load_safetensors(path: str | Path) -> tuple[State, dict[str, str]]:
-    """(state dict, metadata) of a safetensors file, on the CPU. Raises UserError when it is missing or damaged."""
+    """(state dict, metadata) of a safetensors file. Raises UserError when it is missing or damaged."""
     path = _existing(path)
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return state, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); if it is truncated, fetch it again") from None
+        raise UserError(
+            f"{path}: not a readable safetensors file ({error}); if it is truncated, fetch it again"
+        ) from None
 
 
 def save_weights(state: State, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a state dict: safetensors, or the reference's `{"model": state_dict}` for the suffixes .pth and .pt.
+    """Write a state dict: safetensors, or the reference's `{"model": state_dict}` for .pth and .pt.
 
     The file appears whole or not at all. Raises UserError for another suffix, or when it cannot be written.
     """
@@ -89,8 +103,8 @@ def _save_safetensors(tensors: State, path: Path, metadata: dict[str, str] | Non
 def import_weights(source: str | Path, destination: str | Path, need_decoder: bool = False) -> None:
     """Read a checkpoint of a masked autoencoder, check it, and write it as ours (safetensors by default).
 
-    Reads the reference's names and those of transformers' ViTMAE, behind any of `loading.PREFIXES`. Raises UserError
-    when the file is no masked autoencoder's, or has no decoder although `need_decoder`.
+    Reads the reference's names and those of transformers' ViTMAE, behind any of `loading.PREFIXES`. Raises
+    UserError when the file is no masked autoencoder's, or has no decoder although `need_decoder`.
     """
     state = without_prefixes(load_weights(source), _ANCHORS)
     if is_transformers(state):
@@ -112,7 +126,9 @@ def export_weights(
     if format == "hf":
         model = MAE(**sizes_of(state, str(source)))
         if model.grid[0] != model.grid[1]:
-            raise UserError(f"{source}: transformers' ViTMAE takes square images only; the model's are rectangular")
+            raise UserError(
+                f"{source}: transformers' ViTMAE takes square images only; the model's are rectangular"
+            )
         model.load_state_dict({name: state[name] for name in model.state_dict()})
         save_pretrained(model, destination)
         return
@@ -127,7 +143,7 @@ def has_decoder(state: State) -> bool:
 
 
 def check_mae(state: State, path: str, need_decoder: bool = False) -> None:
-    """Raise UserError unless `state` is a whole masked autoencoder's encoder, with a whole decoder or none."""
+    """Raise UserError unless `state` is a masked autoencoder's whole encoder, with a whole decoder or none."""
     for pattern, what in _UNSUPPORTED:
         if found := next((name for name in state if re.search(pattern, name)), None):
             raise UserError(f"{path} is no masked autoencoder's checkpoint: it has {what} ({found})")
@@ -154,8 +170,12 @@ def _expected(state: State, decoder: bool) -> State:
     with torch.device("meta"):
         expected = MAE(**sizes | (_decoder_sizes(state) if decoder else {})).state_dict()
     positions = {name: len(state["pos_embed"][0]) for name in ("pos_embed", "decoder_pos_embed")}
-    expected |= {name: torch.empty(1, rows, expected[name].shape[2], device="meta") for name, rows in positions.items()}
-    return {name: t for name, t in expected.items() if decoder or not name.startswith(("decoder_", "mask_token"))}
+    expected |= {
+        name: torch.empty(1, rows, expected[name].shape[2], device="meta") for name, rows in positions.items()
+    }
+    return {
+        name: t for name, t in expected.items() if decoder or not name.startswith(("decoder_", "mask_token"))
+    }
 
 
 def _compare(state: State, expected: State, path: str) -> None:
@@ -167,7 +187,9 @@ def _compare(state: State, expected: State, path: str) -> None:
             raise UserError(f"{path} {fault}: {name} is missing")
         if name in state and state[name].shape != tensor.shape:
             if name == "mask_token":
-                reason = "was trained with mask tokens in the encoder: the reference's format has no such model"
+                reason = (
+                    "was trained with mask tokens in the encoder: the reference's format has no such model"
+                )
                 raise UserError(f"{path} {reason}")
             given, wanted = tuple(state[name].shape), tuple(tensor.shape)
             raise UserError(f"{path}: {name} is {given}, where the other tensors imply {wanted}")
@@ -177,10 +199,10 @@ def _compare(state: State, expected: State, path: str) -> None:
 
 
 def sizes_of(state: State, path: str = "the checkpoint") -> dict[str, Any]:
-    """What `MAE(**sizes)` needs to load this state dict strictly: read from the shapes, heads from the papers' models.
+    """What `MAE(**sizes)` needs to load this state dict: from its shapes, heads from the papers' models.
 
-    For widths that the papers do not use, heads are 64 (encoder) and 32 (decoder) channels wide. Raises UserError when
-    the checkpoint has no decoder, or its learned positions form no square.
+    For widths that the papers do not use, heads are 64 (encoder) and 32 (decoder) channels wide. Raises
+    UserError when the checkpoint has no decoder, or its learned positions form no square.
     """
     check_mae(state, path, need_decoder=True)
     patch, count = state["patch_embed.proj.weight"].shape[-1], state["pos_embed"].shape[1] - 1
@@ -234,7 +256,9 @@ def _load_pickle(path: Path) -> Any:
         raise UserError(f"{path} holds pickled code ({named[1]}), which is never run: {advice}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint ({reason}); if it is truncated, fetch it again") from None
+        raise UserError(
+            f"{path}: not a readable checkpoint ({reason}); if it is truncated, fetch it again"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -257,7 +281,11 @@ def _state_in(content: Any, path: Path) -> State:
     while isinstance(content, dict):
         inner = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), dict)), None)
         if inner is None:
-            state = {n: tensor for n, tensor in content.items() if isinstance(n, str) and isinstance(tensor, Tensor)}
+            state = {
+                n: tensor
+                for n, tensor in content.items()
+                if isinstance(n, str) and isinstance(tensor, Tensor)
+            }
             if state:
                 return state
             break

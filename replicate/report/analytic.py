@@ -120,8 +120,8 @@ def _other_parameters(name: str) -> tuple[int, int]:
     """Encoder and head of a backbone, built without memory."""
     import torch
 
-    from replicate.cost.parameters import count_parameters
     from replicate.config.backbones import Backbone
+    from replicate.cost.parameters import count_parameters
     from replicate.models.build import build_classifier
 
     with torch.device("meta"):

@@ -16,8 +16,9 @@ __all__ = ["build_classifier", "build_probe", "load_encoder", "pooled"]
 
 
 def build_classifier(context: RunContext, drop_path: float = 0.0) -> nn.Module:
-    """The fine-tuning model of the backbone that the run's pre-training had, untrained, at the run's image size."""
-    return build.build_classifier(context.upstream_run, context.num_classes, context.run.image_size, drop_path)
+    """The fine-tuning model on the backbone of the run's pre-training, untrained, at the run's image size."""
+    run, pretrained = context.run, context.upstream_run
+    return build.build_classifier(pretrained, context.num_classes, run.image_size, drop_path)
 
 
 def build_probe(context: RunContext) -> nn.Module:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from replicate.loaders.pixels import normalise
 from replicate.models.resized import Resized
-from replicate.trainers.context import RunContext
-from replicate.trainers.checkpoints import Checkpoints
 from replicate.schedules.stages import View
 from replicate.trainers.accuracy import accuracy
+from replicate.trainers.checkpoints import Checkpoints
+from replicate.trainers.context import RunContext
 from replicate.trainers.engine import fit
 from replicate.trainers.images import training_loader
 

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from replicate.errors import UserError
 from replicate.models.cpu import tune_for_cpu
 from replicate.models.resized import Resized, carry_optimizer_state
-from replicate.trainers.checkpoints import Checkpoints
 from replicate.schedules.lr import set_learning_rate, warmup_cosine
 from replicate.schedules.stages import View, view_at
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.session import Session, seed_everything
 from replicate.trainers.sharding import is_sharded, load_sharded, whole_state
 

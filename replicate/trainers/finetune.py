@@ -9,11 +9,11 @@ from torch import nn
 from replicate.errors import UserError
 from replicate.models.vit import freeze_for_partial, init_head
 from replicate.models.weights import load_weights, save_weights
-from replicate.trainers.context import RunContext
-from replicate.trainers.checkpoints import Checkpoints
 from replicate.schedules.layer_decay import decayed_groups
 from replicate.trainers.builders import build_classifier, load_encoder
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.classify import train_classifier
+from replicate.trainers.context import RunContext
 from replicate.trainers.engine import adamw
 from replicate.trainers.session import seed_everything
 from replicate.trainers.sharding import refuse_unsharded, shard

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from replicate.trainers.context import RunContext
-from replicate.trainers.checkpoints import Checkpoints
 from replicate.targets.hog import CELL
 from replicate.targets.similarity import similarities
+from replicate.trainers.checkpoints import Checkpoints
+from replicate.trainers.context import RunContext
 from replicate.trainers.images import whole_loader
 
 IMAGES = 1000

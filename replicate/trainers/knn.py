@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from replicate.loaders.pixels import normalise
 from replicate.models.weights import load_weights
-from replicate.trainers.context import RunContext
-from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.builders import build_classifier, load_encoder, pooled
+from replicate.trainers.checkpoints import Checkpoints
+from replicate.trainers.context import RunContext
 from replicate.trainers.images import whole_loader
 
 NEIGHBOURS = 20

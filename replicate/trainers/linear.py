@@ -8,10 +8,10 @@ from timm.optim import Lars
 from torch import nn
 
 from replicate.models.weights import load_weights
-from replicate.trainers.context import RunContext
-from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.builders import build_probe, load_encoder
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.classify import train_classifier
+from replicate.trainers.context import RunContext
 from replicate.trainers.session import seed_everything
 
 MOMENTUM = 0.9

@@ -19,10 +19,10 @@ from replicate.models.build import build_pretraining_model
 from replicate.models.prediction import Prediction
 from replicate.models.resized import Resized
 from replicate.models.weights import save_weights
-from replicate.trainers.context import RunContext
-from replicate.trainers.checkpoints import Checkpoints
 from replicate.schedules.layer_decay import plain_groups
 from replicate.schedules.stages import View
+from replicate.trainers.checkpoints import Checkpoints
+from replicate.trainers.context import RunContext
 from replicate.trainers.diagnostics import ErrorByP2Dist, activation_gb
 from replicate.trainers.engine import adamw, fit
 from replicate.trainers.images import training_loader, validation_loader, whole_loader

@@ -18,9 +18,9 @@ from replicate.loaders.folder import source_behind
 from replicate.loaders.pixels import normalise
 from replicate.loaders.writer import encode_jpeg, shrink
 from replicate.models.weights import load_weights
-from replicate.trainers.context import RunContext
-from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.builders import build_classifier
+from replicate.trainers.checkpoints import Checkpoints
+from replicate.trainers.context import RunContext
 from replicate.trainers.images import EVALUATION_BATCH
 from replicate.trainers.session import seed_everything
 

@@ -83,7 +83,11 @@ def whole_state(parts: dict[str, Any]) -> dict[str, Any]:
 
 def load_sharded(parts: dict[str, Any], state: dict[str, Any]) -> None:
     """The reverse of `whole_state`: every process takes its own shards of a whole checkpoint."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        set_model_state_dict,
+        set_optimizer_state_dict,
+    )
 
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(parts["task"], state["task"], options=options)

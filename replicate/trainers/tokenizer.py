@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from replicate.loaders.pixels import normalise
 from replicate.models.tokenizer import Tokenizer, load_tokenizer
 from replicate.models.weights import save_weights
-from replicate.trainers.context import RunContext
-from replicate.trainers.checkpoints import Checkpoints
 from replicate.schedules.layer_decay import plain_groups
+from replicate.trainers.checkpoints import Checkpoints
+from replicate.trainers.context import RunContext
 from replicate.trainers.engine import adamw, fit
 from replicate.trainers.images import training_loader, validation_loader
 from replicate.trainers.session import seed_everything

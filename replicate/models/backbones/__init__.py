@@ -1,4 +1,4 @@
-"""The registry of backbones: plain ViTs, the hierarchies of FastMIM Table 4, and any other timm model with features.
+"""The registry of backbones: plain ViTs, the hierarchies of FastMIM Table 4, and any other timm model.
 
 `vit_base_patch16` and the like, or `vit` with numbers: `replicate.models.vit`. Names of
 `replicate.config.hierarchies.HIERARCHIES`: one file a family here. Any other name: timm's.
@@ -29,8 +29,8 @@ def build_encoder(
 ) -> Encoder:
     """The backbone `name` without a head: (N, in_chans, H, W) -> (N, num_features, H / stride, W / stride).
 
-    kwargs: the backbone's numbers (`vit_backbone`, `hierarchy`) or timm's arguments. `drop_blocks` leaves out the last
-    blocks (FastMIM Table 1c). Linear layers of hierarchies are Xavier-uniform, as in FastMIM's code.
+    kwargs: the backbone's numbers (`vit_backbone`, `hierarchy`) or timm's arguments. `drop_blocks` leaves out
+    the last blocks (FastMIM Table 1c). Linear layers of hierarchies are Xavier-uniform, as in FastMIM's code.
     Raises UserError for an unknown backbone, or numbers and sizes that do not fit.
     """
     model = build_backbone(name, image_size, in_chans=in_chans, **kwargs)
@@ -58,7 +58,9 @@ def build_backbone(
         raise UserError(f"backbone {name!r}: {given}")
     if is_plain_vit(name, kwargs):
         numbers = vit_backbone(name, **kwargs).kwargs
-        return ViT(size, num_classes=num_classes, drop_path=drop_path, pool=pool, in_chans=in_chans, **numbers)
+        return ViT(
+            size, **numbers, num_classes=num_classes, drop_path=drop_path, pool=pool, in_chans=in_chans
+        )
     if not is_hierarchy(name):
         return _family("pyramid").build_any(name, size, in_chans, num_classes, drop_path, **kwargs)
     numbers = hierarchy(name, **kwargs)

@@ -1,13 +1,14 @@
-"""CMT, convolutions and Transformer blocks in four stages (Guo et al., CVPR 2022, section 3, Tables 1 and 2), from its paper.
+"""CMT: convolutions and Transformer blocks in four stages (Guo et al., CVPR 2022, section 3, Tables 1, 2).
 
-A convolutional stem halves the image; before each stage a 2 x 2 convolution of stride 2 halves it again. A block has
-three parts: a local perception unit (Eq. 1), a lightweight attention that reduces keys and values by a depth-wise
-convolution (Eq. 3), and an inverted residual feed-forward network (Eqs. 4-5). The blocks of a stage share one learned
-relative position bias. As in FastMIM's code, the bias starts at N(0, 1), block norms have eps 1e-6, and an encoder
-without a head ends with a LayerNorm.
+A convolutional stem halves the image; before each stage a 2 x 2 convolution of stride 2 halves it again. A
+block has three parts: a local perception unit (Eq. 1), a lightweight attention that reduces keys and values
+by a depth-wise convolution (Eq. 3), and an inverted residual feed-forward network (Eqs. 4-5). The blocks of a
+stage share one learned relative position bias. As in FastMIM's code, the bias starts at N(0, 1), block norms
+have eps 1e-6, and an encoder without a head ends with a LayerNorm.
 
-Ti, XS and B have the 9.49, 15.2 and 45.7 M parameters that their paper prints for images of 160, 192 and 256 pixels.
-S has 26.3 M where the paper prints 25.1: the paper's own widths, depths and ratios do not add up to that.
+Ti, XS and B have the 9.49, 15.2 and 45.7 M parameters that their paper prints for images of 160, 192 and 256
+pixels. S has 26.3 M where the paper prints 25.1: the paper's own widths, depths and ratios do not add up to
+that.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from replicate.config.hierarchies import Hierarchy
-from replicate.models.features import FeatureMap, Size
+from replicate.models.features import Size, StageTables
 from replicate.models.resample import Grid, resample_pair_bias, trained_grid
-from replicate.models.resized import Resized, replace_data
-from replicate.patches import grid_of, pair
+from replicate.patches import grid_of
 
 REDUCTIONS = (8, 4, 2, 1)
 HEAD_DIM = 1280
@@ -30,7 +30,8 @@ _Norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 def _conv_gelu_bn(in_chans: int, dim: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_chans, dim, kernel, stride, kernel // 2), nn.GELU(), nn.BatchNorm2d(dim))
+    convolution = nn.Conv2d(in_chans, dim, kernel, stride, kernel // 2)
+    return nn.Sequential(convolution, nn.GELU(), nn.BatchNorm2d(dim))
 
 
 class LightweightAttention(nn.Module):
@@ -43,7 +44,8 @@ class LightweightAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.reduce = None
         if reduction > 1:
-            self.reduce = nn.Sequential(nn.Conv2d(dim, dim, reduction, reduction, groups=dim), nn.BatchNorm2d(dim))
+            convolution = nn.Conv2d(dim, dim, reduction, reduction, groups=dim)
+            self.reduce = nn.Sequential(convolution, nn.BatchNorm2d(dim))
 
     def forward(self, features: Tensor, bias: Tensor) -> Tensor:
         """(N, h, w, C), bias (heads, h * w, keys) -> (N, h, w, C)."""
@@ -113,7 +115,9 @@ class PatchEmbed(nn.Module):
 class Stage(nn.Module):
     """Patch embedding and blocks, which share one relative position bias (heads, tokens, reduced tokens)."""
 
-    def __init__(self, patch_embed: PatchEmbed, grid: tuple[int, int], num_heads: int, reduction: int, blocks: list[Block]) -> None:
+    def __init__(
+        self, patch_embed: PatchEmbed, grid: Grid, num_heads: int, reduction: int, blocks: list[Block]
+    ) -> None:
         super().__init__()
         self.grid, self.reduction = grid, reduction
         self.patch_embed = patch_embed
@@ -138,11 +142,13 @@ class Stage(nn.Module):
         return resample_pair_bias(bias, self.grids(old_grid), self.grids(self.grid), antialias)
 
 
-class CMT(FeatureMap, nn.Module):
-    """CMT. forward: (N, 3, H, W) -> (N, num_classes): projection to 1280 channels, mean over positions, linear layer.
+class CMT(StageTables, nn.Module):
+    """CMT: (N, 3, H, W) -> (N, num_classes), by a projection to 1280 channels, their mean, a linear layer.
 
     Image sides must be multiples of the stride, 32 for patches of 4.
     """
+
+    table = "position_bias"
 
     def __init__(
         self,
@@ -163,11 +169,13 @@ class CMT(FeatureMap, nn.Module):
         )
         rates = iter(torch.linspace(0, drop_path, sum(numbers.depths), device="cpu").tolist())
         stages, width = [], stem_dim
-        for index, (dim, depth, heads) in enumerate(zip(numbers.dims, numbers.depths, numbers.heads, strict=True)):
-            blocks = [Block(dim, heads, REDUCTIONS[index], numbers.options["mlp_ratio"], next(rates)) for _ in range(depth)]
+        ratio = numbers.options["mlp_ratio"]
+        shapes = zip(numbers.dims, numbers.depths, numbers.heads, REDUCTIONS, strict=True)
+        for index, (dim, depth, heads, reduction) in enumerate(shapes):
+            blocks = [Block(dim, heads, reduction, ratio, next(rates)) for _ in range(depth)]
             grid = grid_of(image_size, self.patch_size * 2**index)
             halved = 1 if self.patch_size == 1 and index == 0 else 2
-            stages.append(Stage(PatchEmbed(width, dim, halved), grid, heads, REDUCTIONS[index], blocks))
+            stages.append(Stage(PatchEmbed(width, dim, halved), grid, heads, reduction, blocks))
             width = dim
         self.stages = nn.ModuleList(stages)
         if not num_classes:
@@ -193,39 +201,14 @@ class CMT(FeatureMap, nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.head.fc if isinstance(self.head, _Head) else self.head
 
-    def set_input_size(self, img_size: int | tuple[int, int]) -> Resized:
-        """Take images of another size; resample every stage's relative position bias in place."""
-        grid_of(img_size, self.stride)
-        resized: Resized = {}
-        for index, stage in enumerate(self.stages):
-            old_grid, stage.grid = stage.grid, grid_of(pair(img_size), self.patch_size * 2**index)
-            replace_data(stage.position_bias, partial(stage.resample, old_grid=old_grid), resized)
-        return resized
-
-    def fit_state(
-        self, state: dict[str, Tensor], trained_at: Size | None = None, antialias: bool = True
-    ) -> dict[str, Tensor]:
-        """Relative position biases of another image size, resampled to this model's."""
-        fitted = dict(state)
-        for index, stage in enumerate(self.stages):
-            key = f"stages.{index}.position_bias"
-            if key in state and state[key].ndim == 3:
-                old_grid = trained_at and grid_of(trained_at, self.patch_size * 2**index)
-                fitted[key] = stage.resample(state[key], old_grid, antialias)
-        return fitted
-
     def no_weight_decay(self) -> set[str]:
         """Relative position biases."""
         return {name for name, _ in self.named_parameters() if name.endswith("position_bias")}
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """timm's description of the layers for layer-wise decay: one level a block."""
-        return {
-            "stem": r"^stem",
-            "blocks": r"^stages\.(\d+)"
-            if coarse
-            else [(r"^stages\.(\d+)\.(?:patch_embed|position_bias)", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)],
-        }
+        tables, blocks = r"^stages\.(\d+)\.(?:patch_embed|position_bias)", r"^stages\.(\d+)\.blocks\.(\d+)"
+        return {"stem": "^stem", "blocks": r"^stages\.(\d+)" if coarse else [(tables, (0,)), (blocks, None)]}
 
 
 class _Head(nn.Module):

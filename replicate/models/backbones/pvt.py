@@ -1,8 +1,8 @@
-"""Pyramid Vision Transformer, version 1 (Wang et al., ICCV 2021, section 3, Table 1), from its paper; timm has version 2.
+"""Pyramid Vision Transformer, version 1 (Wang et al., ICCV 2021, section 3, Table 1); timm has version 2.
 
-Four stages of Transformer blocks. Before each, a patch embedding halves the resolution (quarters it in the first
-stage) and a learned position embedding is added. Attention reduces keys and values by `sr_ratio` a side. A class token
-joins the last stage.
+Four stages of Transformer blocks. Before each, a patch embedding halves the resolution (quarters it in the
+first stage) and a learned position embedding is added. Attention reduces keys and values by `sr_ratio` a
+side. A class token joins the last stage.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from timm.layers import DropPath, Mlp, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from replicate.config.hierarchies import Hierarchy
-from replicate.models.features import FeatureMap, Size
+from replicate.models.features import Size, StageTables
 from replicate.models.resample import Grid, trained_grid
-from replicate.models.resized import Resized, replace_data
-from replicate.patches import grid_of, pair
+from replicate.patches import grid_of
 
 SR_RATIOS = (8, 4, 2, 1)
 _Norm = partial(nn.LayerNorm, eps=1e-6)
@@ -78,7 +77,7 @@ class PatchEmbed(nn.Module):
 class Stage(nn.Module):
     """Patch embedding, position embedding, blocks; with a class token in front when `cls_token` is set."""
 
-    def __init__(self, patch_embed: PatchEmbed, grid: tuple[int, int], blocks: list[Block], cls_token: bool) -> None:
+    def __init__(self, patch_embed: PatchEmbed, grid: Grid, blocks: list[Block], cls_token: bool) -> None:
         super().__init__()
         dim = patch_embed.proj.out_channels
         self.grid = grid
@@ -104,13 +103,13 @@ class Stage(nn.Module):
         return resample_abs_pos_embed(table, list(self.grid), list(old_grid), prefix, antialias=antialias)
 
 
-class PyramidVisionTransformer(FeatureMap, nn.Module):
-    """PVT. forward: (N, 3, H, W) -> (N, num_classes), from the class token; `feature_map` leaves that token out.
+class PyramidVisionTransformer(StageTables, nn.Module):
+    """PVT: (N, 3, H, W) -> (N, num_classes), from the class token, which `feature_map` leaves out.
 
     Image sides must be multiples of the stride, 32 for patches of 4.
     """
 
-    num_prefix_tokens = 1
+    table, num_prefix_tokens = "pos_embed", 1
 
     def __init__(
         self,
@@ -125,11 +124,13 @@ class PyramidVisionTransformer(FeatureMap, nn.Module):
         grid_of(image_size, self.stride)
         rates = iter(torch.linspace(0, drop_path, sum(numbers.depths), device="cpu").tolist())
         stages = []
-        for index, (dim, depth, heads) in enumerate(zip(numbers.dims, numbers.depths, numbers.heads, strict=True)):
-            ratio = numbers.options["mlp_ratios"][index]
-            blocks = [Block(dim, heads, SR_RATIOS[index], ratio, next(rates)) for _ in range(depth)]
+        ratios = numbers.options["mlp_ratios"]
+        shapes = zip(numbers.dims, numbers.depths, numbers.heads, SR_RATIOS, ratios, strict=True)
+        for index, (dim, depth, heads, sr_ratio, mlp_ratio) in enumerate(shapes):
+            blocks = [Block(dim, heads, sr_ratio, mlp_ratio, next(rates)) for _ in range(depth)]
             embed = PatchEmbed(2 if index else self.patch_size, in_chans, dim)
-            stages.append(Stage(embed, grid_of(image_size, self.patch_size * 2**index), blocks, cls_token=index == 3))
+            grid = grid_of(image_size, self.patch_size * 2**index)
+            stages.append(Stage(embed, grid, blocks, cls_token=index == 3))
             in_chans = dim
         self.stages = nn.ModuleList(stages)
         self.norm = _Norm(self.num_features)
@@ -152,43 +153,16 @@ class PyramidVisionTransformer(FeatureMap, nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.head
 
-    def set_input_size(self, img_size: int | tuple[int, int]) -> Resized:
-        """Take images of another size; resample every stage's position embeddings in place."""
-        grid_of(img_size, self.stride)
-        resized: Resized = {}
-        for index, stage in enumerate(self.stages):
-            old_grid, stage.grid = stage.grid, grid_of(pair(img_size), self.patch_size * 2**index)
-            replace_data(stage.pos_embed, partial(stage.resample, old_grid=old_grid), resized)
-        return resized
-
-    def fit_state(
-        self, state: dict[str, Tensor], trained_at: Size | None = None, antialias: bool = True
-    ) -> dict[str, Tensor]:
-        """Position embeddings of another image size, resampled to this model's."""
-        fitted = dict(state)
-        for index, stage in enumerate(self.stages):
-            key = f"stages.{index}.pos_embed"
-            if key in state and state[key].ndim == 3:
-                old_grid = trained_at and grid_of(trained_at, self.patch_size * 2**index)
-                fitted[key] = stage.resample(state[key], old_grid, antialias)
-        return fitted
-
     def no_weight_decay(self) -> set[str]:
         """Position embeddings and class token: fine-tuning does not decay them."""
         return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "cls_token"))}
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """timm's description of the layers for layer-wise decay: one level a block."""
-        return {
-            "stem": r"^stages\.0\.(?:patch_embed|pos_embed)",
-            "blocks": r"^stages\.(\d+)"
-            if coarse
-            else [
-                (r"^stages\.(\d+)\.(?:patch_embed|pos_embed|cls_token)", (0,)),
-                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^norm", (99999,)),
-            ],
-        }
+        tables = r"^stages\.(\d+)\.(?:patch_embed|pos_embed|cls_token)"
+        blocks = [(tables, (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), ("^norm", (99999,))]
+        stem = r"^stages\.0\.(?:patch_embed|pos_embed)"
+        return {"stem": stem, "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
 
 def _initialize(module: nn.Module) -> None:

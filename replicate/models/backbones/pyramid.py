@@ -1,4 +1,4 @@
-"""timm's hierarchies that take images of any size (Twins-SVT, PVTv2, ConvNeXt v1 and v2), and any other timm model."""
+"""timm's hierarchies for images of any size (Twins-SVT, PVTv2, ConvNeXt), and any other timm model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from replicate.models.resized import Resized, replace_data
 from replicate.patches import grid_of, pair
 
 _TABLE = "relative_position_bias_table"
-_REFUSED = re.compile(r"(?:unexpected|multiple values for) keyword argument '(\w+)'")
+_REFUSED = re.compile(r"(?:unexpected|multiple values for) keyword argument(.*)")
 
 
 class OtherFeatureMap(FeatureMap):
@@ -36,7 +36,7 @@ class OtherFeatureMap(FeatureMap):
         inherited = getattr(super(FeatureMap, self), "set_input_size", None)
         if inherited is None:
             if self.default_cfg.get("fixed_input_size"):
-                raise UserError(f"backbone {self._name!r} takes images of one size: image_size cannot change")
+                raise _unusable(self._name, "it takes images of one size, so image_size cannot change")
             return {}
         size = pair(img_size)
         grid_of(size, self.stride)
@@ -60,7 +60,8 @@ class OtherFeatureMap(FeatureMap):
         """Position tables of another image size, resampled to this model's; equal shapes stay as they are."""
         fitted, old_grid = dict(state), trained_at and grid_of(trained_at, self.stride)
         for name, parameter in self.named_parameters():
-            if name in state and state[name].shape != parameter.shape and name.endswith(("pos_embed", _TABLE)):
+            differs = name in state and state[name].shape != parameter.shape
+            if differs and name.endswith(("pos_embed", _TABLE)):
                 fitted[name] = self._resampler(name, parameter, old_grid, antialias)(state[name])
         return fitted
 
@@ -88,7 +89,7 @@ class OtherFeatureMap(FeatureMap):
                 return resample_abs_pos_embed(table, list(grid), list(old), prefix, antialias=antialias)
 
             return resample
-        raise UserError(f"backbone {self._name!r}: image_size cannot change, because {name} cannot be resampled")
+        raise _unusable(self._name, f"image_size cannot change, because {name} cannot be resampled")
 
 
 @contextmanager
@@ -163,13 +164,14 @@ def build_any(
 ) -> nn.Module:
     """Any other timm model whose last features are one map or its tokens; kwargs are the model's own.
 
-    A trial pass finds the features' stride and width. Raises UserError when timm has no such model, the model does not
-    take an argument or the image size, or its features have another form.
+    A trial pass finds the features' stride and width. Raises UserError when timm has no such model, the model
+    does not take an argument or the image size, or its features have another form.
     """
     if not timm.is_model(name):
         raise UserError(f"backbone {name!r} exists neither here nor in timm {timm.__version__}")
-    arguments = {"in_chans": in_chans, "num_classes": num_classes, "drop_path_rate": drop_path, "img_size": image_size}
-    model = adopt(_create(name, {**kwargs, **arguments}), num_classes, OtherFeatureMap)
+    arguments = {"in_chans": in_chans, "num_classes": num_classes, "img_size": image_size}
+    arguments = {**kwargs, **arguments, "drop_path_rate": drop_path}
+    model = adopt(_create(name, arguments), num_classes, OtherFeatureMap)
     width, model.stride = _probe(model, name, torch.zeros(1, in_chans, *image_size))
     if not num_classes:
         model.num_features = width  # some models state the width of a head that the features do not pass
@@ -177,22 +179,24 @@ def build_any(
 
 
 def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """timm's model called `name`, without the image size or the zero drop path that some models do not take."""
+    """timm's model called `name`, without the image size or zero drop path where it takes none."""
     while True:
         try:
             return timm.create_model(name, **arguments)
         except TypeError as error:
-            refused = _REFUSED.search(str(error))
-            if refused is None or refused[1] not in arguments:
-                raise _unusable(name, f"timm cannot build it so: {error}") from error
-            if refused[1] == "drop_path_rate" and arguments["drop_path_rate"]:
+            message = _REFUSED.search(str(error))
+            named = re.findall(r"'(\w+)'", message[1]) if message else []
+            refused = {key for key in named if key in arguments}
+            if not refused:
+                raise _unusable(name, f"timm cannot build it: {error}") from error
+            if "drop_path_rate" in refused and arguments["drop_path_rate"]:
                 rate = arguments["drop_path_rate"]
                 raise _unusable(name, f"drop_path {rate} must be 0, because it cannot drop paths") from error
-            if refused[1] not in ("img_size", "drop_path_rate"):
-                raise _unusable(name, f"timm does not let this model take argument {refused[1]!r}") from error
-            arguments = {key: value for key, value in arguments.items() if key != refused[1]}
+            if foreign := sorted(refused - {"img_size", "drop_path_rate"}):
+                raise _unusable(name, f"timm does not let this model take argument {foreign[0]!r}") from error
+            arguments = {key: value for key, value in arguments.items() if key not in refused}
         except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, ValueError) as error:
-            raise _unusable(name, f"timm cannot build it so: {error or type(error).__name__}") from error
+            raise _unusable(name, f"timm cannot build it: {error or type(error).__name__}") from error
 
 
 @torch.no_grad()
@@ -219,7 +223,8 @@ def _probe(model: nn.Module, name: str, images: Tensor) -> tuple[int, int]:
     else:
         last = getattr(model, "output_fmt", "NCHW") == "NHWC"
         height, columns, width = features.shape[1:] if last else (*features.shape[2:], features.shape[1])
-        stride = size[0] // height if size == (height * (size[0] // height), columns * (size[0] // height)) else None
+        stride = size[0] // height
+        stride = stride if size == (height * stride, columns * stride) else None
         found = f"a map of {height}x{columns}"
     if not stride:
         raise _unusable(name, f"{given} gives {found}, which is no whole stride; try another image_size")

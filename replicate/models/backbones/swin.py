@@ -1,4 +1,4 @@
-"""Swin Transformer (timm's) whose windows and relative position tables follow the resolution (FastMIM sec 4, A.3.2)."""
+"""timm's Swin Transformer with windows that follow the resolution (FastMIM, section 4 and A.3.2)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TABLE = "relative_position_bias_table"
 
 
 def window_at(image_size: tuple[int, int], patch_size: int, windows_across: int) -> tuple[int, int]:
-    """The window (rows, columns), at least 2 tokens a side, that fits `windows_across` times into the first stage."""
+    """The window (rows, columns) that fits `windows_across` times into the first stage; at least 2."""
     return tuple(max(2, round(side / patch_size / windows_across)) for side in image_size)
 
 
@@ -31,9 +31,9 @@ class Swin(FeatureMap, SwinTransformer):
         self.windows_across = windows_across
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> Resized:
-        """Set the windows for another image size; resample the relative position tables in place (bicubic)."""
+        """Set the windows for another image size; resample the relative position tables in place."""
         size, attentions = pair(img_size), self._attentions()
-        before = {name: (part.window_size, part.relative_position_bias_table) for name, part in attentions.items()}
+        before = {name: (part.window_size, getattr(part, _TABLE)) for name, part in attentions.items()}
         window = window_at(size, self.patch_embed.patch_size[0], self.windows_across)
         with warnings.catch_warnings():  # timm's own resampling warns of its indexing; its result is not used
             warnings.simplefilter("ignore")
@@ -71,7 +71,9 @@ class Swin(FeatureMap, SwinTransformer):
         return {name: module for name, module in self.named_modules() if hasattr(module, _TABLE)}
 
 
-def build(numbers: Hierarchy, name: str, image_size: tuple[int, int], in_chans: int, num_classes: int, drop_path: float) -> Swin:
+def build(
+    numbers: Hierarchy, name: str, image_size: Size, in_chans: int, num_classes: int, drop_path: float
+) -> Swin:
     """Swin with these numbers; `num_classes` 0 leaves out the head."""
     model = Swin(
         image_size,

@@ -123,7 +123,7 @@ def test_transformers_reads_what_is_exported_for_it(tmp_path, model):
 def test_rectangular_models_are_not_exported_for_transformers(tmp_path):
     path = tmp_path / "wide.safetensors"
     save_weights(MAE(**SIZES | {"image_size": (16, 64)}, **DECODER).state_dict(), path)
-    with pytest.raises(UserError, match="takes square images only"):
+    with pytest.raises(UserError, match="takes square ones only"):
         export_weights(path, tmp_path / "hf", format="hf")
 
 

@@ -46,10 +46,8 @@ class FeatureMap:
             return [stage.blocks for stage in stages]
         blocks = getattr(self, "blocks", None)
         if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
-            raise UserError(
-                f"backbone {type(self).__name__}: its blocks are in no known list, so drop_blocks and "
-                "mask_space 'patch' do not work"
-            )
+            effect = "drop_blocks and mask_space 'patch' do not work"
+            raise UserError(f"backbone {type(self).__name__}: its blocks are in no known list, so {effect}")
         nested = isinstance(blocks[0], nn.ModuleList | nn.Sequential)
         return list(blocks) if nested else [blocks]
 
@@ -166,9 +164,8 @@ def drop_last_blocks(stages: list[nn.ModuleList | nn.Sequential], drop: int | Se
     """
     numbers = [0] * (len(stages) - 1) + [drop] if isinstance(drop, int) else list(drop)
     if len(numbers) != len(stages):
-        raise UserError(
-            f"drop_blocks {tuple(numbers)} must be one number, or one for each of the {len(stages)} stages"
-        )
+        wanted = f"one number, or one for each of the {len(stages)} stages"
+        raise UserError(f"drop_blocks {tuple(numbers)} must be {wanted}")
     for stage, number in zip(stages, numbers, strict=True):
         most = len(stage) if len(stages) > 1 else len(stage) - 1
         if not 0 <= number <= most:

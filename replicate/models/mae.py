@@ -288,6 +288,4 @@ def _check_width(part: str, width: int, heads: int) -> None:
     if width % heads:
         raise UserError(f"{part} width {width} is not a multiple of its {heads} heads")
     if width % 4:
-        raise UserError(
-            f"{part} width {width} is not a multiple of 4, as a 2-D sine-cosine position embedding needs"
-        )
+        raise UserError(f"{part} width {width} is not a multiple of 4, as sine-cosine positions need")

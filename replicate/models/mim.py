@@ -92,9 +92,7 @@ class MIM(nn.Module):
         self.encoder = encoder
         if self.options.mask_space == "patch":
             self._check_first_tokens()
-        num_visible(
-            self.num_patches, self.options.mask_ratio
-        )  # refuses an impossible ratio before the first step
+        num_visible(self.num_patches, self.options.mask_ratio)  # refuses an impossible ratio
 
         width = 3 if self.options.mask_space == "image" else self._first_width()
         self.mask_token = nn.Parameter(torch.zeros(width))
@@ -236,7 +234,7 @@ class MIM(nn.Module):
         projection = next((module for module in modules if isinstance(module, nn.Conv2d)), None)
         if projection is None:
             raise UserError(
-                "mask_space 'patch' needs first tokens that come from a convolution; use mask_space 'image'"
+                "mask_space 'patch' needs a convolution for the first tokens; use mask_space 'image'"
             )
         return projection.out_channels
 

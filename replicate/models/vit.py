@@ -58,7 +58,7 @@ class ViT(FeatureMap, VisionTransformer):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Xavier-uniform matrices (MAE, appendix A.1); an encoder's table is fixed, a classifier's learned."""
+        """Xavier-uniform matrices (MAE, appendix A.1); the positions of an encoder are fixed."""
         if not self.num_classes:
             with torch.no_grad():
                 self.pos_embed.copy_(sincos_2d(self.embed_dim, self._built_grid))

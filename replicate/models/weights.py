@@ -73,9 +73,7 @@ def load_safetensors(path: str | Path) -> tuple[State, dict[str, str]]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return state, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable safetensors file ({error}); if it is truncated, fetch it again"
-        ) from None
+        raise UserError(f"{path}: no readable safetensors file ({error}); fetch or write it again") from None
 
 
 def save_weights(state: State, path: str | Path, metadata: dict[str, str] | None = None) -> None:
@@ -126,9 +124,7 @@ def export_weights(
     if format == "hf":
         model = MAE(**sizes_of(state, str(source)))
         if model.grid[0] != model.grid[1]:
-            raise UserError(
-                f"{source}: transformers' ViTMAE takes square images only; the model's are rectangular"
-            )
+            raise UserError(f"{source}: its images are rectangular; ViTMAE takes square ones only")
         model.load_state_dict({name: state[name] for name in model.state_dict()})
         save_pretrained(model, destination)
         return
@@ -143,13 +139,15 @@ def has_decoder(state: State) -> bool:
 
 
 def check_mae(state: State, path: str, need_decoder: bool = False) -> None:
-    """Raise UserError unless `state` is a masked autoencoder's whole encoder, with a whole decoder or none."""
+    """Raise UserError unless `state` holds a masked autoencoder: its encoder, and a decoder or none."""
     for pattern, what in _UNSUPPORTED:
         if found := next((name for name in state if re.search(pattern, name)), None):
             raise UserError(f"{path} is no masked autoencoder's checkpoint: it has {what} ({found})")
     anchors = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
     if missing := next((name for name in anchors if name not in state), None):
         raise UserError(f"{path} is no masked autoencoder's checkpoint: {missing} is missing")
+    if state["patch_embed.proj.weight"].ndim != 4 or state["pos_embed"].ndim != 3:
+        raise UserError(f"{path} is no masked autoencoder's checkpoint: its embeddings have another form")
     if class_row_missing(state["pos_embed"]):
         raise UserError(f"{path}: pos_embed has a row for every patch, but none for the class token")
     decoder = has_decoder(state)
@@ -170,12 +168,10 @@ def _expected(state: State, decoder: bool) -> State:
     with torch.device("meta"):
         expected = MAE(**sizes | (_decoder_sizes(state) if decoder else {})).state_dict()
     positions = {name: len(state["pos_embed"][0]) for name in ("pos_embed", "decoder_pos_embed")}
-    expected |= {
-        name: torch.empty(1, rows, expected[name].shape[2], device="meta") for name, rows in positions.items()
-    }
-    return {
-        name: t for name, t in expected.items() if decoder or not name.startswith(("decoder_", "mask_token"))
-    }
+    for name, rows in positions.items():
+        expected[name] = torch.empty(1, rows, expected[name].shape[2], device="meta")
+    left_out = () if decoder else ("decoder_", "mask_token")
+    return {name: tensor for name, tensor in expected.items() if not name.startswith(left_out)}
 
 
 def _compare(state: State, expected: State, path: str) -> None:
@@ -187,10 +183,8 @@ def _compare(state: State, expected: State, path: str) -> None:
             raise UserError(f"{path} {fault}: {name} is missing")
         if name in state and state[name].shape != tensor.shape:
             if name == "mask_token":
-                reason = (
-                    "was trained with mask tokens in the encoder: the reference's format has no such model"
-                )
-                raise UserError(f"{path} {reason}")
+                advice = "the reference's format has no such model"
+                raise UserError(f"{path} was trained with mask tokens in the encoder: {advice}")
             given, wanted = tuple(state[name].shape), tuple(tensor.shape)
             raise UserError(f"{path}: {name} is {given}, where the other tensors imply {wanted}")
     for name in state:
@@ -256,9 +250,7 @@ def _load_pickle(path: Path) -> Any:
         raise UserError(f"{path} holds pickled code ({named[1]}), which is never run: {advice}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path}: not a readable checkpoint ({reason}); if it is truncated, fetch it again"
-        ) from None
+        raise UserError(f"{path}: no readable checkpoint ({reason}); fetch or write it again") from None
 
 
 @contextlib.contextmanager

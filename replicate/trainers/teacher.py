@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from replicate.loaders.pixels import normalise
 from replicate.models import build
+from replicate.models.cpu import tune_for_cpu
 from replicate.models.weights import load_weights
 from replicate.trainers.context import RunContext
 
@@ -32,4 +33,4 @@ def load(context: RunContext, seed: int) -> Teacher:
     source, size = context.upstream_run, context.teacher_run.image_size
     model = build.build_classifier(source, context.num_classes, size)
     model.load_state_dict(load_weights(context.upstream_weights(seed)))
-    return Teacher(model.to(context.session.device), size)
+    return Teacher(tune_for_cpu(model.to(context.session.device)), size)

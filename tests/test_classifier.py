@@ -1,9 +1,18 @@
 import pytest
 import torch
 
+from replicate.config import PretrainRun
 from replicate.config.backbones import VIT_SIZES, Backbone, vit_backbone
 from replicate.errors import UserError
-from replicate.models.build import build_classifier, build_probe, load_encoder, pooled, tokens
+from replicate.models.build import (
+    METHODS,
+    build_classifier,
+    build_pretraining_model,
+    build_probe,
+    load_encoder,
+    pooled,
+    tokens,
+)
 from replicate.models.mae import MAE
 from replicate.models.vit import freeze_for_partial, init_head
 
@@ -281,10 +290,8 @@ def test_wrapped_checkpoints_load(prefix):
     """torch.compile, data parallelism, trainers and other code bases each put a prefix before the names."""
     state = pretrained().state_dict()
     model = build_classifier(TINY, 5, image_size=64)
-    load_encoder(
-        model,
-        {prefix + name: tensor for name, tensor in state.items()} | {"epoch_probe.weight": torch.zeros(1)},
-    )
+    beside = {"head.weight": torch.zeros(3, 48), "probe.weight": torch.zeros(1)}
+    load_encoder(model, {prefix + name: tensor for name, tensor in state.items()} | beside)
     assert torch.equal(model.cls_token, state["cls_token"])
 
 
@@ -366,3 +373,38 @@ def test_stochastic_depth_grows_with_depth():
 def test_unknown_pooling_is_named():
     with pytest.raises(UserError, match="pool 'max'"):
         build_classifier(TINY, 5, pool="max")
+
+
+def a_run(method: str, **changes) -> PretrainRun:
+    numbers = dict(embed_dim=48, depth=2, num_heads=4, patch_size=8)
+    stated = dict(
+        paper="mae", method=method, backbone="vit", backbone_kwargs=numbers, image_size=32, epochs=1,
+        warmup_epochs=0, batch_size=8, base_lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95), crop_scale=(0.2, 1.0),
+        mask_ratio=0.75, decoder_depth=1, decoder_width=32,
+    )  # fmt: skip
+    return PretrainRun(**stated | changes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_builds_its_model_and_what_is_fine_tuned_from_it(method):
+    run = a_run(method, mask="grid", score_all=True, mask_ratio=0.5, mask_token="zero")
+    model = build_pretraining_model(run, target_dim=7, with_difficulty=True)
+    prediction = model(torch.randn(2, 3, 32, 32))
+    assert prediction.pred.shape == (2, 16, 7) and prediction.difficulty.shape == (2, 16)
+    assert (
+        prediction.scored.all() and prediction.mask.sum(1).tolist() == [8, 8] and not model.mask_token.any()
+    )
+    for build in (build_classifier, build_probe):
+        classifier = build(run, 5, 32)
+        assert load_encoder(classifier, model.state_dict()) == []
+        assert classifier(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_a_third_method_is_one_entry(monkeypatch):
+    monkeypatch.setitem(
+        METHODS, "mine", lambda run, target_dim, with_difficulty: torch.nn.Linear(2, target_dim)
+    )
+    run = a_run("mae").model_copy(update={"method": "mine"})
+    assert build_pretraining_model(run, 3).out_features == 3
+    with pytest.raises(UserError, match="method 'theirs' is unknown: choose mae, mim, mine"):
+        build_pretraining_model(run.model_copy(update={"method": "theirs"}), 3)

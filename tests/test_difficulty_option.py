@@ -83,7 +83,7 @@ def test_from_params_to_the_loss(params):
     run = stated(params, difficulty="nearest_patch", weighting="flatten", weighting_options={"gamma": 0.6}, decoder_beta=40.0)
     resolved = resolve_pretrain(run, params.budgets["smoke"])
     task = PretrainTask(resolved, 0, 10)
-    assert task.model.options.difficulty == "nearest_patch" and task.model.decoder_beta == 20.0
+    assert task.model.options.difficulty == "nearest_patch" and task.model.options.decoder_beta == 20.0
     images = torch.randint(0, 255, (2, 3, resolved.image_size, resolved.image_size), dtype=torch.uint8)
     loss, prediction = task.reconstruct(images, torch.arange(2), 0, 0.5)
     expected = difficulty(prediction.mask, prediction.grid, resolved.patch_size, "nearest_patch")

@@ -54,7 +54,8 @@ def load_encoder(
 
     Raises UserError, naming `path` and the difference, when the checkpoint is another model's.
     """
-    classifier = getattr(classifier, "encoder", classifier)  # of a probe on a hierarchy
+    if hasattr(getattr(classifier, "encoder", None), "fit_state"):
+        classifier = classifier.encoder  # of a probe on a hierarchy
     wanted, own = classifier.state_dict(), _own(classifier)
     state = encoder_state(state_dict, wanted, own)
     dropped = _dropped_blocks(state, wanted) if drop_blocks else []
@@ -68,12 +69,12 @@ def load_encoder(
     return dropped
 
 
-def encoder_state(state_dict: State, wanted: Container[str], own: tuple[str, ...] = OWN) -> State:
+def encoder_state(state_dict: State, wanted: State, own: tuple[str, ...] = OWN) -> State:
     """The encoder's tensors of a checkpoint, under the classifier's names; unknown tensors stay in.
 
     own: prefixes of parts that the classifier keeps, whether the checkpoint has them or not.
     """
-    state = without_prefixes(state_dict, wanted)
+    state = without_prefixes(state_dict, {name for name in wanted if not name.startswith(own)})
     without = ("decoder", "mask_token", *own, *(() if "norm.weight" in wanted else ("norm.",)))
     return {name: tensor for name, tensor in state.items() if not name.startswith(without)}
 
@@ -101,9 +102,8 @@ def _dropped_blocks(state: State, wanted: State) -> list[str]:
     for name in state:
         if block := _block_of(name):
             last[block[0]] = max(block[1], last.get(block[0], -1))
-    return [
-        name for name in wanted if last and (block := _block_of(name)) and block[1] > last.get(block[0], -1)
-    ]
+    blocks = {name: _block_of(name) for name in wanted} if last else {}
+    return [name for name, block in blocks.items() if block and block[1] > last.get(block[0], -1)]
 
 
 def _refuse_misfit(state: State, expected: State, path: str) -> None:
@@ -123,11 +123,9 @@ def _refuse_misfit(state: State, expected: State, path: str) -> None:
 
 
 def describe_vit(state: State) -> str | None:
-    """ "a ViT of width 768, 12 blocks, patch 16" read from a state dict; None for another kind of model."""
+    """Such as "a ViT of width 768, 12 blocks, patch 16"; None for another model's state dict."""
     projection = state.get("patch_embed.proj.weight")
-    blocks = {
-        name.split(".")[1] for name in state if name.startswith("blocks.") and name.split(".")[1].isdigit()
-    }
+    blocks = {block[1] for name in state if (block := _block_of(name)) and block[0] == "blocks"}
     if projection is None or projection.ndim != 4 or not blocks or "pos_embed" not in state:
         return None
     return f"a ViT of width {projection.shape[0]}, {len(blocks)} blocks, patch {projection.shape[-1]}"

@@ -188,7 +188,7 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
             named = re.findall(r"'(\w+)'", message[1]) if message else []
             refused = {key for key in named if key in arguments}
             if not refused:
-                raise _unusable(name, f"timm cannot build it: {error}") from error
+                raise _unusable(name, f"timm cannot build it: {_reason(error)}") from error
             if "drop_path_rate" in refused and arguments["drop_path_rate"]:
                 rate = arguments["drop_path_rate"]
                 raise _unusable(name, f"drop_path {rate} must be 0, because it cannot drop paths") from error
@@ -196,7 +196,7 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
                 raise _unusable(name, f"timm does not let this model take argument {foreign[0]!r}") from error
             arguments = {key: value for key, value in arguments.items() if key not in refused}
         except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, ValueError) as error:
-            raise _unusable(name, f"timm cannot build it: {error or type(error).__name__}") from error
+            raise _unusable(name, f"timm cannot build it: {_reason(error)}") from error
 
 
 @torch.no_grad()
@@ -208,8 +208,7 @@ def _probe(model: nn.Module, name: str, images: Tensor) -> tuple[int, int]:
         weight = next(model.parameters())
         features = model.eval().forward_features(images.to(weight.device, weight.dtype))
     except Exception as error:  # whatever a foreign model raises inside
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise _unusable(name, f"a trial pass of {given} failed ({reason})") from error
+        raise _unusable(name, f"a trial pass of {given} failed ({_reason(error)})") from error
     finally:
         model.train(training)
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
@@ -233,3 +232,7 @@ def _probe(model: nn.Module, name: str, images: Tensor) -> tuple[int, int]:
 
 def _unusable(name: str, reason: str) -> UserError:
     return UserError(f"backbone {name!r}: {reason}")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

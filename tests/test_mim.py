@@ -17,6 +17,7 @@ from replicate.masking import num_visible
 from replicate.models.backbones import build_encoder
 from replicate.models.mim import BASELINES, MIM
 from replicate.models.resized import carry_optimizer_state
+from replicate.schedules.layer_decay import plain_groups
 from replicate.targets import build as build_target
 
 VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 16}
@@ -87,7 +88,7 @@ def test_a_vits_class_token_goes_through_the_decoder_and_is_dropped_last() -> No
 
 def test_the_mask_token_is_three_numbers_that_learn() -> None:
     mim = model()
-    assert mim.mask_token.shape == (3,)
+    assert mim.mask_token.shape == (1, 3, 1, 1)
     masked = torch.zeros(3, 16)
     masked[:, 5] = 1
     seen = mim.masked_images(images(), masked)
@@ -115,8 +116,16 @@ def test_masking_first_tokens_hides_the_unit_too(name: str) -> None:
         )
         assert torch.equal(mim(torch.where(hidden > 0, images(seed=9), images()), fixed).pred, out.pred)
     out.pred.sum().backward()
-    assert mim.mask_token.shape == (FIRST_WIDTHS[name],)
+    assert mim.mask_token.shape == (1, 1, FIRST_WIDTHS[name])
     assert mim.mask_token.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("space", ["image", "patch"])
+def test_pre_training_decays_the_mask_token(space: str) -> None:
+    """As the reference does; timm's rule exempts parameters of one dimension."""
+    mim = model(mask_space=space)
+    decayed = next(group for group in plain_groups(mim, 0.05) if group["weight_decay"])
+    assert any(parameter is mim.mask_token for parameter in decayed["params"])
 
 
 @pytest.mark.parametrize("space", ["image", "patch"])

@@ -94,8 +94,9 @@ class MIM(nn.Module):
             self._check_first_tokens()
         num_visible(self.num_patches, self.options.mask_ratio)  # refuses an impossible ratio
 
-        width = 3 if self.options.mask_space == "image" else self._first_width()
-        self.mask_token = nn.Parameter(torch.zeros(width))
+        # More than one dimension, so that weight decay covers it like MAE's tokens.
+        shape = (1, 3, 1, 1) if self.options.mask_space == "image" else (1, 1, self._first_width())
+        self.mask_token = nn.Parameter(torch.zeros(shape))
         self.options.init_mask_token(self.mask_token)
         if self.options.mask_space == "patch":
             encoder.backbone.embedding().register_forward_hook(self._mask_first_tokens)
@@ -182,8 +183,8 @@ class MIM(nn.Module):
     def masked_images(self, images: Tensor, masked: Tensor) -> Tensor:
         """Normalised images with the mask token in every masked unit; masked (N, mask units)."""
         pixels = expand_units(masked, self.mask_grid, self.mask_unit)[:, None]
-        token = self.mask_token if self.options.mask_space == "image" else images.new_zeros(3)
-        return torch.where(pixels > 0, token.view(3, 1, 1), images)
+        token = self.mask_token if self.options.mask_space == "image" else images.new_zeros(1, 3, 1, 1)
+        return torch.where(pixels > 0, token, images)
 
     def _encode(self, images: Tensor, masked: Tensor) -> Tensor:
         """(N, prefix + h * w, C) last tokens of the masked images."""
@@ -218,7 +219,7 @@ class MIM(nn.Module):
         tokens, *rest = output if isinstance(output, tuple) else (output,)
         backbone = self.encoder.backbone
         masked = expand_units(self._masked_units, self.mask_grid, self.mask_unit // backbone.first_patch)
-        tokens = replace_tokens(tokens, masked, self.mask_token, backbone.first_tokens_channels_last)
+        tokens = replace_tokens(tokens, masked, self.mask_token.flatten(), backbone.first_tokens_channels_last)
         return (tokens, *rest) if isinstance(output, tuple) else tokens
 
     def _check_first_tokens(self) -> None:

@@ -335,6 +335,7 @@ OTHERS = {
     "efficientnet_b0": {},  # and this one "classifier"
     "densenet121": {},  # takes no drop path
     "deit_tiny_distilled_patch16_224": {"embed_dim": 32, "num_heads": 2, "depth": 2},  # has two heads
+    "levit_128s": {},  # whose two heads are a norm and a layer each
 }
 
 
@@ -514,7 +515,7 @@ def test_strides_are_known_without_building() -> None:
         ),
     ],
 )
-def test_mistakes_are_told(call, message: str) -> None:
+def test_mistakes_are_refused(call, message: str) -> None:
     with pytest.raises(UserError, match=message):
         call()
 
@@ -650,4 +651,5 @@ def test_one_model_of_every_timm_module_trains_or_is_refused_in_a_sentence(modul
     prediction.pred.square().mean().backward()
     classifier = build_classifier(name, 5, image_size=size)
     assert load_encoder(classifier, model.state_dict()) == []
+    init_head(classifier, 0.02)
     assert classifier.eval()(images(size)).shape == (2, 5)

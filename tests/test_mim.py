@@ -512,6 +512,6 @@ def train(
         (lambda: model(decoder_embed_dim=100), "decoder width 100 is not a multiple"),
     ],
 )
-def test_mistakes_are_told(call, message: str) -> None:
+def test_mistakes_are_refused(call, message: str) -> None:
     with pytest.raises(UserError, match=message):
         call()

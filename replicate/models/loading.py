@@ -80,9 +80,9 @@ def encoder_state(state_dict: State, wanted: State, own: tuple[str, ...] = OWN) 
 
 
 def _own(classifier: nn.Module) -> tuple[str, ...]:
-    """timm's models call their last layer "head", "fc" or "classifier"; some have two."""
+    """timm's models call their last layer "head", "fc", "head_dist.linear" or otherwise; some have two."""
     layers = getattr(classifier, "default_cfg", {}).get("classifier") or ()
-    return *OWN, *(f"{layer}." for layer in ([layers] if isinstance(layers, str) else layers))
+    return *OWN, *(layer.split(".")[0] + "." for layer in ([layers] if isinstance(layers, str) else layers))
 
 
 def _block_of(name: str) -> tuple[str, int] | None:

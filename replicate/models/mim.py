@@ -219,7 +219,9 @@ class MIM(nn.Module):
         tokens, *rest = output if isinstance(output, tuple) else (output,)
         backbone = self.encoder.backbone
         masked = expand_units(self._masked_units, self.mask_grid, self.mask_unit // backbone.first_patch)
-        tokens = replace_tokens(tokens, masked, self.mask_token.flatten(), backbone.first_tokens_channels_last)
+        tokens = replace_tokens(
+            tokens, masked, self.mask_token.flatten(), backbone.first_tokens_channels_last
+        )
         return (tokens, *rest) if isinstance(output, tuple) else tokens
 
     def _check_first_tokens(self) -> None:

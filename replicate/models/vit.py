@@ -109,8 +109,10 @@ def init_head(classifier: nn.Module, std: float) -> None:
     """
     heads = classifier.get_classifier()
     for head in heads if isinstance(heads, tuple) else (heads,):  # DeiT's distilled models have two
-        nn.init.trunc_normal_(head.weight, std=std)
-        nn.init.zeros_(head.bias)
+        layer = [part for part in head.modules() if isinstance(part, nn.Linear | nn.Conv2d)][-1]
+        nn.init.trunc_normal_(layer.weight, std=std)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def freeze_for_partial(classifier: nn.Module, blocks: float) -> list[str]:

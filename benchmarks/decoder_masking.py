@@ -23,8 +23,8 @@ from torch import Tensor
 from replicate.config.backbones import VIT_SIZES
 from replicate.cost.bench import compare, interleave, write_results
 from replicate.losses.reconstruction import reconstruction_loss
+from replicate.models import ragged
 from replicate.models.mae import MAE
-from replicate.models.mae.ragged import pack
 from replicate.patches import patchify
 
 BETA = 26.0
@@ -33,8 +33,8 @@ BETA = 26.0
 class PaddedMAE(MAE):
     """The simple alternative: pad every image to the longest of the batch, and mask keys."""
 
-    def _decode_packed(self, latent: Tensor, ids_restore: Tensor, kept: Tensor) -> Tensor:
-        packing = pack(torch.nn.functional.pad(kept, (1, 0), value=True))
+    def _forward_packed_decoder(self, latent: Tensor, ids_restore: Tensor, kept: Tensor) -> Tensor:
+        packing = ragged.pack(torch.nn.functional.pad(kept, (1, 0), value=True))
         tokens = self._packed_tokens(self.decoder_embed(latent), ids_restore, packing)
         lengths = packing.offsets.diff()
         longest = max(packing.lengths)
@@ -49,7 +49,7 @@ class PaddedMAE(MAE):
             padded = block(padded, attn_mask=real[:, None, None, :])
         pred = self.decoder_pred(self.decoder_norm(padded)).flatten(0, 1).index_select(0, place)
         dense = pred.new_zeros(kept.shape[0] * (1 + self.num_patches), self.target_dim)
-        return dense.index_copy(0, packing.source, pred).unflatten(0, (len(kept), -1))[:, 1:]
+        return dense.index_copy(0, packing.dense_index, pred).unflatten(0, (len(kept), -1))[:, 1:]
 
 
 def step(model: MAE, images: Tensor, kernel: str, bf16: bool) -> Callable[[], None]:

@@ -33,7 +33,7 @@ from replicate.cost.memory import activation_bytes, cuda_peak_bytes
 from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import reconstruction_loss
 from replicate.models.backbones import build_encoder
-from replicate.models.cpu import plain_torch
+from replicate.models.cpu import plain_torch, tune_for_cpu
 from replicate.models.mae import MAE
 from replicate.models.mim import BASELINES, MIM
 
@@ -60,8 +60,8 @@ class Framework(NamedTuple):
     norm: str = "mse"
 
 
-def fastmim(backbone: str, decoder_depth: int, decoder_width: int = 256) -> Framework:
-    return Framework(128, partial(mim, backbone, 128, "hog", decoder_depth=decoder_depth, decoder_width=decoder_width), 1.0)
+def fastmim(backbone: str, decoder_depth: int, decoder_embed_dim: int = 256) -> Framework:
+    return Framework(128, partial(mim, backbone, 128, "hog", decoder_depth=decoder_depth, decoder_embed_dim=decoder_embed_dim), 1.0)
 
 
 def simmim(backbone: str, size: int, hours: float | None) -> Framework:
@@ -122,6 +122,8 @@ def ready(backbone: str, name: str, batch: int, precision: str, device: str) -> 
     framework = FRAMEWORKS[backbone][name]
     torch.manual_seed(0)
     model, target = framework.build()
+    if device == "cpu":
+        tune_for_cpu(model)
     raw = torch.randint(0, 256, (batch, 3, framework.size, framework.size), dtype=torch.uint8).to(device)
     return Case(model.to(device), target, raw, getattr(torch, precision), framework.norm)
 

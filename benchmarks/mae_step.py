@@ -22,7 +22,7 @@ from replicate.config.backbones import VIT_SIZES
 from replicate.cost.bench import Timing, compare, interleave, write_results
 from replicate.cost.macs import TRAINING_FACTOR, mae_macs
 from replicate.losses.reconstruction import reconstruction_loss
-from replicate.models.cpu import plain_torch
+from replicate.models.cpu import plain_torch, tune_for_cpu
 from replicate.models.huggingface import to_transformers
 from replicate.models.mae import MAE
 from replicate.targets.pixel import Target
@@ -75,6 +75,7 @@ def inputs(size: str, batch: int, device: str) -> tuple[MAE, torch.nn.Module, Te
 
 def on_cpu(batch: int, rounds: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
     ours, theirs, images, noise = inputs("base", batch, "cpu")
+    tune_for_cpu(ours)
     cases = {
         "ours float32": our_step(ours, images, noise, bf16=False),
         "theirs float32": their_step(theirs, images, noise, bf16=False),

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from replicate.config import Params, load
-from replicate.config.backbones import vit_backbone
 from replicate.cost.bench import describe_machine, write_results
 from replicate.cost.kinds import ImageCost, evaluate_cost, pretrain_cost
 from replicate.cost.rates import measure, median_seconds
-from replicate.models.classifier import build_classifier
+from replicate.models.build import build_classifier
 from replicate.provenance import git_state
 from replicate.schedules.layer_decay import plain_groups
 from replicate.trainers.classify import ClassifyTask
@@ -36,7 +35,7 @@ def task_of(params: Params, name: str, budget: str) -> tuple[torch.nn.Module, Im
     if name in params.pretrain_runs:
         return PretrainTask(run, 0, CLASSES), pretrain_cost(run, 4), run.image_size
     source = params.resolve(run.pretrain, budget)
-    model = build_classifier(vit_backbone(source.backbone, **source.backbone_kwargs), CLASSES, image_size=run.image_size, drop_path=run.drop_path)
+    model = build_classifier(source, CLASSES, run.image_size, run.drop_path)
     return ClassifyTask(model, run, CLASSES, torch.device("cpu")), evaluate_cost(run, source, CLASSES, 4), run.image_size
 
 

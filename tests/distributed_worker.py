@@ -14,7 +14,7 @@ from test_engine import MemoryLoader, Regression, run_of
 from replicate.config import Machine
 from replicate.config.backbones import vit_backbone
 from replicate.loaders import data
-from replicate.models.classifier import build_classifier
+from replicate.models.build import build_classifier
 from replicate.pipeline.store import RunStore
 from replicate.trainers.accuracy import accuracy
 from replicate.trainers.engine import accumulation, fit

@@ -8,9 +8,10 @@ from replicate.cost.bench import Timing, compare, interleave, take_turns, timed_
 from replicate.cost.macs import classifier_macs, count_forward, count_mae, mae_macs
 from replicate.cost.memory import activation_bytes, cuda_peak_bytes, mae_activation_bytes
 from replicate.cost.parameters import classifier_parameters, count_parameters, mae_parameters
-from replicate.models.classifier import build_classifier, freeze_for_partial
+from replicate.models.build import build_classifier
 from replicate.models.cpu import plain_torch
 from replicate.models.mae import MAE
+from replicate.models.vit import freeze_for_partial
 
 BASE = dict(embed_dim=768, depth=12, num_heads=12)
 LARGE = dict(embed_dim=1024, depth=24, num_heads=16)

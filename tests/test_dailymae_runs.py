@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from replicate.config import Encoding, Params, ScoreRun, load
+from replicate.config.stages import expand
 from replicate.errors import UserError
 from replicate.loaders import Augmentation, crop_decode, open_loader
 from replicate.loaders.crops import center_boxes
@@ -24,8 +25,6 @@ from replicate.loaders.folder import StoredSource
 from replicate.loaders.writer import WriteSettings
 from replicate.models.weights import load_weights
 from replicate.pipeline.seeds import weights_path
-from replicate.config.stages import expand
-from replicate.config import Encoding, Params, ScoreRun, load
 from replicate.report.results import read
 from replicate.schedules.stages import view_at
 from replicate.trainers import launch, score
@@ -131,7 +130,7 @@ def test_the_online_probe_leaves_batch_normalisation_alone():
 
     torch.manual_seed(0)
     numbers = {"dims": (8, 16, 16, 32), "depths": (1, 1, 1, 1), "heads": (1, 1, 1, 2)}
-    model = MIM(build_encoder("cmt_tiny", 32, **numbers), 12, decoder_width=32, mask_unit=32, mask_ratio=0.5).train()
+    model = MIM(build_encoder("cmt_tiny", 32, **numbers), 12, decoder_embed_dim=32, mask_unit=32, mask_ratio=0.5).train()
     probe = OnlineProbe(model, 3).train()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     probe(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 2, 0]))

@@ -18,10 +18,9 @@ from replicate.cost.kinds import decoded_patches, evaluate_cost, pretrain_cost
 from replicate.cost.memory import activation_bytes
 from replicate.cost.rates import DEVICES, Rates, rates_of
 from replicate.errors import UserError
-from replicate.models.classifier import build_classifier
+from replicate.models.build import build_classifier, build_pretraining_model
 from replicate.models.cpu import plain_torch
 from replicate.models.mae import MAE
-from replicate.models.mim import build as build_mim
 from replicate.models.tokenizer import Tokenizer
 from replicate.schedules.stages import view_at
 from replicate.trainers import pretrain
@@ -130,7 +129,7 @@ def test_an_encoder_counted_once_and_a_decoder_add_up_to_the_whole_model(params)
     run = params.resolve("light_90", "paper").model_copy(update=changes | {"decoder_depth": 2, "decoder_width": 64})
     found = pretrain_cost(run, 4)
     with torch.device("meta"):
-        model = build_mim(run, kinds.target_dim(run, run.patch_size), False)
+        model = build_pretraining_model(run, kinds.target_dim(run, run.patch_size))
         images, noise = torch.empty(1, 3, 128, 128), torch.empty(1, model.num_patches)
     with FlopCounterMode(display=False) as counter:
         kept = activation_bytes(lambda: model(images, noise).pred, [*model.parameters(), *model.buffers()])

@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 from torch import nn
 
 from replicate.cli import main
-from replicate.models.classifier import probe_head
+from replicate.models.build import probe_head
 from replicate.trainers import classify
 from replicate.trainers.knn import knn_votes
 from replicate.trainers.linear import lars

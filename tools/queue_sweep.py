@@ -12,8 +12,8 @@ import re
 import shlex
 import sys
 
-from replicate.errors import UserError
 from replicate.config import load
+from replicate.errors import UserError
 from replicate.pipeline.stages import group_of
 
 KEY = re.compile(r"([\w-]+)\.([\w.]+)")

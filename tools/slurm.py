@@ -18,8 +18,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from replicate.errors import UserError
 from replicate.config import PretrainRun, load
+from replicate.errors import UserError
 
 LOCK = ".replicate/dvc.flock"
 

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from replicate.config.backbones import Backbone, is_plain_vit, vit_backbone
+from replicate.config.backbones import is_plain_vit, vit_backbone
 from replicate.masking import num_visible
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _whole_image(run: PretrainRun, image_size: int) -> Encoder:
         vit = vit_backbone(run.backbone, **run.backbone_kwargs).kwargs
         macs = classifier_macs(image_size=image_size, num_classes=0, **vit).total
         return Encoder(macs, vit["embed_dim"], (image_size // vit["patch_size"]) ** 2, vit["depth"])
-    count, width, stride = _encoder_of(run.model_copy(update={"image_size": image_size}))
+    count, width, stride, _ = _encoder_of(run.model_copy(update={"image_size": image_size}))
     return Encoder(count.macs, width, (image_size // stride) ** 2, count.calls)
 
 
@@ -277,46 +277,47 @@ def _any_mim(run: PretrainRun, _: None, __: int, bytes_per_value: int) -> ImageC
     from replicate.cost.shapes import shapes_only
     from replicate.models.mim import MIM
 
-    encoder, width, stride = _encoder_of(run)
+    encoder, width, stride, prefix = _encoder_of(run)
 
     class Features(nn.Module):
-        """Stands for the encoder that has been counted: its feature map, with nothing before it."""
+        """Stands in for the encoder that has been counted: its last tokens alone."""
 
         num_features, image_size = width, (run.image_size, run.image_size)
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            side = run.image_size // stride
-            return torch.empty(len(images), width, side, side, device="meta", requires_grad=True)
+        def tokens(self, images: torch.Tensor) -> torch.Tensor:
+            count = prefix + (run.image_size // stride) ** 2
+            return torch.empty(len(images), count, width, device="meta", requires_grad=True)
 
-    Features.stride = stride
+    Features.stride, Features.num_prefix_tokens = stride, prefix
     with shapes_only():
-        model = MIM(Features(), target_dim(run, run.patch_size), run.decoder_depth, run.decoder_width, run.mask_unit)
+        model = MIM(Features(), target_dim(run, run.patch_size), run.decoder_depth, run.decoder_width, mask_unit=run.mask_unit)
     noise = torch.empty(1, model.num_patches, device="meta")
     return (encoder + _counted(model, run.image_size, lambda images: model(images, noise).pred)).as_cost(bytes_per_value)
 
 
-def _encoder_of(run: PretrainRun) -> tuple[_Count, int, int]:
+def _encoder_of(run: PretrainRun) -> tuple[_Count, int, int, int]:
     return _counted_encoder(run.model_dump_json(include={"backbone", "backbone_kwargs", "drop_blocks", "image_size"}))
 
 
 @functools.cache
-def _counted_encoder(numbers: str) -> tuple[_Count, int, int]:
-    """The cost, channels and stride of a run's encoder; `numbers` is what the run says of it, in JSON."""
+def _counted_encoder(numbers: str) -> tuple[_Count, int, int, int]:
+    """The cost, channels, stride and class tokens of a run's encoder; `numbers` is what the run says of it, in JSON."""
     from replicate.cost.shapes import shapes_only
     from replicate.models.backbones import build_encoder
 
     stated = json.loads(numbers)
     with shapes_only():
         encoder = build_encoder(stated["backbone"], stated["image_size"], drop_blocks=stated["drop_blocks"], **stated["backbone_kwargs"])
-    return _counted(encoder, stated["image_size"], encoder), encoder.num_features, encoder.stride
+    cost = _counted(encoder, stated["image_size"], encoder)
+    return cost, encoder.num_features, encoder.stride, encoder.num_prefix_tokens
 
 
 def _any_classifier(run: EvaluateRun, source: PretrainRun, num_classes: int, bytes_per_value: int) -> ImageCost:
     from replicate.cost.shapes import shapes_only
-    from replicate.models.classifier import build_classifier
+    from replicate.models.build import build_classifier
 
     with shapes_only():
-        model = build_classifier(Backbone(source.backbone, source.backbone_kwargs), num_classes, image_size=run.image_size, drop_path=run.drop_path)
+        model = build_classifier(source, num_classes, run.image_size, run.drop_path)
     if run.protocol != "finetune":
         model.requires_grad_(False)
     return _counted(model, run.image_size, model).as_cost(bytes_per_value)

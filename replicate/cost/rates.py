@@ -103,11 +103,14 @@ def probe_case(device: str, images: int, side: int, width: int, depth: int) -> C
 
     from replicate.cost.activations import mae_activations
     from replicate.cost.macs import TRAINING_FACTOR, mae_macs
+    from replicate.models.cpu import tune_for_cpu
     from replicate.models.mae import MAE
 
     patch, patches = 8, side * side
     sizes = {"embed_dim": width, "depth": depth, "num_heads": max(1, width // 64), "decoder_embed_dim": 64, "decoder_depth": 1}
     model = MAE(image_size=side * patch, patch_size=patch, decoder_num_heads=2, mask_ratio=0.0, **sizes).to(device)
+    if device == "cpu":
+        tune_for_cpu(model)  # as the trainer does
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     inputs, noise = torch.randn(images, 3, side * patch, side * patch, device=device), torch.rand(images, patches, device=device)
 

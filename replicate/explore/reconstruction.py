@@ -5,7 +5,6 @@ MAE Figures 2 to 4, Efficient MAE Figures 2 and 3. Runs of HOG are drawn as glyp
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from replicate.explore.panel import choice, real, whole
 from replicate.intervals import spearman
 from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import per_unit_error
+from replicate.models.build import build_pretraining_model
 from replicate.patches import unpatchify
 from replicate.report.book import repository
 from replicate.report.fastmim import HOG_PREDICTED, TRUTH, drawn
@@ -85,7 +85,7 @@ def model_of(chosen: Choice, root: Path) -> tuple[torch.nn.Module, torch.nn.Modu
     target = targets.build(run.target, run.patch_size, **run.target_options)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = importlib.import_module(f"replicate.models.{run.method}").build(run, target.dim, False)
+        model = build_pretraining_model(run, target.dim)
     return model.eval(), target, run
 
 

@@ -120,11 +120,12 @@ def _other_parameters(name: str) -> tuple[int, int]:
     """Encoder and head of a backbone, built without memory."""
     import torch
 
+    from replicate.config.backbones import Backbone
     from replicate.cost.parameters import count_parameters
-    from replicate.models.backbones import build_classifier
+    from replicate.models.build import build_classifier
 
     with torch.device("meta"):
-        model = build_classifier(BACKBONES[name], CLASSES)
+        model = build_classifier(Backbone(BACKBONES[name]), CLASSES)
     heads = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part.out_features == CLASSES]
     head = count_parameters(heads[-1])
     return count_parameters(model) - head, head

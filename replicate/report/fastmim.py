@@ -15,14 +15,14 @@ from torch import Tensor
 from replicate import targets
 from replicate.errors import UserError
 from replicate.loaders.pixels import denormalise, normalise
-from replicate.models import mim
+from replicate.models.build import build_pretraining_model
 from replicate.models.weights import load_weights
 from replicate.patches import unpatchify
 from replicate.report import figures
+from replicate.report.glyphs import hog_image
 from replicate.report.quantities import NotRun
 from replicate.report.reconstruct import BORROWED, MASKED, PREDICTED, sample_images
 from replicate.report.style import HEATMAP, OURS, PAPER, REFERENCE, Figure
-from replicate.report.glyphs import hog_image
 from replicate.targets.hog import CELL, dense_hog
 from replicate.targets.similarity import reduced, similarities
 
@@ -253,7 +253,7 @@ def _predicted(book: Book, name: str, images: int, seed: int):
     if batch is None or not weights.exists():
         return None
     target = targets.build(run.target, run.patch_size, **run.target_options)
-    model = mim.build(run, target.dim, False)
+    model = build_pretraining_model(run, target.dim)
     model.load_state_dict(load_weights(weights))
     noise = torch.rand(len(batch), model.num_patches, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():

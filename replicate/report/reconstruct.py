@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from replicate import targets
 from replicate.errors import UserError
 from replicate.loaders import EVALUATION, open_loader
 from replicate.loaders.pixels import denormalise, normalise
+from replicate.models.build import build_pretraining_model
 from replicate.models.weights import load_weights
 from replicate.patches import unpatchify
 
@@ -111,7 +111,7 @@ def load_model(run: PretrainRun, weights: Path) -> tuple[torch.nn.Module, torch.
     Raises UserError when `weights` cannot be read.
     """
     target = targets.build(run.target, run.patch_size, **run.target_options)
-    model = importlib.import_module(f"replicate.models.{run.method}").build(run, target.dim, False)
+    model = build_pretraining_model(run, target.dim)
     model.load_state_dict(load_weights(weights))
     return model.eval(), target
 

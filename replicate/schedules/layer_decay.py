@@ -12,11 +12,8 @@ import re
 from fnmatch import fnmatch
 from typing import Any
 
+from timm.models import group_parameters
 from torch import nn
-
-import replicate.compat  # noqa: F401
-
-from timm.models import group_parameters  # isort: skip  (after replicate.compat)
 
 _BLOCK = re.compile(
     r"(?:(?:stages|layers|levels)\.(\d+)\.(?:\w+\.)?\w*blocks"  # stages.S.blocks.B

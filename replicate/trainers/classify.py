@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from timm.data.mixup import Mixup, mixup_target
+from timm.data.random_erasing import RandomErasing
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-import replicate.compat  # noqa: F401
 from replicate.loaders.pixels import normalise
 from replicate.models.resized import Resized
 from replicate.schedules.stages import View
@@ -17,11 +20,6 @@ from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.context import RunContext
 from replicate.trainers.engine import fit
 from replicate.trainers.images import training_loader
-
-from timm.data.mixup import Mixup, mixup_target  # isort: skip  (after replicate.compat)
-from timm.data.random_erasing import RandomErasing  # isort: skip
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy  # isort: skip
-from timm.utils import ModelEmaV3  # isort: skip
 
 if TYPE_CHECKING:
     from replicate.config import EvaluateRun

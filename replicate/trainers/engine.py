@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from replicate.errors import UserError
+from replicate.models.cpu import tune_for_cpu
 from replicate.models.resized import Resized, carry_optimizer_state
 from replicate.schedules.lr import set_learning_rate, warmup_cosine
 from replicate.schedules.stages import View, view_at
@@ -223,6 +224,8 @@ def _refuse_nan(loss: Tensor | float, name: str, epoch: int, step: int) -> None:
 def _parallel(task: nn.Module, session: Session) -> nn.Module:
     if session.channels_last:
         task.model.to(memory_format=torch.channels_last)
+    if session.device.type == "cpu":
+        tune_for_cpu(task.model)
     if session.compile:
         task.model.compile()
     if session.world_size == 1 or is_sharded(task):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from replicate.errors import UserError
-from replicate.models.classifier import freeze_for_partial, init_head
+from replicate.models.vit import freeze_for_partial, init_head
 from replicate.models.weights import load_weights, save_weights
 from replicate.schedules.layer_decay import decayed_groups
 from replicate.trainers.builders import build_classifier, load_encoder
@@ -40,7 +40,7 @@ def build_model(context: RunContext, seed: int) -> nn.Module:
     run = context.run
     model = build_classifier(context, drop_path=run.drop_path)
     path = context.upstream_weights(seed)
-    load_encoder(context, model, load_weights(path), source=str(path))
+    load_encoder(context, model, load_weights(path), str(path))
     init_head(model, run.head_std)
     if run.tuned_blocks is not None:
         if not hasattr(model, "blocks") or not hasattr(model, "fc_norm"):

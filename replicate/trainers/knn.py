@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from replicate.loaders.pixels import normalise
+from replicate.models.cpu import tune_for_cpu
 from replicate.models.weights import load_weights
 from replicate.trainers.builders import build_classifier, load_encoder, pooled
 from replicate.trainers.checkpoints import Checkpoints
@@ -22,8 +23,8 @@ def train_seed(context: RunContext, seed: int, store: Checkpoints) -> dict[str, 
     """Score one seed's encoder: cosine similarity of the mean patch token, votes weighted by exp(similarity / .07) of the 20 nearest."""
     model = build_classifier(context)
     path = context.upstream_weights(seed)
-    load_encoder(context, model, load_weights(path), source=str(path))
-    model = model.to(context.session.device).eval()
+    load_encoder(context, model, load_weights(path), str(path))
+    model = tune_for_cpu(model.to(context.session.device)).eval()
     bank, bank_labels = features(model, context, "train")
     queries, labels = features(model, context, "val")
     votes = knn_votes(queries, bank, bank_labels, context.num_classes)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.optim import Lars
 from torch import nn
 
-import replicate.compat  # noqa: F401
 from replicate.models.weights import load_weights
 from replicate.trainers.builders import build_probe, load_encoder
 from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.classify import train_classifier
 from replicate.trainers.context import RunContext
 from replicate.trainers.session import seed_everything
-
-from timm.optim import Lars  # isort: skip  (after replicate.compat)
 
 MOMENTUM = 0.9
 TRUST = 0.001
@@ -26,7 +24,7 @@ def train_seed(context: RunContext, seed: int, store: Checkpoints) -> dict[str, 
     seed_everything(seed)
     model = build_probe(context)
     path = context.upstream_weights(seed)
-    load_encoder(context, model, load_weights(path), source=str(path))
+    load_encoder(context, model, load_weights(path), str(path))
     model = model.to(context.session.device)
     return train_classifier(context, seed, store, model, lars(model.head, run.peak_lr, run.weight_decay))
 

@@ -15,6 +15,7 @@ from replicate import losses, targets
 from replicate.loaders.crops import uniforms
 from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import per_unit_error, reconstruction_loss
+from replicate.models.build import build_pretraining_model
 from replicate.models.prediction import Prediction
 from replicate.models.resized import Resized
 from replicate.models.weights import save_weights
@@ -57,7 +58,7 @@ class PretrainTask(nn.Module):
         options = run.target_options | ({} if tokenizer is None else {"tokenizer": tokenizer})
         self.weighting = losses.build_weighting(run.weighting, patch_size=run.patch_size, difficulty=run.difficulty, **run.weighting_options)
         self.target = targets.build(run.target, run.patch_size, **options)
-        self.model = importlib.import_module(f"replicate.models.{run.method}").build(run, self.target.dim, self.weighting.needs_difficulty)
+        self.model = build_pretraining_model(run, self.target.dim, self.weighting.needs_difficulty)
         self.extra = _extra_term(run, self.model.embed_dim, num_classes, teacher)
         self.probe = OnlineProbe(self.model, num_classes) if run.online_probe else None
         self.mask_ratio = run.mask_ratio
@@ -85,7 +86,7 @@ class PretrainTask(nn.Module):
 
     def loss(self, prediction: Prediction, target: Tensor, progress: float) -> Tensor:
         """The weighted loss of a batch's predictions."""
-        weights = self.weighting(prediction.p2dist, prediction.scored, progress)
+        weights = self.weighting(prediction.difficulty, prediction.scored, progress)
         return reconstruction_loss(prediction.pred, target, prediction.scored, weights, self.loss_norm)
 
     def predict(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Prediction, Tensor]:

@@ -19,6 +19,7 @@ from replicate.loaders.folder import source_behind
 from replicate.loaders.pixels import normalise
 from replicate.loaders.sources import Source
 from replicate.loaders.writer import encode_jpeg, shrink
+from replicate.models.cpu import tune_for_cpu
 from replicate.models.weights import load_weights
 from replicate.trainers.builders import build_classifier
 from replicate.trainers.checkpoints import Checkpoints
@@ -35,7 +36,7 @@ def train_seed(context: RunContext, seed: int, store: Checkpoints) -> dict[str, 
     seed_everything(seed)
     model = build_classifier(context)
     model.load_state_dict(load_weights(context.upstream_weights(seed)))
-    return {"results": _accuracy(model.to(context.session.device).eval(), context), "history": []}
+    return {"results": _accuracy(tune_for_cpu(model.to(context.session.device)).eval(), context), "history": []}
 
 
 @torch.no_grad()

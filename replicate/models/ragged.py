@@ -1,8 +1,8 @@
-"""Sequences of unequal length without padding: the decoder's batch under decoder masking (Efficient MAE, section 4.2).
+"""Sequences of unequal length without padding, for decoder masking (Efficient MAE, section 4.2).
 
-Dropping hard patches leaves a different number of tokens in every image. Everything in a Transformer block but
-attention acts on single tokens, so the tokens of all images are packed end to end into one (T, C) matrix, and linear
-layers, norms and MLPs cost exactly T tokens; only attention has to keep the images apart.
+Dropping hard patches leaves a different number of tokens in every image. Only attention mixes tokens of a
+Transformer block. So this module packs the tokens of all images end to end into one (T, C) matrix: linear
+layers, norms and MLPs cost exactly T tokens, and attention keeps the images apart.
 `benchmarks/decoder_masking.py` measures the alternatives.
 """
 
@@ -19,44 +19,47 @@ from torch import Tensor, nn
 from replicate.models.cpu import attend, fused, unfused
 
 SMALL = 2**21
-"""Multiply-adds of one image's attention scores below which, in bfloat16 on a CPU, padding all images costs less than a loop over
-them: five times less for 16 tokens of a decoder 64 wide, half as much again for the 180 tokens of one 512 wide.
+"""Multiply-adds of one image's attention scores below which padding beats a loop over images.
+
+Holds for bfloat16 on a CPU. Padding takes a fifth of the time for 16 tokens of a decoder 64 wide, and 1.5
+times as long for the 180 tokens of a decoder 512 wide.
 """
 _TAKES_EXTENT = "max_seqlen" in inspect.signature(torch.nested.nested_tensor_from_jagged).parameters
-"""torch 2.4 finds the longest image by itself, at the price of waiting for the device."""
+"""torch 2.4 has no such argument; it waits for the device to find the longest image."""
 
 
 class Packing(NamedTuple):
     """Where each packed token comes from.
 
-    source   (T,) index into the flattened (N * S) dense tokens, image by image
-    target   (N * S,) packed position of every dense token (meaningless where the token was dropped)
-    offsets  (N + 1,) int64 start of every image in the packed matrix
-    lengths  tokens of every image, known to the host
+    dense_index   (T,) index of every packed token in the flattened (N * S) dense tokens
+    packed_index  (N * S,) position of every dense token in the packed matrix; undefined for dropped tokens
+    offsets       (N + 1,) int64 start of every image in the packed matrix
+    lengths       number of tokens of every image, on the host
     """
 
-    source: Tensor
-    target: Tensor
+    dense_index: Tensor
+    packed_index: Tensor
     offsets: Tensor
     lengths: list[int]
 
 
 @torch.compiler.disable
 def pack(kept: Tensor) -> Packing:
-    """The packing of kept (N, S) bool tokens. Costs one wait for the device: the host must know the lengths."""
+    """The packing of kept (N, S) bool tokens. Waits for the device once: the host needs the lengths."""
     counts = kept.sum(1)
     offsets = F.pad(counts.cumsum(0), (1, 0))
     flat = kept.flatten()
     return Packing(flat.nonzero().squeeze(1), flat.cumsum(0) - 1, offsets, counts.tolist())
 
 
-@torch.compiler.disable  # the lengths are new in every batch: compiled, they would be compiled anew
+@torch.compiler.disable  # lengths change with every batch, and each change would recompile
 def ragged_attention(qkv: Tensor, packing: Packing, kernel: str = "auto") -> Tensor:
     """Attention within each image: packed (T, 3, heads, d) queries, keys and values -> (T, heads, d).
 
-    kernel "loop" attends image by image (best on a CPU, whose kernels each fill the machine), "jagged" calls one
-    variable-length kernel (best on a GPU), "padded" pads to the longest image and masks keys (best on a CPU for images so
-    small that calls cost more than arithmetic); "auto" picks by device and size. All three give the same result.
+    kernel "loop" attends image by image: fastest on a CPU, where one image's attention fills the machine.
+    "jagged" calls one variable-length kernel: fastest on a GPU. "padded" pads to the longest image and masks
+    keys: fastest on a CPU for images so small that calls cost more than arithmetic. "auto" chooses by device
+    and size. All three give the same result.
     """
     if kernel == "auto":
         kernel = _fastest(qkv, packing)
@@ -80,7 +83,7 @@ def _loop(qkv: Tensor, packing: Packing) -> Tensor:
 class _FlashLoop(torch.autograd.Function):
     """Fused attention image by image into one buffer.
 
-    Left to autograd, every image's output would be kept twice: by its attention, and packed, by the layer that follows.
+    Autograd would keep every image's output twice: once for attention, and packed for the layer that follows.
     """
 
     @staticmethod
@@ -103,7 +106,9 @@ class _FlashLoop(torch.autograd.Function):
         for grad_image, image, output, target, norm in zip(*parts, norms, strict=True):
             grad_image, output = (tensor.transpose(0, 1)[None] for tensor in (grad_image, output))
             backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-            for index, part in enumerate(backward(grad_image, *_heads_first(image), output, norm, 0.0, False)):
+            for index, part in enumerate(
+                backward(grad_image, *_heads_first(image), output, norm, 0.0, False)
+            ):
                 target[:, index].copy_(part[0].transpose(0, 1))
         return grad_qkv, None
 
@@ -114,9 +119,12 @@ def _heads_first(image: Tensor) -> Iterator[Tensor]:
 
 
 def _jagged(qkv: Tensor, packing: Packing) -> Tensor:
-    extent = {"min_seqlen": min(packing.lengths), "max_seqlen": max(packing.lengths)} if _TAKES_EXTENT else {}
+    lengths = packing.lengths
+    extent = {"min_seqlen": min(lengths), "max_seqlen": max(lengths)} if _TAKES_EXTENT else {}
     nested = torch.nested.nested_tensor_from_jagged
-    q, k, v = (nested(tensor.contiguous(), packing.offsets, **extent).transpose(1, 2) for tensor in qkv.unbind(1))
+    q, k, v = (
+        nested(tensor.contiguous(), packing.offsets, **extent).transpose(1, 2) for tensor in qkv.unbind(1)
+    )
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).values()
 
 
@@ -124,7 +132,11 @@ def _padded(qkv: Tensor, packing: Packing) -> Tensor:
     images, longest = len(packing.lengths), max(packing.lengths)
     real = torch.arange(longest, device=qkv.device) < packing.offsets.diff()[:, None]
     place = real.flatten().nonzero().squeeze(1)
-    dense = qkv.new_zeros(images * longest, *qkv.shape[1:]).index_copy(0, place, qkv).unflatten(0, (images, longest))
+    dense = (
+        qkv.new_zeros(images * longest, *qkv.shape[1:])
+        .index_copy(0, place, qkv)
+        .unflatten(0, (images, longest))
+    )
     mixed = attend(*dense.permute(2, 0, 3, 1, 4).unbind(0), real)
     return mixed.transpose(1, 2).flatten(0, 1).index_select(0, place)
 

@@ -1,7 +1,4 @@
-"""What an evaluation starts from, by what built the pre-trained encoder: `replicate.models.classifier` or `replicate.models.backbones`.
-
-A run of a plain ViT must not depend on the files of the other backbones, so those are imported by name.
-"""
+"""The only place where trainers build models and load encoders."""
 
 from __future__ import annotations
 
@@ -15,37 +12,58 @@ from replicate.config.backbones import vit_backbone
 from replicate.models import classifier
 
 if TYPE_CHECKING:
+    from replicate.config.runs import PretrainRun
     from replicate.trainers.context import RunContext
 
 
+def build_pretraining(run: PretrainRun, target_dim: int, needs_p2dist: bool) -> nn.Module:
+    """The model of a pre-training, untrained."""
+    return importlib.import_module(f"replicate.models.{run.method}").build(run, target_dim, needs_p2dist)
+
+
 def build_classifier(context: RunContext, drop_path: float = 0.0) -> nn.Module:
-    """The fine-tuning model of the backbone that the run's pre-training had, untrained, at the run's image size."""
+    """The untrained fine-tuning model of the pre-training's backbone, at the run's image size."""
     source, options = context.upstream_run, {"image_size": context.run.image_size, "drop_path": drop_path}
     if (backbones := _backbones(context)) is not None:
-        return backbones.build_classifier(source.backbone, context.num_classes, **options, **source.backbone_kwargs)
-    return classifier.build_classifier(vit_backbone(source.backbone, **source.backbone_kwargs), context.num_classes, **options)
+        return backbones.build_classifier(
+            source.backbone, context.num_classes, **options, **source.backbone_kwargs
+        )
+    return classifier.build_classifier(
+        vit_backbone(source.backbone, **source.backbone_kwargs), context.num_classes, **options
+    )
 
 
 def build_probe(context: RunContext) -> nn.Module:
     """The linear probe on that backbone."""
     source, size = context.upstream_run, context.run.image_size
     if (backbones := _backbones(context)) is not None:
-        return backbones.build_probe(source.backbone, context.num_classes, image_size=size, **source.backbone_kwargs)
-    return classifier.build_probe(vit_backbone(source.backbone, **source.backbone_kwargs), context.num_classes, image_size=size)
+        return backbones.build_probe(
+            source.backbone, context.num_classes, image_size=size, **source.backbone_kwargs
+        )
+    return classifier.build_probe(
+        vit_backbone(source.backbone, **source.backbone_kwargs), context.num_classes, image_size=size
+    )
 
 
 def load_encoder(context: RunContext, model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load pre-trained weights; blocks that pre-training left out keep their new values (FastMIM Table 1c). UserError for a misfit."""
+    """Load pre-trained weights; blocks that pre-training left out keep their new values (FastMIM Table 1c).
+
+    Raises UserError when they do not fit.
+    """
     # The probe of a hierarchy holds the encoder as a part of its own.
     (_backbones(context) or classifier).load_encoder(getattr(model, "encoder", model), state, source=source)
 
 
 def pooled(model: nn.Module, images: Tensor) -> Tensor:
-    """The feature (N, C) that a classifier classifies: the mean of a hierarchy's last tokens, what a ViT's head sees."""
+    """The input (N, C) of a classifier's head: for a hierarchy the mean of its last tokens."""
     if hasattr(model, "feature_map"):
         return torch.flatten(model.feature_map(images).mean(dim=(2, 3)), 1)
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 def _backbones(context: RunContext):
-    return importlib.import_module("replicate.models.backbones") if context.upstream_run.method != "mae" else None
+    return (
+        importlib.import_module("replicate.models.backbones")
+        if context.upstream_run.method != "mae"
+        else None
+    )

@@ -14,18 +14,29 @@ ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ
 
 
 def write_params(
-    folder: Path, *, budget: dict | None = None, data: dict | None = None, pretrain: dict | None = None, machine: dict | None = None
+    folder: Path,
+    *,
+    budget: dict | None = None,
+    data: dict | None = None,
+    runs: dict | None = None,
+    machine: dict | None = None,
+    **settings,
 ) -> Path:
-    """`params.yaml` at the smoke budget, one seed, with changes to its numbers, its data, the run light_90 and the machine."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["budget"] = "smoke"
-    content["budgets"]["smoke"] |= {"seeds": 1} | (budget or {})
-    content["budgets"]["smoke"]["data"] |= {"train_images": 128, "val_images": 48} | (data or {})
-    content["pretrain"]["light_90"] |= pretrain or {}
+    """`params.yaml` and `budgets.yaml` at the smoke budget, one seed, with changes to budget, data, runs and machine."""
+    content = read("params.yaml") | {"budget": "smoke", "runs": runs or {}} | settings
     content["machine"] |= {"workers": 1} | (machine or {})
+    budgets = read("budgets.yaml")
+    budgets["smoke"] |= {"seeds": 1} | (budget or {})
+    budgets["smoke"]["data"] |= {"train_images": 128, "val_images": 48} | (data or {})
+    (folder / "budgets.yaml").write_text(yaml.safe_dump(budgets))
     path = folder / "params.yaml"
-    path.write_text(yaml.dump(content, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper)))
+    path.write_text(yaml.safe_dump(content))
     return path
+
+
+def read(name: str) -> dict:
+    """One of the repository's YAML files."""
+    return yaml.safe_load((ROOT / name).read_text())
 
 
 def start(folder: Path, *arguments: str, **options) -> subprocess.Popen:

@@ -98,11 +98,8 @@ class Trainer:
                 if self.session.is_main:
                     self.checkpoints.log(row)
                 best = self.session.keep_best and _is_best(history)
-                if (
-                    best
-                    or epoch + 1 == self.run.epochs
-                    or self._due(epoch, time.monotonic() - saved_at, save_cost)
-                ):
+                last = epoch + 1 == self.run.epochs
+                if best or last or self._due(epoch, time.monotonic() - saved_at, save_cost):
                     saved_at = time.monotonic()
                     self._save(history, best)
                     save_cost = time.monotonic() - saved_at
@@ -199,20 +196,19 @@ class Trainer:
                     speed = f"{images / (time.monotonic() - started):.0f}"
                     self.bar.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.2e}", img_s=speed, refresh=False)
                 if session.is_main and time.monotonic() - logged > LOG_SECONDS:
-                    logged = time.monotonic()
+                    logged, loss = time.monotonic(), float(logs["loss"])
                     row = {
                         "epoch": epoch,
                         "step": step,
                         "steps": steps,
-                        "loss": float(logs["loss"]),
+                        "loss": loss,
                         "lr": lr,
+                        "images": images,
                     }
-                    self.checkpoints.log(row | {"images": images})
+                    self.checkpoints.log(row)
             self.bar.update()
         if not taken:
-            raise UserError(
-                f"run {self.name}: no batch of epoch {epoch} has {self.least} images that can be read"
-            )
+            raise UserError(f"run {self.name}: epoch {epoch} has no batch with {self.least} readable images")
         means = self._means(sums, taken)
         self._finite(means["loss"], epoch, steps - 1)
         seconds = time.monotonic() - started
@@ -231,14 +227,11 @@ class Trainer:
         parts = micro_batches(batch, self.run, view.batch_size, session)
         for number, (part, place) in enumerate(parts):
             weight = place.images * session.world_size / count
-            images, labels = (
-                item.to(session.device, non_blocking=True) for item in (part.images, part.labels)
-            )
+            images = part.images.to(session.device, non_blocking=True)
+            labels = part.labels.to(session.device, non_blocking=True)
             wait = number + 1 < len(parts) and hasattr(self.stepped, "no_sync")
             with self.stepped.no_sync() if wait else contextlib.nullcontext():
-                seed_everything(
-                    self.seed, epoch, step
-                )  # alike everywhere: each part draws for the whole batch
+                seed_everything(self.seed, epoch, step)  # every part draws for the whole batch
                 with session.autocast(), place:
                     loss, extras = self.stepped(images, labels, part.index, epoch, progress)
                 self.scaler.scale(loss * weight).backward()
@@ -279,9 +272,8 @@ class Trainer:
         loss = float(loss)
         if not math.isfinite(loss):
             place = f"the loss became {loss} in epoch {epoch}, step {step}; the last checkpoint is kept"
-            raise UserError(
-                f"run {self.name}: {place}. Lower base_lr, set clip_grad, or use precision float32"
-            )
+            advice = "lower base_lr, set clip_grad, or use precision float32"
+            raise UserError(f"run {self.name}: {place}; {advice}")
         return loss
 
     # Checkpoints

@@ -26,7 +26,7 @@ class Mixing:
         self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
 
     def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """pixels (n, 3, S, S), labels (n,) -> mixed pixels in another order, soft targets (n, classes)."""
+        """pixels (n, 3, S, S), labels (n,) -> mixed pixels, soft targets (n, classes)."""
         even = len(pixels) - len(pixels) % 2
         alone = mixup_target(labels[even:], self.mixup.num_classes, smoothing=self.mixup.label_smoothing)
         if not even:
@@ -34,7 +34,8 @@ class Mixing:
         # timm mixes each image with its mirror image in the batch.
         order = torch.cat([torch.arange(0, even, 2), torch.arange(1, even, 2).flip(0)]).to(pixels.device)
         mixed, targets = self.mixup(pixels[order], labels[order])
-        return torch.cat([mixed, pixels[even:]]), torch.cat([targets, alone])
+        back = order.argsort()
+        return torch.cat([mixed[back], pixels[even:]]), torch.cat([targets[back], alone])
 
 
 class Erasing:

@@ -177,7 +177,7 @@ def test_a_stage_without_automatic_augmentation_ends_that_of_the_stage_before(tr
 def test_a_backbone_of_fixed_size_is_fine_tuned_in_stages_with_its_average(
     train, small_params, monkeypatch, short
 ):
-    """FastMIM Table 4: Swin-L from scratch at 192, then at 224 pixels, scored at each; its average follows."""
+    """FastMIM Table 4: Swin-L from scratch at 192, then 224 pixels, scored at each; its average follows."""
     train(f"fastmim_{short}_scratch")
     staged, sizes, accuracy = small_params.resolve("fastmim_swin_l_scratch_ft"), [], classify.accuracy
 
@@ -256,7 +256,7 @@ def test_stages_reach_the_batches_and_the_learning_rate(train, small_folder, tmp
     ],
 )
 def test_the_baselines_are_fastmim_but_for_what_defines_them(name, sibling, baseline, image_size):
-    """SimMIM (raw pixels, L1 loss) and MaskFeat: `BASELINES` at full resolution; all else is FastMIM's recipe."""
+    """SimMIM (raw pixels, L1 loss) and MaskFeat: `BASELINES` at full resolution, else FastMIM's recipe."""
     from project import ROOT
 
     from replicate.models.mim import BASELINES

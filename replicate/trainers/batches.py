@@ -7,12 +7,11 @@ and `machine.micro_batch` change a run's losses by rounding only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import replicate.compat  # noqa: F401
@@ -161,9 +160,9 @@ class CpuSyncBatchNorm(_BatchNorm):
             shape = [1, -1, *[1] * (x.ndim - 2)]
             count = values.new_tensor(x.numel() / x.shape[1])
             dist.all_reduce(count)
-            mean = all_reduce(values.sum(dims)) / count
+            mean = _SumOverProcesses.apply(values.sum(dims)) / count
             centred = values - mean.view(shape)
-            variance = all_reduce(centred.square().sum(dims)) / count
+            variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
             self._remember(mean.detach(), variance.detach() * count / (count - 1))
             normed = centred * (variance + self.eps).rsqrt().view(shape)
             if self.affine:
@@ -178,3 +177,17 @@ class CpuSyncBatchNorm(_BatchNorm):
 
     def _check_input_dim(self, x: Tensor) -> None:
         """Any number of dimensions from two on."""
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total

@@ -48,12 +48,3 @@ def accuracy(model: nn.Module, context: RunContext, image_size: int) -> dict[str
             with context.session.autocast():
                 found.add(model(normalise(images.to(context.session.device))), labels)
     return found.percent(context.session)
-
-
-def refuse_one_class(context: RunContext) -> None:
-    """Raise UserError for labels that say nothing: every model scores 100 % on a data set of one class."""
-    if context.num_classes < 2:
-        folder = context.data_folder
-        raise UserError(
-            f"run {context.name}: {folder} holds one class, so accuracy says nothing; add class folders"
-        )

@@ -12,7 +12,7 @@ import replicate.compat  # noqa: F401
 from replicate.loaders.pixels import normalise
 from replicate.models.resized import Resized
 from replicate.schedules.stages import View
-from replicate.trainers.accuracy import accuracy, refuse_one_class
+from replicate.trainers.accuracy import accuracy
 from replicate.trainers.batches import mixes
 from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.context import RunContext
@@ -90,7 +90,6 @@ def train_classifier(
     scored at the stage's size, any other at the run's.
     """
     run, session = context.run, context.session
-    refuse_one_class(context)
     ema = ModelEmaV3(model, decay=run.ema) if run.ema else None
     task = ClassifyTask(model, run, context.num_classes, session.device, [ema.module] if ema else [], seed)
     period = max(1, run.epochs // EVALUATIONS)

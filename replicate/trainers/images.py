@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from replicate.loaders import EVALUATION, Augmentation, Loader, open_loader
+from replicate.loaders import EVALUATION, Augmentation, open_loader
+from replicate.loaders.base import BaseLoader
 from replicate.trainers.batches import share_of
 from replicate.trainers.context import RunContext
 
 EVALUATION_BATCH = 256
 
 
-def training_loader(context: RunContext, seed: int) -> Loader:
+def training_loader(context: RunContext, seed: int) -> BaseLoader:
     """The shuffled, augmented training images, in this process's shares of global batches."""
     run, session = context.run, context.session
     augmentation = Augmentation(
@@ -35,14 +36,14 @@ def training_loader(context: RunContext, seed: int) -> Loader:
     )
 
 
-def validation_loader(context: RunContext, image_size: int) -> Loader:
+def validation_loader(context: RunContext, image_size: int) -> BaseLoader:
     """Centre crops of every validation image, each exactly once over all processes."""
     return whole_loader(context, "val", image_size, context.session.rank, context.session.world_size)
 
 
 def whole_loader(
     context: RunContext, split: str, image_size: int, rank: int = 0, world_size: int = 1
-) -> Loader:
+) -> BaseLoader:
     """Centre crops of every image of a split in storage order, shared by `world_size` processes."""
     return open_loader(
         context.session.loader,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from replicate.loaders.pixels import normalise
 from replicate.models.weights import load_weights
-from replicate.trainers.accuracy import TopK, refuse_one_class
+from replicate.trainers.accuracy import TopK
 from replicate.trainers.builders import build_classifier, load_encoder, pooled
 from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.context import RunContext
@@ -21,7 +21,6 @@ TEMPERATURE = 0.07
 
 def train_seed(context: RunContext, seed: int, checkpoints: Checkpoints) -> dict[str, Any]:
     """Score one seed's encoder: the 20 nearest by cosine similarity vote by exp(similarity / .07)."""
-    refuse_one_class(context)
     model = build_classifier(context)
     path = context.upstream_weights(seed)
     load_encoder(context, model, load_weights(path), source=str(path))

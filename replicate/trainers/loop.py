@@ -32,7 +32,8 @@ from replicate.trainers.sharding import is_sharded, load_sharded, whole_state
 
 if TYPE_CHECKING:
     from replicate.config.runs import Optimisation
-    from replicate.loaders import Batch, Loader
+    from replicate.loaders import Batch
+    from replicate.loaders.base import BaseLoader
 
 CHECKPOINT_SHARE = 0.05  # of the time: training lasts 20 times as long as writing a checkpoint takes
 LOG_SECONDS = 30  # between two lines of the log within an epoch
@@ -68,7 +69,7 @@ class Trainer:
 
     task: nn.Module
     optimizer: torch.optim.Optimizer
-    loader: Loader
+    loader: BaseLoader
     run: Optimisation
     session: Session
     checkpoints: Checkpoints

@@ -21,7 +21,6 @@ from replicate.models.weights import save_weights
 from replicate.schedules.layer_decay import plain_groups
 from replicate.schedules.stages import View
 from replicate.trainers import builders
-from replicate.trainers.accuracy import refuse_one_class
 from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.context import RunContext
 from replicate.trainers.diagnostics import MEASURED_IMAGES, ErrorByP2Dist, activation_gb
@@ -120,8 +119,6 @@ def train_seed(context: RunContext, seed: int, checkpoints: Checkpoints) -> dict
     run, session = context.run, context.session
     seed_everything(seed)
     refuse_unsharded(run, session)
-    if run.online_probe or run.objective == "supmae":
-        refuse_one_class(context)
     teacher = _teacher(context, seed)
     task = PretrainTask(run, seed, context.num_classes, context.tokenizer, teacher, session).to(
         session.device

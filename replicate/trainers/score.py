@@ -19,7 +19,7 @@ from replicate.loaders.folder import source_behind
 from replicate.loaders.pixels import normalise
 from replicate.loaders.writer import encode_jpeg, shrink
 from replicate.models.weights import load_weights
-from replicate.trainers.accuracy import TopK, refuse_one_class
+from replicate.trainers.accuracy import TopK
 from replicate.trainers.builders import build_classifier
 from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.context import RunContext
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 def train_seed(context: RunContext, seed: int, checkpoints: Checkpoints) -> dict[str, Any]:
     """Top-1 and top-5 accuracy in percent of one seed's classifier, and the mean bytes of an image."""
-    refuse_one_class(context)
     seed_everything(seed)
     model = build_classifier(context)
     model.load_state_dict(load_weights(context.upstream_weights(seed)))

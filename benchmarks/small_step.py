@@ -1,8 +1,8 @@
 """The training loop's own cost at the smallest budgets: an epoch of the loop against bare steps.
 
-A bare step is forward, backward and optimiser on the same batch. The loop adds seeds, schedule, logs, progress
-bar and the guard against NaN. ratio = bare / loop: 1 means that the loop costs nothing. CPU time of one thread,
-in turns.
+A bare step is forward, backward and optimiser on the same batch. The loop adds seeds, schedule, logs, a
+progress bar and the guard against NaN. ratio = bare / loop: 1 means that the loop costs nothing. The two take
+turns on one thread; CPU time is measured.
 
 Run: python benchmarks/small_step.py [--budgets laptop brief] [--runs light_90] [--rounds 7] [--steps 20]
 """

@@ -19,7 +19,14 @@ from replicate.pipeline import launch
 from replicate.pipeline.seeds import train_seeds
 from replicate.pipeline.store import RunStore
 from replicate.trainers import classify
-from replicate.trainers.batches import Place, draw_for_whole_batches, least_images, micro_batches
+from replicate.trainers.batches import (
+    Place,
+    draw_for_whole_batches,
+    least_images,
+    micro_batches,
+    normalises_batches,
+    refuse_unfit,
+)
 from replicate.trainers.classify import ClassifyTask
 from replicate.trainers.loop import Trainer
 from replicate.trainers.regularisation import Erasing, Mixing
@@ -169,7 +176,16 @@ def test_which_models_train_on_batch_statistics():
     plain = vit_backbone("vit", embed_dim=16, depth=1, num_heads=2, patch_size=8)
     probe = build_probe(plain, CLASSES, image_size=16)
     assert [least_images(model) for model in (cmt, SupMAE(8, 3), probe)] == [2, 2, 2]
-    assert least_images(vit()) == 1
+    assert least_images(vit()) == 1 and not normalises_batches(vit())
+
+
+def test_an_online_probe_takes_micro_batches_and_two_images():
+    """It normalises over what all micro-batches of a step have collected."""
+    task = nn.Module()
+    task.model, task.probe = vit(), object()
+    refuse_unfit(task, run_of(), session_of(micro_batch=4), "probed")
+    with pytest.raises(UserError, match="run probed: batch normalisation needs 2 images a batch or more"):
+        refuse_unfit(task, run_of(batch_size=1), session_of(), "probed")
 
 
 EXACT = {"workers": 3, "deterministic": True, "checkpoint_every": 1, "keep_checkpoints": 2, "keep_best": True}

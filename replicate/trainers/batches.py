@@ -29,8 +29,8 @@ def share_of(batch_size: int, session: Session) -> int:
     """Images of a global batch that each process reads. Raises UserError when the shares would be unequal."""
     share, rest = divmod(batch_size, session.world_size)
     if rest:
-        processes = f"{session.world_size} processes"
-        raise UserError(f"batch_size {batch_size} cannot be shared by {processes}; use a divisor of it")
+        shared = f"batch_size {batch_size} cannot be shared by {session.world_size} processes"
+        raise UserError(f"{shared}; use a divisor of it")
     return share
 
 
@@ -52,30 +52,32 @@ def accumulation(batch_size: int, session: Session, grain: int = 1) -> tuple[int
 
 def refuse_unfit(task: nn.Module, run: Optimisation, session: Session, name: str) -> None:
     """Raise UserError for a batch, of the run or a stage, that cannot be split without changing results."""
-    least, grain = least_images(task), 2 if mixes(run) else 1
     for batch_size in dict.fromkeys(
         [run.batch_size, *(stage.batch_size or run.batch_size for stage in run.stages)]
     ):
-        held, parts = accumulation(batch_size, session, grain)
-        if batch_size < least:
-            raise UserError(
-                f"run {name}: batch normalisation needs 2 images a batch or more; batch_size is {batch_size}"
-            )
-        if parts > 1 and least > 1:
+        held, parts = accumulation(batch_size, session, 2 if mixes(run) else 1)
+        if batch_size < least_images(task):
+            needs = "batch normalisation needs 2 images a batch or more"
+            raise UserError(f"run {name}: {needs}; batch_size is {batch_size}")
+        if parts > 1 and normalises_batches(task):
             split = f"machine.micro_batch {session.micro_batch} splits the {held * parts} images a process"
             remedy = "set it to null for this run, or use more processes"
             raise UserError(f"run {name}: {split}, but batch normalisation needs them at once; {remedy}")
-        if grain > 1 and held % 2 and session.world_size > 1:
+        if mixes(run) and held % 2 and session.world_size > 1:
             raise UserError(
                 f"run {name}: mixup and cutmix pair images; {held} images a process are an odd number"
             )
 
 
-def least_images(task: nn.Module) -> int:
-    """Images that a step needs: two where something trains on a batch's statistics, or else one."""
+def normalises_batches(task: nn.Module) -> bool:
+    """Whether the loss depends on statistics of the batch."""
     task.train()
-    normalised = any(isinstance(module, _BatchNorm) and module.training for module in task.modules())
-    return 2 if normalised or getattr(task, "probe", None) is not None else 1
+    return any(isinstance(module, _BatchNorm) and module.training for module in task.modules())
+
+
+def least_images(task: nn.Module) -> int:
+    """Images that a step needs: two where something, an online probe included, normalises over a batch."""
+    return 2 if normalises_batches(task) or getattr(task, "probe", None) is not None else 1
 
 
 def mixes(run: Optimisation) -> bool:
@@ -114,9 +116,8 @@ def micro_batches(
         found.append((part, Place(first + start, len(part.labels), batch_size)))
     if session.world_size > 1:
         size = batch.images.shape[1:]
-        blank = Batch(
-            torch.zeros(1, *size, dtype=torch.uint8), torch.zeros(1, dtype=torch.long), torch.tensor([-1])
-        )
+        black, label = torch.zeros(1, *size, dtype=torch.uint8), torch.zeros(1, dtype=torch.long)
+        blank = Batch(black, label, torch.tensor([-1]))
         found += [(blank, Place(first, 0, batch_size))] * (parts - len(found))
     return found
 
@@ -126,10 +127,8 @@ def draw_for_whole_batches(task: nn.Module, session: Session) -> None:
     for module in task.modules():
         if type(module) is DropPath:
             module.__class__ = BatchDropPath
-        elif isinstance(module, _BatchNorm) and session.world_size > 1 and session.device.type == "cpu":
-            module.__class__ = CpuSyncBatchNorm
-    if session.world_size > 1 and session.device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(task)
+        elif isinstance(module, _BatchNorm) and session.world_size > 1:
+            module.__class__ = BatchNormOverProcesses
 
 
 class BatchDropPath(DropPath):
@@ -140,30 +139,27 @@ class BatchDropPath(DropPath):
         if place is None or place.images == place.total or not self.training or self.drop_prob == 0.0:
             return super().forward(x)
         keep = 1 - self.drop_prob
-        drawn = x.new_empty(place.total, *[1] * (x.ndim - 1)).bernoulli_(keep)[
-            place.start : place.start + len(x)
-        ]
+        everyone = x.new_empty(place.total, *[1] * (x.ndim - 1)).bernoulli_(keep)
+        drawn = everyone[place.start : place.start + len(x)]
         return x * (drawn / keep if keep > 0 and self.scale_by_keep else drawn)
 
 
-class CpuSyncBatchNorm(_BatchNorm):
-    """Batch normalisation over all processes on a CPU, where `torch.nn.SyncBatchNorm` does not run."""
+class BatchNormOverProcesses(_BatchNorm):
+    """Batch normalisation over all processes; `torch.nn.SyncBatchNorm` takes neither CPUs nor shards."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            values, dims = (
-                x.float() if x.dtype in (torch.bfloat16, torch.float16) else x,
-                [0, *range(2, x.ndim)],
-            )
-            shape = [1, -1, *[1] * (x.ndim - 2)]
+        with torch.autocast(x.device.type, enabled=False):
+            values = x.to(torch.promote_types(x.dtype, torch.float32))
+            dims, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
             count = values.new_tensor(x.numel() / x.shape[1])
             dist.all_reduce(count)
             mean = _SumOverProcesses.apply(values.sum(dims)) / count
             centred = values - mean.view(shape)
             variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
-            self._remember(mean.detach(), variance.detach() * count / (count - 1))
+            if self.track_running_stats:
+                self._remember(mean.detach(), variance.detach() * count / (count - 1))
             normed = centred * (variance + self.eps).rsqrt().view(shape)
             if self.affine:
                 normed = normed * self.weight.view(shape) + self.bias.view(shape)

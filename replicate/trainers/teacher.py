@@ -13,7 +13,7 @@ from replicate.trainers.context import RunContext
 
 
 class Teacher:
-    """Called with uint8 images (N, 3, S, S) of any size that its backbone takes: tokens (N, T, num_features) in raster order."""
+    """uint8 images (N, 3, S, S) -> tokens (N, T, num_features) in raster order."""
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -29,7 +29,7 @@ class Teacher:
 
 
 def load(context: RunContext, seed: int) -> Teacher:
-    """The teacher of a distillation, fine-tuned from the same seed. `context.upstream_run` is the pre-training that it came from."""
+    """The teacher of a distillation, of the same seed; `context.upstream_run` is its pre-training."""
     source, size = context.upstream_run, context.teacher_run.image_size
     model = build.build_classifier(source, context.num_classes, size)
     model.load_state_dict(load_weights(context.upstream_weights(seed)))

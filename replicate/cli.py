@@ -249,11 +249,14 @@ def _budget(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     from replicate.config import load
     from replicate.cost import plan
+    from replicate.cost.data_size import data_size
     from replicate.cost.rates import rates_of
 
     params = load(options.params)
     if options.readme:
-        plan.update_readme(Path("README.md"), params)
+        from replicate.report.plan_table import update_readme
+
+        update_readme(Path("README.md"), params)
         return
     if options.devices < 1:
         raise UserError(f"--devices {options.devices}: at least one device trains")
@@ -266,7 +269,7 @@ def _plan(options: argparse.Namespace) -> None:
     print(plan.render(lines))
     print(plan.render(plan.totals(lines)))
     for name in params.datasets:
-        size = plan.data_size(params, name, budget)
+        size = data_size(params, name, budget)
         note = "; its source is not here, so ImageNet-1k is assumed" if size.assumed else ""
         print(f"data {name}: {size.train} + {size.val} images of {size.classes} classes, about {size.bytes / 1e9:.2g} GB of .beton{note}")
 

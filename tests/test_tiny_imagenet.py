@@ -36,7 +36,7 @@ def test_a_folder_that_is_not_the_archive_is_named(archive, tmp_path, capsys):
     assert "no train and no val/images" in capsys.readouterr().err
     (archive / "val" / "images" / "val_0.JPEG").unlink()
     assert tiny_imagenet.main([str(archive), str(tmp_path / "out")]) == 1
-    assert "val_0.JPEG is listed, but missing" in capsys.readouterr().err
+    assert "val_0.JPEG is listed but missing" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

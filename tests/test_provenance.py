@@ -29,12 +29,18 @@ def test_says_what_a_reader_needs_to_repeat_the_run():
 
 def committed(folder: Path) -> None:
     """Makes `folder` a repository with all its files in one commit."""
-    for command in (["init"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-m", "first"]):
+    for command in (
+        ["init"],
+        ["add", "."],
+        ["-c", "user.name=n", "-c", "user.email=e", "commit", "-m", "first"],
+    ):
         subprocess.run(["git", "-C", str(folder), *command], check=True, capture_output=True)
 
 
 def test_the_revision_is_this_checkouts():
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip("no git checkout")
     assert git_state.__wrapped__()["revision"] == done.stdout.strip()
@@ -59,9 +65,15 @@ def test_another_budget_makes_nothing_dirty_and_another_claim_a_page(tmp_path):
     (tmp_path / "params.yaml").write_text("budget: laptop\n")
     committed(tmp_path)
     (tmp_path / "params.yaml").write_text("budget: smoke\n")
-    assert git_state.__wrapped__(tmp_path)["dirty"] is False and git_state.__wrapped__(tmp_path, PAGE_SOURCES)["dirty"] is False
+    assert (
+        git_state.__wrapped__(tmp_path)["dirty"] is False
+        and git_state.__wrapped__(tmp_path, PAGE_SOURCES)["dirty"] is False
+    )
     claims.write_text("claims: [another]\n")
-    assert git_state.__wrapped__(tmp_path)["dirty"] is False and git_state.__wrapped__(tmp_path, PAGE_SOURCES)["dirty"] is True
+    assert (
+        git_state.__wrapped__(tmp_path)["dirty"] is False
+        and git_state.__wrapped__(tmp_path, PAGE_SOURCES)["dirty"] is True
+    )
 
 
 def test_outside_a_checkout_the_revision_is_unknown(tmp_path):
@@ -73,12 +85,21 @@ def test_without_git_the_revision_is_unknown(monkeypatch, tmp_path):
     assert git_state.__wrapped__(tmp_path)["revision"] == "unknown"
 
 
-@pytest.mark.parametrize("change", [{"wall_seconds": -1.0}, {"images_per_second": math.nan}, {"peak_memory_bytes": -1}, {"seeds": []}])
+@pytest.mark.parametrize(
+    "change",
+    [{"wall_seconds": -1.0}, {"images_per_second": math.nan}, {"peak_memory_bytes": -1}, {"seeds": []}],
+)
 def test_a_value_that_cannot_be_is_refused_by_name(change):
     with pytest.raises(UserError, match=next(iter(change))):
         provenance(**{**GIVEN, **change})
 
 
 def test_reading_provenance_loads_no_heavy_package():
-    code = "import sys, replicate.provenance as p; p.versions(); print(*{'torch', 'numpy', 'timm'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    code = "import sys, replicate.provenance as p; p.versions(); "
+    code += "print(*{'torch', 'numpy', 'timm'} & set(sys.modules))"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == ""
+    )

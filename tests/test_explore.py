@@ -14,12 +14,34 @@ import torch
 from replicate.config import load
 from replicate.errors import UserError
 from replicate.explore import images, loader, masking, recipe, reconstruction, schedules
-from replicate.explore.panel import extremes, panel
+from replicate.explore.panel import panel
 from replicate.report.notebook import read
 from replicate.report.style import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 IDEAS = ("masking", "reconstruction", "hog", "schedules", "loader", "recipe")
+
+
+LONG_LIST = 5
+"""Of a longer list only the first and the last choice are tried."""
+
+
+def extremes(controls):
+    """Values at the ends of all controls: all lowest, all highest, then mixtures with every end of every
+    control.
+    """
+    ends = {name: _ends(control) for name, control in controls.items()}
+    yield {name: found[0] for name, found in ends.items()}
+    yield {name: found[-1] for name, found in ends.items()}
+    for turn in range(max(map(len, ends.values()))):
+        yield {name: found[(turn + place) % len(found)] for place, (name, found) in enumerate(ends.items())}
+
+
+def _ends(control):
+    if hasattr(control, "options"):
+        found = [option[1] if isinstance(option, tuple) else option for option in control.options]
+        return found if len(found) <= LONG_LIST else [found[0], found[-1]]
+    return [control.min, control.max]
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -12,8 +12,6 @@ from IPython.display import display
 from replicate.errors import UserError
 
 WIDE = {"style": {"description_width": "8rem"}, "layout": widgets.Layout(width="26rem")}
-LONG_LIST = 5
-"""Tests try the first and the last choice of a longer list."""
 
 
 def real(
@@ -53,21 +51,3 @@ def shown(draw: Callable[..., Any]) -> Callable[..., None]:
             print(error)
 
     return show
-
-
-def extremes(controls: Mapping[str, widgets.Widget]) -> Iterator[dict[str, Any]]:
-    """Values at the ends of all controls: all lowest, all highest, then mixtures with every end of every
-    control.
-    """
-    ends = {name: _ends(control) for name, control in controls.items()}
-    yield {name: found[0] for name, found in ends.items()}
-    yield {name: found[-1] for name, found in ends.items()}
-    for turn in range(max(map(len, ends.values()))):
-        yield {name: found[(turn + place) % len(found)] for place, (name, found) in enumerate(ends.items())}
-
-
-def _ends(control: widgets.Widget) -> list[Any]:
-    if hasattr(control, "options"):
-        found = [option[1] if isinstance(option, tuple) else option for option in control.options]
-        return found if len(found) <= LONG_LIST else [found[0], found[-1]]
-    return [control.min, control.max]

@@ -156,11 +156,6 @@ def write(values: dict[str, Any], root: Path | None = None) -> Path:
     return folder / "params.yaml"
 
 
-@lru_cache(maxsize=64)
-def _cost(mix_name: str, path: Path) -> pd.DataFrame:
-    return costs_of(load(path), [])
-
-
 def costs_of(params: Params, names: list[str]) -> pd.DataFrame:
     """The plan of some runs (default: all) at the papers' own scale on eight A100, a line a run."""
     return plan.plan(params, names, PRICED_AT, rates_of(DEVICE), DEVICES)
@@ -174,7 +169,7 @@ def known_costs() -> pd.DataFrame:
 
 def draw(**values: Any) -> Figure:
     """Planned cost of the mix's pre-training beside one recipe a paper; the title adds its fine-tuning."""
-    own = _cost(name_of(values), write(values))
+    own = costs_of(load(write(values)), [])
     trains = own["kind"] == "pretrain"
     lines = pd.concat([known_costs(), own[trains].assign(label="your mix")])
     figure, axes = new(height=0.9 + 0.42 * len(lines), width=WIDTH * 1.2)

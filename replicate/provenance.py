@@ -1,6 +1,6 @@
-"""Where a result came from: what is needed to repeat it, and nothing that differs between equal runs.
+"""Where a result came from: enough to repeat it.
 
-Only the standard library is imported; versions come from package metadata.
+Imports the standard library only: versions come from package metadata.
 """
 
 import functools
@@ -31,12 +31,13 @@ def _git(*arguments: str, root: Path) -> str | None:
 
 @functools.cache
 def git_state(root: Path | None = None, paths: tuple[str, ...] = CODE) -> dict[str, Any]:
-    """`{"revision": 40 hex digits or "unknown", "dirty": True, False or None}` of this package's checkout.
+    """`{"revision": 40 hex digits or "unknown", "dirty": True, False or None}` of the checkout that holds
+    this package.
 
-    Dirty means that a *tracked* file below `paths` differs from the revision. Of a run only the package
-    counts: its results hold what the configuration states of it. A page has more sources, `PAGE_SOURCES`.
-    Outside a checkout the revision is "unknown" and `dirty` is None. Read once a process: call it before
-    training, so that later edits do not count.
+    Dirty means that a tracked file below `paths` differs from the revision. A run depends on the package
+    alone: what is stated of it stands beside its numbers. A page has more sources, `PAGE_SOURCES`. Outside a
+    checkout the revision is "unknown" and `dirty` is None. Reads git once a process: call it before training,
+    so that a later edit is not blamed on the run.
     """
     root = root or Path(__file__).resolve().parents[1]
     revision = _git("rev-parse", "HEAD", root=root)
@@ -48,7 +49,7 @@ def git_state(root: Path | None = None, paths: tuple[str, ...] = CODE) -> dict[s
 
 @functools.cache
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of every package that can change a number; None where it is not installed."""
+    """Versions of Python and of the packages that could change a number; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -59,7 +60,7 @@ def versions() -> dict[str, str | None]:
 
 
 def machine() -> dict[str, Any]:
-    """System, processor architecture, and the cores that this process may use."""
+    """System, processor architecture and the number of cores this process may use."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows have no affinity call
@@ -71,9 +72,7 @@ def _measure(name: str, value: float | None, lowest: float = 0.0) -> float | Non
     if value is None:
         return None
     if not math.isfinite(value) or value < lowest:
-        raise UserError(
-            f"provenance: {name} is {value}, but it must be a finite number of at least {lowest:g}"
-        )
+        raise UserError(f"provenance: {name} is {value}; it must be a finite number of at least {lowest:g}")
     return float(value)
 
 
@@ -89,12 +88,13 @@ def provenance(
     """The `provenance` entry of a run's `metrics.json`, ready for `json.dumps`.
 
     Args:
-        device: with the accelerator's model where there is one ("cpu", "cuda:0 NVIDIA H100").
-        seeds: every seed of the results, in their order.
-        manifest_sha256: digest of the data manifest; None for a run that reads no data.
-        wall_seconds: summed over seeds, which may have trained side by side or in pieces.
-        images_per_second: training throughput of all devices; None when nothing was trained.
-        peak_memory_bytes: of the accelerator, or of the process without one; None when not measured.
+        device: as the trainer names it, with the accelerator's model where there is one ("cpu", "cuda:0
+        NVIDIA H100"). seeds: every seed that the run's results are taken over, in their order.
+        manifest_sha256: digest of the data manifest; None for a run that reads no data. wall_seconds: time of
+        every seed, summed; seeds may have trained side by side, in other processes, or in pieces.
+        images_per_second: training throughput, all devices together; None when nothing was trained.
+        peak_memory_bytes: peak memory of the process, or of the accelerator where there is one; None when not
+        measured.
 
     Raises:
         UserError: a measured value is negative, infinite or NaN, or there is no seed.

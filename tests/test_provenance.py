@@ -53,8 +53,8 @@ def test_git_state_sees_a_tracked_change_and_ignores_an_untracked_result(tmp_pat
 
 
 def test_another_budget_makes_nothing_dirty_and_another_claim_a_page(tmp_path):
-    (tmp_path / "published").mkdir()
-    claims = tmp_path / "published" / "claims.yaml"
+    (tmp_path / "papers").mkdir()
+    claims = tmp_path / "papers" / "claims.yaml"
     claims.write_text("claims: []\n")
     (tmp_path / "params.yaml").write_text("budget: laptop\n")
     committed(tmp_path)

@@ -20,7 +20,7 @@ from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import per_unit_error, reconstruction_loss
 from replicate.models.huggingface import from_transformers, is_transformers
 from replicate.models.weights import load_weights, sizes_of
-from replicate.patches import unpatchify
+from replicate.patches import pair, unpatchify
 from replicate.report.book import repository
 from replicate.report.fastmim import HOG_PREDICTED, TRUTH, drawn
 from replicate.report.reconstruct import MASKED, ORIGINAL
@@ -138,11 +138,14 @@ def _released(path: Path, norm_pix: bool) -> Pretrained:
     if is_transformers(state):
         state = from_transformers(state)
     sizes = sizes_of(state, str(path))
+    height, width = pair(sizes["image_size"])
+    if height != width:
+        raise UserError(f"{path} is for images of {height}x{width}; a run's images are square")
     vit = {key: sizes[key] for key in ("patch_size", "embed_dim", "depth", "num_heads")}
     run = PretrainRun.model_construct(
         backbone="vit",
         backbone_kwargs=vit,
-        image_size=sizes["image_size"],
+        image_size=height,
         mask_ratio=0.75,
         decoder_depth=sizes["decoder_depth"],
         decoder_width=sizes["decoder_embed_dim"],

@@ -1,9 +1,9 @@
-"""By how much an image folder's samples and FFCV's differ (DailyMAE, Figure 6), on the photographs that scikit-image carries.
+"""How much samples of an image folder and of FFCV differ (DailyMAE, Figure 6).
 
 Run: python benchmarks/codec_differences.py
 
-Nothing is timed. The decoder's DCT, the resize filter and the compression to 500_95 all differ; crop and size are the same. One value a
-photograph: the mean absolute difference of its pixels, values in 0..1.
+The decoder's DCT, the resize filter and the compression to 500_95 differ; crop and size are the same. One
+value a photograph of scikit-image: the mean absolute difference of its pixels in 0..1. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,16 @@ from replicate.report import dailymae
 def main() -> None:
     images = dailymae.photographs()
     found = dailymae.sample_differences(images)[dailymae.ALL_STEPS]
-    row = {"name": "codec_differences", "case": "an image folder's samples against FFCV's, 500_95, 224 px", "images": len(images)}
-    row |= {"mean_abs_error": [round(value, 6) for value in found], "machine": describe_machine(), "revision": git_state()["revision"]}
+    row = {
+        "name": "codec_differences",
+        "case": "an image folder's samples against FFCV's, 500_95, 224 px",
+        "images": len(images),
+    }
+    row |= {
+        "mean_abs_error": [round(value, 6) for value in found],
+        "machine": describe_machine(),
+        "revision": git_state()["revision"],
+    }
     (RESULTS / "codec_differences.json").write_text(json.dumps([row], indent=2) + "\n")
     print(f"{row['case']}: {sum(found) / len(found):.4f}")
 

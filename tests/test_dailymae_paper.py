@@ -45,7 +45,7 @@ def measured(tmp_path):
 
 @pytest.mark.parametrize("table", OWN)
 def test_every_own_cell_has_a_run_a_measurement_or_is_computed(params, cells, table):
-    from replicate.cost.loader_bench import COMPARISONS
+    from replicate.cost.loader_cases import COMPARISONS
 
     speeds = {name for _, *sides in COMPARISONS for name in sides}
     found = cells[cells["table"] == table]
@@ -236,7 +236,7 @@ def test_colours_and_crops_outlast_a_light_budget(params):
 
 
 def test_every_claim_names_runs_that_exist(params):
-    from replicate.cost.loader_bench import COMPARISONS
+    from replicate.cost.loader_cases import COMPARISONS
 
     known = set(params.runs) | {name for _, *sides in COMPARISONS for name in sides}
     for name, claim in published.claims().items():
@@ -425,17 +425,18 @@ def measured_on(images: Path, monkeypatch, *options: str) -> Path:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_whole_benchmark_on_own_images(own_images, monkeypatch, capsys, threads):
     """Without stock FFCV's compilation: every comparison that needs no ffcv has a row, and pages show it before the numbers in git."""
-    from replicate.cost import loader_bench
+    from replicate.cost import loader_bench, loader_cases
 
     monkeypatch.setattr(loader_bench, "has_ffcv", lambda: False)
-    monkeypatch.setattr(loader_bench, "LONG", 16)
+    monkeypatch.setattr(loader_cases, "has_ffcv", lambda: False)
+    monkeypatch.setattr(loader_cases, "LONG", 16)
     path = measured_on(own_images, monkeypatch, "--threads", str(threads))
     told, bar = capsys.readouterr()
     loaders = re.search(r"(\d+) loaders in turn, 1 rounds", told).group(1)
     assert "bench loader: " in bar and f"{loaders}/{loaders}" in bar
     assert f"written to {path.relative_to(own_images.parent)}" in told and "ms an image" in told and "4 photographs of mine" in told
     rows = json.loads(path.read_text())
-    expected = {what for what, *sides in loader_bench.COMPARISONS if not any("ffcv" in side for side in sides)}
+    expected = {what for what, *sides in loader_cases.COMPARISONS if not any("ffcv" in side for side in sides)}
     assert {row["case"].rpartition(", 32 px")[0] for row in rows} == expected
     assert all(math.isfinite(row["ratio"]) and row["ratio"] > 0 for row in rows)
     assert set(rows[0]) >= {"name", "case", "ours", "theirs", "ratio", "unit", "spread", "machine", "revision", "threads"}
@@ -456,7 +457,7 @@ def test_a_benchmark_that_is_interrupted_has_written_nothing_and_says_so(own_ima
 
     monkeypatch.chdir(own_images.parent)
     monkeypatch.setattr(loader_bench, "measure", interrupted)
-    monkeypatch.setattr(loader_bench, "cases", lambda *_: {})
+    monkeypatch.setattr(loader_bench, "Cases", lambda *_: {})
     assert main(["bench", "loader", "--images", str(own_images)]) == 130
     assert capfd.readouterr().err == "interrupted; nothing was written\n"
     assert not (own_images.parent / "results").exists()
@@ -479,9 +480,10 @@ def test_stock_ffcv_gets_our_crops_in_our_order(own_images, tmp_path):
     """Up to its own flips and its fast DCT."""
     import torch
 
-    from replicate.cost import loader_bench
+    from replicate.cost.loader_cases import Cases
+    from replicate.cost.photographs import Photographs
 
-    made = loader_bench.cases(tmp_path / "files", loader_bench.Photographs(own_images, 2), 32, 1)
+    made = Cases(tmp_path / "files", Photographs(own_images, 2), 32, 1)
     ours = [batch.images.permute(0, 2, 3, 1).float() for batch in made["loader_long_500_95"].begin()]
     stock = [torch.tensor(batch[0]).float() for batch in made["loader_ffcv_500_95"].begin()]
     assert len(ours) == len(stock) == 26

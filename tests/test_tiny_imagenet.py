@@ -28,7 +28,11 @@ def test_images_lie_by_split_and_class(archive, tmp_path, capsys):
     assert tiny_imagenet.main([str(archive), str(target)]) == 0
     assert "3 images" in capsys.readouterr().out
     found = {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*.JPEG")}
-    assert found == {"train/n01/n01_0.JPEG": b"n01", "train/n02/n02_0.JPEG": b"n02", "val/n02/val_0.JPEG": b"val"}
+    assert found == {
+        "train/n01/n01_0.JPEG": b"n01",
+        "train/n02/n02_0.JPEG": b"n02",
+        "val/n02/val_0.JPEG": b"val",
+    }
 
 
 def test_a_folder_that_is_not_the_archive_is_named(archive, tmp_path, capsys):
@@ -36,7 +40,7 @@ def test_a_folder_that_is_not_the_archive_is_named(archive, tmp_path, capsys):
     assert "no train and no val/images" in capsys.readouterr().err
     (archive / "val" / "images" / "val_0.JPEG").unlink()
     assert tiny_imagenet.main([str(archive), str(tmp_path / "out")]) == 1
-    assert "val_0.JPEG is listed, but missing" in capsys.readouterr().err
+    assert "val_0.JPEG is listed but missing" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

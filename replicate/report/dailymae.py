@@ -223,7 +223,7 @@ def codec_contrasts() -> dict[str, tuple[str, str]]:
 
 def compression(reader: Reader) -> pd.DataFrame:
     """Table 4 and what lies beyond it: file size and speed of every compression that was measured, relative to 500_95, printed and ours."""
-    from replicate.cost.loader_bench import COMPRESSIONS, MORE
+    from replicate.cost.loader_cases import COMPRESSIONS, MORE
 
     lines = {}
     for name in ("folder", *COMPRESSIONS, *MORE):

@@ -20,6 +20,7 @@ from replicate.models.prediction import Prediction
 from replicate.models.resized import Resized
 from replicate.models.weights import save_weights
 from replicate.schedules.layer_decay import plain_groups
+from replicate.schedules.probe import PROBE_SCORES
 from replicate.schedules.stages import View
 from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.context import RunContext
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from replicate.config.runs import PretrainRun
 
 MASK_STREAM = 16  # keeps the masks' random numbers apart from those of crops, flips and order
-PROBE_SCORES = 10  # times during a run that the online probe is scored on the validation images
 VALIDATION_SEED = 0  # validation losses of all runs and seeds are taken over the same masks
 
 Teacher = Callable[[Tensor], Tensor]

@@ -379,8 +379,8 @@ def a_run(method: str, **changes) -> PretrainRun:
     numbers = dict(embed_dim=48, depth=2, num_heads=4, patch_size=8)
     stated = dict(
         paper="mae", method=method, backbone="vit", backbone_kwargs=numbers, image_size=32, epochs=1,
-        warmup_epochs=0, batch_size=8, base_lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95), crop_scale=(0.2, 1.0),
-        mask_ratio=0.75, decoder_depth=1, decoder_width=32,
+        warmup_epochs=0, batch_size=8, base_lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95),
+        crop_scale=(0.2, 1.0), mask_ratio=0.75, decoder_depth=1, decoder_width=32,
     )  # fmt: skip
     return PretrainRun(**stated | changes)
 

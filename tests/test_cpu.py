@@ -180,13 +180,11 @@ def test_the_models_themselves_are_not_tuned(monkeypatch):
     assert "OneDnn" not in names_in_graph(classifier(torch.randn(2, 3, 32, 32)))
 
 
-def test_the_trainer_tunes_a_model_on_a_cpu():
-    from replicate.trainers import engine
-    from replicate.trainers.session import Session
+def test_the_trainer_tunes_a_model_on_a_cpu(tmp_path):
+    from test_engine import Regression, train
 
-    task = torch.nn.Module()
-    task.model = torch.nn.Sequential(torch.nn.Linear(4, 4))
-    engine._parallel(task, Session(torch.device("cpu"), torch.float32))
+    task = Regression()
+    train(tmp_path, task=task)
     assert "forward" in vars(task.model[0])
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_engine import MemoryLoader, Regression, session_of, train
+from test_engine import session_of
 
 from replicate.errors import UserError
 from replicate.loaders import Augmentation, crop_decode, data, open_loader
@@ -94,49 +94,6 @@ def test_an_epoch_without_any_image_is_one_error(
         ),
     ):
         list(loader.epoch(0))
-
-
-class Holed(MemoryLoader):
-    """Loses the batches whose numbers are `holes`, or all images but the first `left` of each batch."""
-
-    def __init__(self, batch_size: int, holes: tuple[int, ...] = (), left: int | None = None) -> None:
-        super().__init__(batch_size)
-        self.holes, self.left = holes, left
-
-    def epoch(self, epoch: int):
-        for number, batch in enumerate(super().epoch(epoch)):
-            keep = 0 if number in self.holes else self.left
-            yield type(batch)(*(part[:keep] for part in batch))
-
-
-def _without_dropout() -> Regression:
-    task = Regression()
-    task.model[1] = torch.nn.Identity()
-    return task
-
-
-def test_an_empty_micro_batch_leaves_the_step_to_the_others(tmp_path: Path) -> None:
-    """The last of four micro-batches is empty: the step averages over the 12 images that are left."""
-    holes = tuple(range(3, 16, 4))
-    split, history = train(
-        tmp_path / "split",
-        task=_without_dropout(),
-        loader=Holed(4, holes),
-        session=session_of(micro_batch=4),
-    )
-    whole, _ = train(tmp_path / "whole", task=_without_dropout(), loader=Holed(16, left=12))
-    for key, value in whole.items():
-        torch.testing.assert_close(split[key], value, rtol=1e-9, atol=1e-9)
-    assert [row["images"] for row in history] == [48] * 6
-
-
-@pytest.mark.parametrize("holes", [(0,), (2,), (0, 1, 3)])
-def test_a_step_without_images_takes_those_of_the_step_beside_it(
-    tmp_path: Path, holes: tuple[int, ...]
-) -> None:
-    _, history = train(tmp_path, loader=Holed(16, holes))
-    assert [row["images"] for row in history] == [64] * 6
-    assert all(np.isfinite(row["loss"]) for row in history)
 
 
 class ByBrightness(torch.nn.Module):

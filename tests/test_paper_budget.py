@@ -18,6 +18,7 @@ from replicate.schedules.layer_decay import decayed_groups, plain_groups
 from replicate.schedules.lr import set_learning_rate, warmup_cosine
 from replicate.schedules.stages import view_at
 from replicate.trainers.classify import ClassifyTask
+from replicate.trainers.batches import accumulation
 from replicate.trainers.pretrain import PretrainTask
 from replicate.trainers.session import Session
 

@@ -190,10 +190,14 @@ def counted_step(run, teacher=None, low: bool = False, tokenizer=None) -> tuple[
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            return task(images, labels, torch.arange(IMAGES), 0, 0.5)[0]
+            loss = task(images, labels, torch.arange(IMAGES), 0, 0.5)[0]
+        if task.probe is not None:
+            task.probe.step()
+        return loss
 
+    own = [*task.parameters(), *(task.probe.head.parameters() if task.probe else ())]
     with plain_torch():
-        kept = activation_bytes(step, task.parameters())
+        kept = activation_bytes(step, own)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             step().backward()
     return counter.get_total_flops() / 2 / IMAGES, kept / IMAGES
@@ -339,18 +343,18 @@ def test_the_plan_scores_a_probe_as_often_as_the_trainer_does(params, monkeypatc
     run = params.run("daily_s5").model_copy(update={"epochs": epochs, "warmup_epochs": 1} | SMALL)
     task, sizes = PretrainTask(run, 0, LABELS), []
 
-    def fit(task, *_, after_epoch, **__):
+    def fit(trainer):
         for epoch in range(epochs):
             task.set_view(view_at(run, epoch))
-            after_epoch(epoch)
+            trainer.after_epoch(epoch)
 
-    def score(probe, batches, session):
+    def score(probe, batches):
         sizes.append(task.model.image_size[0])
         return {}
 
     images = contextlib.nullcontext(type("Images", (), {"epoch": lambda self, number: ()})())
-    monkeypatch.setattr(pretrain, "fit", fit)
-    monkeypatch.setattr(pretrain, "probe_accuracy", score)
+    monkeypatch.setattr(pretrain.Trainer, "fit", fit)
+    monkeypatch.setattr(pretrain.OnlineProbe, "accuracy", score)
     for name in ("training_loader", "validation_loader"):
         monkeypatch.setattr(pretrain, name, lambda *_: images)
     session = type("Session", (), {"device": torch.device("cpu")})

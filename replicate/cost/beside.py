@@ -12,12 +12,12 @@ WEIGHT_ONLY = 2
 
 
 def online_probe(encoder: EncoderCost, num_classes: int) -> ImageCost:
-    """DailyMAE's probe (section 5.3): the run's encoder without gradient, then a float32 linear layer."""
-    head, own = encoder.width * num_classes, (encoder.width + 1) * num_classes
+    """DailyMAE's probe (section 5.3): the run's encoder without gradient, then BatchNorm and Linear in float32."""
+    head, own = encoder.width * num_classes, (encoder.width + 1) * num_classes + 2 * encoder.width
     return ImageCost(
         macs=FROZEN * encoder.macs + WEIGHT_ONLY * head,
         trainable=own,
-        activations=FLOAT32 * (encoder.width + num_classes),
+        activations=FLOAT32 * (2 * encoder.width + num_classes),
         calls=encoder.calls,
         held=own,
         probe=encoder.macs + head,

@@ -22,6 +22,6 @@ def warmup_cosine(
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Set every group's rate: its `fixed_lr`, or `lr` times its `lr_scale` (1 without layer-wise decay)."""
+    """Set every group's rate: `lr` times its `lr_scale` (1 without layer-wise decay)."""
     for group in optimizer.param_groups:
-        group["lr"] = group.get("fixed_lr", lr * group.get("lr_scale", 1.0))
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 from project import ROOT
-from replicate.trainers.engine import accumulation
 
 from replicate.config import load
 from replicate.config.lens import resolve
@@ -17,8 +16,8 @@ from replicate.loaders import Augmentation
 from replicate.schedules.layer_decay import decayed_groups, plain_groups
 from replicate.schedules.lr import set_learning_rate, warmup_cosine
 from replicate.schedules.stages import view_at
-from replicate.trainers.classify import ClassifyTask
 from replicate.trainers.batches import accumulation
+from replicate.trainers.classify import ClassifyTask
 from replicate.trainers.pretrain import PretrainTask
 from replicate.trainers.session import Session
 

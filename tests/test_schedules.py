@@ -9,7 +9,7 @@ import torch
 from replicate.config import load
 from replicate.config.backbones import Backbone, vit_backbone
 from replicate.config.hierarchies import HIERARCHIES
-from replicate.models.backbones import build_classifier
+from replicate.models.build import build_classifier
 from replicate.schedules.layer_decay import decayed_groups, layer_levels, layer_scales, plain_groups
 from replicate.schedules.lr import set_learning_rate, warmup_cosine
 from replicate.schedules.stages import view_at

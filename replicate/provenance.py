@@ -15,7 +15,7 @@ from typing import Any
 from replicate.errors import UserError
 
 CODE = ("replicate",)
-PAGE_SOURCES = (*CODE, "published", "notebooks")
+PAGE_SOURCES = (*CODE, "papers", "notebooks")
 PACKAGES = ("torch", "torchvision", "timm", "ffcv", "numpy")
 _UNKNOWN = "unknown"
 

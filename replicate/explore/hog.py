@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from replicate.explore import images
 from replicate.explore.panel import choice, whole
-from replicate.report.fastmim import drawn
 from replicate.report.figures import new
+from replicate.report.reconstruct import hog_glyphs
 from replicate.report.style import OURS, PALETTE, REFERENCE, WIDTH, Figure
 from replicate.targets.hog import CELL, dense_hog
 from replicate.targets.similarity import reduced, similarities
@@ -41,7 +41,7 @@ def draw(size: int, image: str) -> Figure:
     figure, axes = new(2, 3, width=WIDTH * 1.7, height=6.0)
     enlarged = F.interpolate(small.float(), size=(FULL, FULL)).to(torch.uint8)
     _pair(axes[0], (raw, enlarged), ("224 pixels", f"{size} pixels: {found['psnr_pixel']:.1f} dB, SSIM {found['ssim_pixel']:.2f}"))
-    glyphs = [(255 * drawn(dense_hog(view))).to(torch.uint8).expand(-1, 3, -1, -1) for view in (raw, small)]
+    glyphs = [(255 * hog_glyphs(dense_hog(view))).to(torch.uint8).expand(-1, 3, -1, -1) for view in (raw, small)]
     _pair(axes[1], glyphs, ("HOG of 224 pixels", f"HOG of {size} pixels: {found['psnr_hog']:.1f} dB, SSIM {found['ssim_hog']:.2f}"))
     for axis, measure, unit in ((axes[0, 2], "psnr", "PSNR (dB)"), (axes[1, 2], "ssim", "SSIM")):
         for name, colour in (("pixel", OURS), ("hog", PALETTE[1])):

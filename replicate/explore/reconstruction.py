@@ -24,10 +24,18 @@ from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import per_unit_error
 from replicate.patches import unpatchify
 from replicate.report.book import repository
-from replicate.report.fastmim import HOG_PREDICTED, TRUTH, drawn
 from replicate.report.figures import new
-from replicate.report.loss_maps import PATCH
-from replicate.report.reconstruct import MASKED, ORIGINAL, load_model, sample_images, views
+from replicate.report.reconstruct import (
+    HOG,
+    HOG_PREDICTED,
+    MASKED,
+    ORIGINAL,
+    PATCH,
+    hog_glyphs,
+    load_model,
+    sample_images,
+    views,
+)
 from replicate.report.style import HEATMAP, OURS, PAPER, Figure
 
 UNTRAINED = ("light_75", "smoke")
@@ -122,8 +130,8 @@ def _glyphs(model, target, run, batch, noise, mask_ratio):
         found = model(normalise(batch), noise, mask_ratio)
     hidden = unpatchify(found.mask[..., None].expand(-1, -1, run.patch_size**2), run.patch_size, found.grid, channels=1)
     original = batch.float() / 255
-    cells = {HOG_PREDICTED: found.pred, TRUTH: target(batch)}
-    glyphs = {title: drawn(target.to_dense(units, found.grid)).expand(-1, 3, -1, -1) for title, units in cells.items()}
+    cells = {HOG_PREDICTED: found.pred, HOG: target(batch)}
+    glyphs = {title: hog_glyphs(target.to_dense(units, found.grid)).expand(-1, 3, -1, -1) for title, units in cells.items()}
     shown = {MASKED: original * (1 - hidden) + 0.5 * hidden, **glyphs, ORIGINAL: original}
     return [{title: view[0].permute(1, 2, 0).clamp(0, 1).numpy() for title, view in shown.items()}], found
 

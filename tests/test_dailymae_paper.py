@@ -108,7 +108,7 @@ def test_fine_tuning_runs_differ_in_nothing_but_what_their_cells_say(params):
     free = {"keep_weights", "pretrain", "loader", "dataset", "image_size", "stages", "auto_augment"}
     recipe = params.run("daily_ft_224").model_dump(exclude=free)
     found = [params.run(name) for name in tables.runs_named("dailymae") if not name.startswith("loader_")]
-    for run in (run for run in found if isinstance(run, EvaluateRun)):
+    for run in (run for run in found if type(run) is EvaluateRun):
         assert run.model_dump(exclude=free) == recipe
 
 

@@ -10,7 +10,7 @@ from project import ROOT, run, write_params
 from replicate.errors import UserError
 from replicate.config import load
 from replicate.report.book import Book
-from replicate.report.searches import searches
+from replicate.papers.efficient_learners import searches
 from replicate.pipeline.search import described, recommendation
 
 NAME = "light_90_images"

@@ -26,6 +26,9 @@ HIERARCHIES = {
 }
 """The other backbones as the papers call them."""
 
+INITIALISERS = ("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_")
+"""In-place operations that only set initial values; on a model without memory they take most of the time."""
+
 
 def vit_sizes(name: str) -> dict[str, Any]:
     """Width, depth, heads and patch size of "ViT-L" or "ViT-H/14"."""
@@ -85,18 +88,21 @@ def _vit_parameters(name: str) -> tuple[int, int]:
 def _hierarchy_parameters(name: str) -> tuple[int, int]:
     """Encoder and head, counted on a model that is built without memory and without initial values."""
     import torch
+    from torch.overrides import TorchFunctionMode
 
     from replicate.cost.parameters import count_parameters
     from replicate.models.backbones import build_classifier
 
+    class NoInitialValues(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            skipped = getattr(function, "__name__", "") in INITIALISERS
+            return args[0] if skipped else function(*args, **(kwargs or {}))
+
     if name not in HIERARCHIES:
-        raise UserError(
-            f"papers/*/values.csv: unknown backbone {name!r}; known: {', '.join([*VITS, *HIERARCHIES])}"
-        )
-    with torch.device("meta"):
+        known = ", ".join([*VITS, *HIERARCHIES])
+        raise UserError(f"papers/*/values.csv: unknown backbone {name!r}; known: {known}")
+    with torch.device("meta"), NoInitialValues():
         model = build_classifier(HIERARCHIES[name], CLASSES)
-    heads = [
-        part for part in model.modules() if isinstance(part, torch.nn.Linear) and part.out_features == CLASSES
-    ]
+    heads = [p for p in model.modules() if isinstance(p, torch.nn.Linear) and p.out_features == CLASSES]
     head = count_parameters(heads[-1])
     return count_parameters(model) - head, head

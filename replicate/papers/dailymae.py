@@ -67,9 +67,7 @@ def loader_hours(cell: Cell, images_per_second: float, epochs: int, least: bool 
 def stages_time(cell: Cell, shares: Mapping[str, float]) -> Range:
     """A staged run's time from the times of fixed-size runs of the same table: sum of share * time."""
     runs = {scheme: sibling(cell, {"scheme": scheme, "same": ["platform"]}) for scheme in shares}
-    return sum(
-        (Range.exact(share) * printed(runs[scheme]) for scheme, share in shares.items()), Range.exact(0)
-    )
+    return sum((share * printed(runs[scheme]) for scheme, share in shares.items()), Range.exact(0))
 
 
 FUNCTIONS = (perceptual_ratio, apparent_size, loader_hours, stages_time)

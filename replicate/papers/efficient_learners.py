@@ -200,21 +200,11 @@ def _gains(
 
 
 def comparison(table: pd.DataFrame, xlabel: str) -> Figure:
-    """One column of a table: the paper's numbers on the left and ours with their intervals on the right.
-
-    `table` is `Book.compared`. Absolute values differ between scales, so the two never share an axis. The
-    paper stands alone where nothing of ours has been run.
-    """
-    sides = ("paper", "ours") if table["ours"].notna().any() else ("paper",)
-    figure, axes = new(1, len(sides), width=WIDTH * (1.3 if len(sides) > 1 else 0.75))
-    places = np.arange(len(table))
-    axes[0, 0].plot(places, table["value"], color=PAPER, marker="s")
-    if len(sides) > 1:
-        reach = figures.reach(table["ours"], table["ours_low"], table["ours_high"])
-        axes[0, 1].errorbar(places, table["ours"], yerr=reach, color=OURS, marker="o", capsize=3)
-    for axis, title in zip(axes[0], sides, strict=True):
-        axis.set_xticks(places, table["label"])
-        axis.set(title=title, xlabel=xlabel, ylabel=ACCURACY)
+    """One column of a table, `Book.compared`: the paper on the left, ours with intervals on the right."""
+    figure, axes = figures.beside(table)
+    figures.draw_beside(axes[0], table, table["label"])
+    for axis in axes[0]:
+        axis.set(xlabel=xlabel, ylabel=ACCURACY)
         axis.margins(x=0.25, y=0.2)
     return figure
 

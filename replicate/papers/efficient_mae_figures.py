@@ -34,7 +34,7 @@ def ratio_sweep(table: pd.DataFrame) -> Figure:
         style = series(index)
         paper.plot(rows["mask_ratio"], rows["top1"], label=method, **style)
         done = rows.dropna(subset=["ours"])
-        bars = reach(done["ours"], done["low"], done["high"])
+        bars = reach(done, "low", "high")
         ours.errorbar(done["mask_ratio"], done["ours"], yerr=bars, label=method, capsize=3, **style)
         cost.plot(rows["mask_ratio"], rows["multiply_adds"], label=method, **style)
         label = None if index else "printed"

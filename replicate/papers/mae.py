@@ -15,7 +15,7 @@ from replicate.report.computed import Answer, Cell
 from replicate.report.figures import ACCURACY, new
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.ranges import Range
-from replicate.report.style import OURS, PAPER, REFERENCE, WIDTH, Figure
+from replicate.report.style import REFERENCE, WIDTH, Figure
 
 if TYPE_CHECKING:
     from replicate.config import Params
@@ -157,27 +157,17 @@ def sweep_panels(
 
 
 def ablation(table: pd.DataFrame) -> Figure:
-    """One panel of Table 1: fine-tuning above, linear probing below; the paper left, ours right.
-
-    `table` is `Book.compared` of the panel. The paper stands alone where nothing of ours has been run.
-    """
-    sides = ("paper", "ours") if table["ours"].notna().any() else ("paper",)
+    """A panel of Table 1, `Book.compared`: fine-tuning above, linear probing below; ours right."""
     named = {"ft_top1": "fine-tuning", "lin_top1": "linear probing"}
-    metrics = [(column, name) for column, name in named.items() if (table["column"] == column).any()]
-    width = WIDTH * (1.3 if len(sides) > 1 else 0.75)
-    figure, axes = new(len(metrics), len(sides), width=width, height=2.5 * len(metrics))
-    for line, (column, name) in zip(axes, metrics, strict=True):
-        part = table[table["column"] == column]
-        places = np.arange(len(part))
-        line[0].plot(places, part["value"], color=PAPER, marker="s", linestyle=":")
-        if len(sides) > 1:
-            reach = figures.reach(part["ours"], part["ours_low"], part["ours_high"])
-            line[1].errorbar(
-                places, part["ours"], yerr=reach, color=OURS, marker="o", linestyle=":", capsize=3
-            )
-        for axis, side in zip(line, sides, strict=True):
-            axis.set_xticks(places, [label.replace("_", "\n") for label in part["label"]], fontsize="small")
-            axis.set(title=f"{name}, {side}", ylabel="top-1 (%)", xlim=(-0.5, len(part) - 0.5))
+    parts = {name: table[table["column"] == column] for column, name in named.items()}
+    parts = {name: part for name, part in parts.items() if len(part)}
+    figure, axes = figures.beside(table, len(parts), height=2.5 * len(parts))
+    for line, (name, part) in zip(axes, parts.items(), strict=True):
+        figures.draw_beside(line, part, [label.replace("_", "\n") for label in part["label"]], linestyle=":")
+        for axis in line:
+            title = f"{name}, {axis.get_title(loc='left')}"
+            axis.set(title=title, ylabel="top-1 (%)", xlim=(-0.5, len(part) - 0.5))
+            axis.tick_params(axis="x", labelsize="small")
     return figure
 
 

@@ -95,8 +95,9 @@ def _hierarchy_parameters(name: str) -> tuple[int, int]:
 
     class NoInitialValues(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
-            skipped = getattr(function, "__name__", "") in INITIALISERS
-            return args[0] if skipped else function(*args, **(kwargs or {}))
+            if getattr(function, "__name__", "") in INITIALISERS:
+                return args[0] if args else kwargs["tensor"]
+            return function(*args, **(kwargs or {}))
 
     if name not in HIERARCHIES:
         known = ", ".join([*VITS, *HIERARCHIES])

@@ -126,43 +126,6 @@ def sibling(cell: Cell, where: Where) -> Cell:
     return published.one(base | kept | where)
 
 
-def ratio(cell: Cell, of: Where, over: Where) -> Range:
-    """of / over."""
-    upper, lower = sibling(cell, of), sibling(cell, over)
-    return Range.exact(1) if upper["id"] == lower["id"] else printed(upper) / printed(lower)
-
-
-def percentage(cell: Cell, of: Where, over: Where) -> Range:
-    """100 * of / over."""
-    return Range.exact(100) * ratio(cell, of, over)
-
-
-def product(cell: Cell, factor: float, of: Where, over: Where) -> Range:
-    """factor * of / over."""
-    return Range.exact(factor) * ratio(cell, of, over)
-
-
-def reduction(cell: Cell, to: Where, of: Where, factor: float = 1.0) -> Range:
-    """Saving from `of` to `factor * to`, in percent."""
-    return Range.exact(100) * (Range.exact(1) - product(cell, factor, to, of))
-
-
-def increase(cell: Cell, of: Where, over: Where) -> Range:
-    """By how much `of` exceeds `over`, in percent."""
-    return Range.exact(100) * (ratio(cell, of, over) - Range.exact(1))
-
-
-def difference(cell: Cell, of: Where, minus: Where) -> Range:
-    """of - minus."""
-    return printed(sibling(cell, of)) - printed(sibling(cell, minus))
-
-
-def gap(cell: Cell, of: Where, minus: Where) -> Range:
-    """The size of a difference, whatever its sign."""
-    found = difference(cell, of, minus)
-    return found if found.value >= 0 else Range(-found.value, -found.high, -found.low)
-
-
 def sum_of(cell: Cell, parts: Sequence[Where]) -> Range:
     """The sum of several numbers."""
     return sum((printed(sibling(cell, part)) for part in parts), Range.exact(0))
@@ -195,11 +158,6 @@ def below(cell: Cell, where: Where, or_equal: bool = False) -> Range:
     """Anything smaller than another number by at least the last printed digit, or no larger."""
     other = sibling(cell, where)["value"]
     return Range(other, -math.inf, other if or_equal else other - cell["unit_last_digit"])
-
-
-def multiple(cell: Cell, of: Where, by: float) -> Range:
-    """A printed number times an exact one."""
-    return printed(sibling(cell, of)) * Range.exact(by)
 
 
 def elsewhere(cell: Cell, where: Where) -> Range:
@@ -237,20 +195,32 @@ def parameters(cell: Cell, whole: bool = False) -> Range:
     return next((count for count in ranges if agrees(count, cell)), ranges[-1])
 
 
-_SHARED = (
-    ratio,
-    percentage,
-    product,
-    reduction,
-    increase,
-    difference,
-    gap,
-    sum_of,
-    total,
-    per,
-    share,
-    above,
-    below,
-)
-_SHARED += (multiple, elsewhere, constant, recipe, parameters)
+def _formula(formula: Callable[..., Range]) -> Callable[..., Range]:
+    """A function of a cell: conditions among its arguments become the numbers that they find."""
+
+    def function(cell: Cell, **arguments: Any) -> Range:
+        found: dict[str, Range] = {}
+        for key, value in arguments.items():
+            if isinstance(value, Mapping):
+                other = sibling(cell, value)
+                arguments[key] = found.setdefault(other["id"], printed(other))
+        return formula(**arguments)
+
+    return function
+
+
+FORMULAS: dict[str, Callable[..., Range]] = {
+    "ratio": lambda of, over: of / over,
+    "percentage": lambda of, over: 100 * (of / over),
+    "product": lambda factor, of, over: factor * (of / over),
+    "multiple": lambda of, by: of * by,
+    "reduction": lambda to, of, factor=1.0: 100 * (1 - factor * (to / of)),
+    "increase": lambda of, over: 100 * (of / over - 1),
+    "difference": lambda of, minus: of - minus,
+    "gap": lambda of, minus: abs(of - minus),
+}
+"""Of the paper's other numbers: `of`, `over`, `to` and `minus` are conditions on them."""
+
+_SHARED = (sum_of, total, per, share, above, below, elsewhere, constant, recipe, parameters)
 FUNCTIONS: dict[str, Callable[..., Range]] = {one.__name__: one for one in _SHARED}
+FUNCTIONS |= {name: _formula(formula) for name, formula in FORMULAS.items()}

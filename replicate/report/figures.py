@@ -17,7 +17,17 @@ from matplotlib.axes import Axes
 from replicate import intervals
 from replicate.intervals import Curve
 from replicate.report.quantities import NotRun, Reader
-from replicate.report.style import HEATMAP, HEIGHT, MARKERS, PALETTE, WIDTH, Figure, set_theme
+from replicate.report.style import (
+    HEATMAP,
+    HEIGHT,
+    MARKERS,
+    OURS,
+    PALETTE,
+    PAPER,
+    WIDTH,
+    Figure,
+    set_theme,
+)
 
 ACCURACY = "top-1 accuracy (%)"
 P2DIST = "P2Dist (pixels of a 16-pixel patch)"
@@ -52,9 +62,27 @@ def series(index: int) -> dict[str, str]:
     return {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def reach(value: pd.Series, low: pd.Series, high: pd.Series) -> np.ndarray:
-    """Lower and upper lengths (2, N) of error bars, 0 where there is no interval."""
-    return np.nan_to_num(np.array([value - low, high - value], dtype=float))
+def reach(table: pd.DataFrame, low: str = "ours_low", high: str = "ours_high") -> np.ndarray:
+    """Lower and upper lengths (2, N) of the error bars of `ours`, 0 where there is no interval."""
+    return np.nan_to_num(np.array([table["ours"] - table[low], table[high] - table["ours"]], dtype=float))
+
+
+def beside(table: pd.DataFrame, rows: int = 1, height: float = HEIGHT) -> tuple[Figure, np.ndarray]:
+    """An empty figure (rows, 2) for the paper and ours; (rows, 1) where nothing of ours has been run."""
+    columns = 2 if table["ours"].notna().any() else 1
+    return new(rows, columns, width=WIDTH * (1.3 if columns > 1 else 0.75), height=height)
+
+
+def draw_beside(axes: np.ndarray, table: pd.DataFrame, ticks: Sequence[str], **options: Any) -> None:
+    """The paper's `value` on the first axes, `ours` with intervals on the second: scales differ."""
+    places = np.arange(len(table))
+    axes[0].plot(places, table["value"], color=PAPER, marker="s", **options)
+    if len(axes) > 1:
+        style = {"color": OURS, "marker": "o", "capsize": 3, **options}
+        axes[1].errorbar(places, table["ours"], yerr=reach(table), **style)
+    for axis, title in zip(axes, ("paper", "ours"), strict=False):
+        axis.set(title=title)
+        axis.set_xticks(places, ticks)
 
 
 def sweep_curves(

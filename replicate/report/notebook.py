@@ -77,9 +77,10 @@ def body(notebook: nbformat.NotebookNode) -> str:
     """An executed notebook as HTML to stand within a page; code is folded away."""
     from nbconvert import HTMLExporter
 
-    from replicate.report.page import code_cells
+    from replicate.report.page import TEMPLATES
 
-    exporter = HTMLExporter(raw_template=code_cells(), exclude_input_prompt=True, exclude_output_prompt=True)
+    template = (TEMPLATES / "notebook.html.j2").read_text()
+    exporter = HTMLExporter(raw_template=template, exclude_input_prompt=True, exclude_output_prompt=True)
     return exporter.from_notebook_node(notebook)[0]
 
 

@@ -50,11 +50,6 @@ def table(frame: pd.DataFrame) -> Markup:
     return render("table.html", frame=frame)
 
 
-def code_cells() -> str:
-    """nbconvert's basic template with the code folded away."""
-    return (TEMPLATES / "notebook.html.j2").read_text()
-
-
 @functools.cache
 def _highlighting() -> Markup:
     """Colours for code, light and dark."""

@@ -20,21 +20,42 @@ class Range(NamedTuple):
     def exact(cls, value: float) -> Range:
         return cls(float(value), float(value), float(value))
 
-    def __add__(self, other: Range) -> Range:  # type: ignore[override]
+    def __add__(self, other: Number) -> Range:  # type: ignore[override]
+        other = _range(other)
         return Range(self.value + other.value, self.low + other.low, self.high + other.high)
 
-    def __sub__(self, other: Range) -> Range:
+    def __sub__(self, other: Number) -> Range:
+        other = _range(other)
         return Range(self.value - other.value, self.low - other.high, self.high - other.low)
 
-    def __mul__(self, other: Range) -> Range:  # type: ignore[override]
+    def __mul__(self, other: Number) -> Range:  # type: ignore[override]
+        other = _range(other)
         ends = [a * b for a in self[1:] for b in other[1:]]
         return Range(self.value * other.value, min(ends), max(ends))
 
-    def __truediv__(self, other: Range) -> Range:
-        """Raises ZeroDivisionError when `other` may be 0."""
+    def __truediv__(self, other: Number) -> Range:
+        """A number over itself is exactly 1. Raises ZeroDivisionError when `other` may be 0."""
+        if other is self:
+            return Range.exact(1)
+        other = _range(other)
         if other.low <= 0 <= other.high:
             raise ZeroDivisionError(f"a divisor between {other.low:g} and {other.high:g} may be 0")
         return self * Range(1 / other.value, 1 / other.high, 1 / other.low)
+
+    def __rsub__(self, other: float) -> Range:
+        return _range(other) - self
+
+    def __abs__(self) -> Range:
+        return self if self.value >= 0 else Range(-self.value, -self.high, -self.low)
+
+    __radd__, __rmul__ = __add__, __mul__  # type: ignore[assignment]
+
+
+Number = Range | float
+
+
+def _range(number: Number) -> Range:
+    return number if isinstance(number, Range) else Range.exact(number)
 
 
 def printed(cell: Mapping[str, Any]) -> Range:

@@ -10,8 +10,8 @@ import matplotlib as mpl
 from matplotlib import figure as mpl_figure
 from matplotlib.axes import Axes
 
-# Okabe and Ito, "Color Universal Design" (2008): blue, bluish green, reddish purple, orange, sky blue, black, and
-# last vermilion, which only the papers' own numbers have.
+# Okabe and Ito, "Color Universal Design" (2008): blue, bluish green, reddish purple, orange, sky blue, black.
+# The last, vermilion, is for the papers' own numbers.
 PALETTE = ["#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#D55E00"]
 OURS, PAPER, REFERENCE = PALETTE[0], PALETTE[-1], "#767676"
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]

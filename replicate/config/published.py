@@ -117,8 +117,8 @@ def matches(cell: Mapping[str, Any], condition: Mapping[str, Any]) -> bool:
 
 def cells(condition: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every number that fits the condition, as a dictionary of its columns."""
-    paper = condition.get("paper")
-    return [cell for cell in _cells_of(paper if isinstance(paper, str) else None) if matches(cell, condition)]
+    place = {key: value for key in ("paper", "table") if isinstance(value := condition.get(key), str)}
+    return [cell for cell in _cells_of(**place) if matches(cell, condition)]
 
 
 def select(condition: Mapping[str, Any]) -> pd.DataFrame:
@@ -135,7 +135,9 @@ def one(condition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _cells_of(paper: str | None) -> list[dict[str, Any]]:
+def _cells_of(paper: str | None = None, table: str | None = None) -> list[dict[str, Any]]:
+    if table is not None:
+        return [cell for cell in _cells_of(paper) if cell["table"] == table]
     frame = values()
     return frame[frame["paper"] == paper if paper else slice(None)].to_dict("records")
 

@@ -1,4 +1,4 @@
-"""DailyMAE: every cell of its tables has a run that is what the cell says, or is measured or computed, and a place where it is shown."""
+"""DailyMAE: every cell of its tables has a matching run, a measurement or a computation, and is shown."""
 
 import importlib.util
 import json
@@ -94,7 +94,7 @@ def test_every_own_cell_leads_to_what_it_says(params):
 
 
 def test_what_runs_do_tells_them_apart(params):
-    """Else the test above would let one stand for another. Table 6 has one image set and weights in common with Table 5, twice."""
+    """Otherwise the test above could confuse two runs. Tables 5 and 6 share two runs."""
     named = [name for name in tables.runs_named("dailymae") if not name.startswith("loader_")]
     kinds = [does(params, name) for name in named]
     same = {frozenset(name for name, kind in zip(named, kinds, strict=True) if kind == one) for one in kinds}
@@ -140,7 +140,7 @@ def metric_of(cell) -> str:
 
 
 def does(params, name):
-    """What a run is, without its name: images, epochs and stages of what it trains, what it starts from, what it scores and how."""
+    """A run without its name: images, epochs and stages, its upstream run, what it scores and how."""
     run = params.run(name)
     if isinstance(run, ScoreRun):
         stored = run.encoding and f"{run.encoding.resolution}_{run.encoding.quality}"
@@ -353,7 +353,7 @@ def test_measured_loaders_are_runs_that_tables_and_claims_read(measured):
 
 
 def test_other_measurements_stand_beside_the_papers(tmp_path):
-    """Figure 6's difference, one value a photograph, and the memory that crop decode saves, from the files of their benchmarks."""
+    """From the benchmarks' files: Figure 6's difference, a value a photograph, and crop decode's memory."""
     made = {"machine": "a machine", "revision": "abc", "case": "a case"}
     memory = [{"unit": "s"}, made | {"unit": "bytes", "ours": 20, "theirs": 100}]
     contents = {
@@ -515,7 +515,7 @@ def test_the_notebook_shows_every_table_and_figure(notebook_code):
 
 
 def test_every_own_cell_has_its_place_in_the_notebook(notebook_code, tmp_path):
-    """By the calls that the notebook makes, at smoke: a panel's name left out, or a cell in no panel, would lose cells."""
+    """A panel that the notebook does not show, or a cell in no panel, would lose cells."""
     book = Book("dailymae", "smoke", root=tmp_path)
     calls = re.findall(r'book\.table\("(\w+)"(?:, "(\w*)")?\)', notebook_code)
     shown = [
@@ -569,7 +569,7 @@ def measured_on(images: Path, monkeypatch, *options: str) -> Path:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_whole_benchmark_on_own_images(own_images, monkeypatch, capsys, threads):
-    """Without stock FFCV's compilation: every comparison that needs no ffcv has a row, and pages show it before the numbers in git."""
+    """Every comparison without ffcv has a row, and pages show it before the numbers in git."""
     from replicate.cost import loader_bench
 
     monkeypatch.setattr(loader_bench, "has_ffcv", lambda: False)

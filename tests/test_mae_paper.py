@@ -1,4 +1,4 @@
-"""Masked Autoencoders: every cell of its tables and figures has a run that is what the cell says, and a place where it is shown."""
+"""Masked Autoencoders: every cell of its tables and figures has a matching run and is shown."""
 
 import json
 from pathlib import Path
@@ -88,7 +88,7 @@ def printed(key: str, value: str) -> object:
 
 
 def test_a_cells_run_has_the_cells_setting(params, cells):
-    """Decoder, mask, target, augmentation, backbone and epochs of every run are those of the line that it stands beside."""
+    """Decoder, mask, target, augmentation, backbone and epochs of every run are those of its line."""
     checked = 0
     for line in cells.to_dict("records"):
         if "," in line["run"] or not line["run"] or line["table"] == "text":

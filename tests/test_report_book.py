@@ -52,7 +52,7 @@ def book(tmp_path_factory):
     return Book(PAPER, "laptop", root=root)
 
 
-def test_it_says_what_made_its_numbers(book):
+def test_a_book_shows_software_and_runs(book):
     text = " ".join(book._repr_markdown_().split())
     assert (
         "| budget | laptop |" in text

@@ -1,4 +1,4 @@
-"""Efficient MAE's notebook: P2Dist over masks, errors by it, the exchanged marks of Table 4, and its figures, on made-up results."""
+"""Efficient MAE's notebook on synthetic results: P2Dist over masks, errors by it, Table 4, figures."""
 
 import json
 import math

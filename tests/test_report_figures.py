@@ -111,7 +111,7 @@ def test_saved_in_three_formats_and_twice_the_same(tmp_path):
 
 
 def test_colours_stay_apart_for_colour_blind_readers():
-    """Every two colours differ in lightness or hue after simulated deuteranopia (Viénot, Brettel and Mollon 1999)."""
+    """Any two colours differ after simulated deuteranopia (Viénot, Brettel and Mollon 1999)."""
     from matplotlib.colors import to_rgb
 
     linear = np.array([to_rgb(colour) for colour in style.PALETTE]) ** 2.2

@@ -1,4 +1,4 @@
-"""Notebooks: stripped, executed with names only, rendered to one page; and the committed ones keep the house rules."""
+"""Notebooks are stripped, executed with names only and rendered; committed ones follow the rules."""
 
 import ast
 import html.parser
@@ -52,7 +52,7 @@ def test_strip_removes_what_opening_and_saving_changes(tmp_path):
     ("text", "words"),
     [(None, "no such notebook"), ("{", "not a Jupyter notebook"), ("[]", "not a Jupyter notebook")],
 )
-def test_what_is_no_notebook_is_told_in_one_line(tmp_path, text, words):
+def test_what_is_no_notebook_is_named(tmp_path, text, words):
     if text is not None:
         (tmp_path / "a.ipynb").write_text(text)
     with pytest.raises(UserError, match=words) as error:

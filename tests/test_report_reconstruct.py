@@ -96,7 +96,7 @@ def test_a_perfect_prediction_gives_the_image_back(images, norm_pix, views):
 
 
 def test_the_prediction_as_it_is_knows_nothing_of_a_patchs_mean_and_contrast(images):
-    """Brighter and flatter images give the same picture, for the target is the same; with borrowed statistics they do not."""
+    """Brighter and flatter images have the same target and picture, unless statistics are borrowed."""
     first = reconstruct(Params(norm_pix=True), "run", images=3)
     images.copy_(denormalise(0.4 * normalise(images) + 0.5))
     second = reconstruct(Params(norm_pix=True), "run", images=3)

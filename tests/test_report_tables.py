@@ -46,7 +46,7 @@ def test_a_measured_number_stands_beside_the_printed_one(cells):
     assert table.loc["81.8", "ours_low"] < table.loc["81.8", "ours"] < table.loc["81.8", "ours_high"]
 
 
-def test_what_was_not_run_is_said(cells):
+def test_what_was_not_run_has_a_status(cells):
     row = cells[(cells.table == "table_7") & (cells.published == "82.7")].iloc[0]
     assert row.status == tables.NOT_RUN and "decoder_8_llrd_80" in row.why and math.isnan(row.ours)
 
@@ -154,7 +154,7 @@ WITHOUT_RECIPE = {
 
 @pytest.mark.parametrize("paper", TABLES)
 def test_every_cell_of_a_table_has_its_run_and_its_place(paper):
-    """Computed, quoted by the paper from elsewhere, or the number of a run: none is left to a larger scale, but for data that is not had."""
+    """Each is computed, quoted from elsewhere or a run's number; only missing data needs a larger scale."""
     table = tables.cells(paper, Results("laptop", {})).set_index("id", drop=False)
     table = table[table["table"].isin([f"table_{number}" for number in TABLES[paper]])]
     without = {tables.NOT_BUILT: TRAINED_ELSEWHERE.get(paper), tables.NEEDS_SCALE: NO_DATA.get(paper)}

@@ -55,7 +55,7 @@ def test_an_interval_over_the_bound_decides_nothing_and_says_what_would():
     assert other_way.verdict == UNDECIDED and "would decide it (fails), were" in other_way.note
 
 
-def test_a_loaders_rounds_are_not_called_seeds():
+def test_rounds_of_a_loader_are_measurements():
     rates = {
         "loader_a": {"images_per_second": [776.0, 700.0, 830.0]},
         "loader_b": {"images_per_second": [643.0, 650.0, 600.0]},
@@ -247,7 +247,7 @@ def test_a_check_that_only_stands_in_does_not_decide_the_statement(spec, word):
     assert "stands in for it is undecided" in close.note and "more seed" not in close.note
 
 
-def test_a_caveat_is_said_with_a_verdict_of_less_than_the_papers_budget():
+def test_a_caveat_goes_with_a_verdict_below_the_papers_budget():
     claim = {**CLAIM, "checks": [WINS], "caveat": "short runs favour a"}
     assert "short runs favour a" in verdicts.judge(claim, results({"a": A, "b": B})).note
     assert "favour" not in verdicts.judge(claim, results({"a": A, "b": B}, "paper")).note
@@ -272,7 +272,7 @@ def test_smoke_leaves_every_check_undecided_but_what_is_computed():
     ]
 
 
-def test_a_comparison_tells_both_sides():
+def test_a_comparison_shows_both_means():
     found = results({"a": [40.0, 41.0, 42.0], "b": [45.5, 45.6, 45.7]})
     assert verdicts.means({"kind": "above", "left": "a", "right": "b"}, found) == "41 against 45.6"
     assert (
@@ -298,7 +298,7 @@ def test_no_verdict_without_an_interval_unless_computed():
 
 
 def test_every_check_of_every_claim_is_well_formed():
-    """On results where every run exists, no check may stumble over its own arguments."""
+    """Every check accepts its own arguments, on results where every run exists."""
 
     class Everything(dict):
         def __contains__(self, name):
@@ -329,7 +329,7 @@ def test_wrong_data_is_named():
         check({"kind": "above", "left": {"over": ["a", "a"]}, "right": "a"}, runs)
 
 
-def test_a_check_is_told_in_one_line():
+def test_every_check_has_a_description_of_one_line():
     lines = [wording.describe(spec) for claim in published.claims().values() for spec in claim["checks"]]
     assert all(lines) and not any("{" in line for line in lines)
     assert "best of light_llrd > light_90_llrd_65" in lines
@@ -416,7 +416,7 @@ def test_effects_have_the_unit_of_what_is_compared(spec, unit):
     assert wording.unit(spec) == unit
 
 
-def test_an_effect_is_told_with_interval_and_unit():
+def test_an_effect_has_interval_and_unit():
     line = {"verdict": HOLDS, "effect": 1.234, "low": 0.5, "high": 2.0, "unit": "points"}
     assert wording.effect_text(line) == "1.23 [0.5, 2] points"
     assert (
@@ -455,7 +455,7 @@ def test_what_was_run_of_a_long_claim_is_counted():
 
 
 def test_a_mask_size_is_compared_with_every_ratio_of_the_others():
-    """All 22 cells of FastMIM's Table 10b, at the printed accuracies: so the sizes compare as stated, and no longer were any other cell the best."""
+    """FastMIM's Table 10b at the printed accuracies: the claim holds, and fails if any other size is best."""
     cells = published.select({"paper": "fastmim", "table": "table_10", "panel": "b"}).to_dict("records")
     printed = {}
     for cell in cells:

@@ -1,4 +1,4 @@
-"""Every published number accounted for: one line each, a status each, and `exact` only where the numbers are equal."""
+"""Every published number has one line and a status, `exact` only where the numbers are equal."""
 
 import io
 import math
@@ -39,7 +39,7 @@ def test_one_line_a_published_number_each_with_a_status(board):
     assert len(board.claims) == 75 and set(board.claims["verdict"]) <= set(scoreboard.VERDICTS)
 
 
-def test_exact_is_never_said_of_numbers_that_differ_as_printed(board):
+def test_exact_numbers_are_equal_as_printed(board):
     values = published.values()
     exact = board.numbers[board.numbers["status"] == tables.EXACT]
     assert len(exact) > 300
@@ -176,7 +176,7 @@ def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _held_by_git(folder: Path) -> None:
-    """`measured/` and `benchmarks/` as git lists them, so that a result that was never added does not count; without a checkout, all of them."""
+    """Copy `measured/` and `benchmarks/` as git lists them; everything without a checkout."""
     names = ("measured", "benchmarks")
     listed = (
         subprocess.run(["git", "ls-files", "-z", *names], cwd=ROOT, capture_output=True, text=True)
@@ -194,7 +194,7 @@ def _held_by_git(folder: Path) -> None:
 
 
 def test_the_findings_follow_from_what_git_holds(tmp_path):
-    """Rendered from `measured/` and `benchmarks/results/` alone: no number comes from a run that only one machine has."""
+    """`measured/` and `benchmarks/results/` alone give every number: none is on one machine only."""
     _held_by_git(tmp_path)
     assert list((tmp_path / "measured").rglob("metrics.json")) and list(
         (tmp_path / "benchmarks/results").glob("*.json")
@@ -229,7 +229,7 @@ def test_what_git_does_not_hold_is_no_finding(tmp_path, monkeypatch):
     ]
 
 
-def test_what_was_not_run_says_what_it_would_cost_at_the_papers_scale(board):
+def test_what_was_not_run_has_its_price_at_the_papers_scale(board):
     missing = board.numbers[board.numbers["status"] == tables.NOT_RUN]
     priced = missing["why"].str.contains("A100-hours by the planner")
     assert priced.mean() > 0.9, missing["why"][~priced].head().tolist()

@@ -1,4 +1,4 @@
-"""The static site: every link and image resolves without network, claims say how to run them again, Chromium agrees."""
+"""The static site: links and images resolve without network, claims list their commands."""
 
 import base64
 import html
@@ -112,7 +112,7 @@ def test_runs_of_a_paper_are_those_that_its_numbers_and_claims_speak_of(mixed):
     assert {run.name for run in made.runs("efficient_learners")} >= {"light_90", "full_75_llrd_65"}
 
 
-def test_every_finding_says_at_what_scale_and_a_measurement_how_to_repeat_it(mixed):
+def test_every_finding_has_its_scale_and_its_commands(mixed):
     texts = {name: page.path.read_text() for name, page in mixed[1].items()}
 
     def claim(paper: str, name: str) -> str:
@@ -120,8 +120,8 @@ def test_every_finding_says_at_what_scale_and_a_measurement_how_to_repeat_it(mix
 
     trained = claim("efficient_mae", "high_mr_hurts_baseline")
     assert (
-        "data/tiny-imagenet, 10 classes; 56 px; ViT 128 wide, 6 blocks, patch 8; pre-trained 9 epochs; evaluated after 3; 3 seeds; cpu"
-        in trained
+        "data/tiny-imagenet, 10 classes; 56 px; ViT 128 wide, 6 blocks, patch 8; "
+        "pre-trained 9 epochs; evaluated after 3; 3 seeds; cpu" in trained
     )
     longest = claim("efficient_learners", "llrd_gain_shrinks_with_pretraining")
     assert "ViT 96 wide, 12 blocks, patch 8; pre-trained 24 or 34 epochs" in longest, (
@@ -172,7 +172,7 @@ def test_every_page_has_a_table_where_it_has_numbers(pages):
         assert name == "data" or "table" in page.tags, name
 
 
-def test_a_papers_page_tells_each_claim_its_finding_and_how_to_run_it_again(pages):
+def test_a_papers_page_lists_each_claim_with_its_commands(pages):
     text = pages["efficient_learners"].path.read_text()
     own = [claim for name, claim in published.claims().items() if name.startswith("efficient_learners.")]
     assert text.count('<section class="claim"') == len(own) == 15
@@ -218,7 +218,7 @@ def remarks_of(line: dict) -> list[str]:
 
 
 def test_the_committed_pages_show_the_committed_scoreboard(committed):
-    """`python -m replicate site --findings` was run after the last change of a verdict or a number, with every paper's notebook."""
+    """`python -m replicate site --findings` ran after the last change of a verdict or a number."""
     params = load(ROOT / "params.yaml")
     board = scoreboard.findings(params.findings, ROOT)
     overview = committed["index"].path.read_text()
@@ -268,7 +268,7 @@ def test_a_benchmark_is_among_the_commands_of_the_claim_that_it_decides():
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [browser.DESKTOP, browser.PHONE], ids=["desktop", "phone"])
 def test_every_page_opens_in_a_browser_without_an_error(pages, size):
-    """SITE_SCREENSHOTS names a folder for a picture of each page; SITE a built site to look at instead of the committed one."""
+    """SITE_SCREENSHOTS is a folder for a picture of each page, SITE a site instead of the committed one."""
     if browser.find() is None:
         pytest.skip("no Chromium here")
     chosen = Path(os.environ.get("SITE", ROOT / site.FINDINGS)).resolve()

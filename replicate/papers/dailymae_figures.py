@@ -18,9 +18,7 @@ def epoch_minutes(table: pd.DataFrame) -> Figure:
     """Figure 1: minutes of an epoch of ImageNet-1k, ours as bars and the printed ones as diamonds."""
     figure, axis = one(height=1.0 + 0.4 * max(1, len(table)))
     axis.barh(range(len(table)), table["minutes"], color=OURS, height=0.6, label="ours")
-    axis.plot(
-        table["minutes, printed"], range(len(table)), "D", color=PAPER, label="printed, the authors' machine"
-    )
+    axis.plot(table["minutes, printed"], range(len(table)), "D", color=PAPER, label="printed, their machine")
     axis.set_yticks(range(len(table)), table.index)
     axis.invert_yaxis()
     title = "" if table["minutes"].notna().any() else "nothing was measured"
@@ -49,9 +47,7 @@ def by_image_size(reader: Reader, sizes: tuple[str, ...] = ("256", "500", "1000"
         rates = {size: reader.value(f"loader_{kind}_{size}_90/images_per_second") for size in sizes}
         points = {size: rate for size, rate in rates.items() if not math.isnan(rate)}
         axis.plot(list(points), list(points.values()), label=label, **series(index))
-    axis.set(
-        xlabel="longest side of a stored image (pixels)", ylabel="images per second", title="ours, quality 90"
-    )
+    axis.set(xlabel="longest stored side (pixels)", ylabel="images per second", title="ours, quality 90")
     axis.set_ylim(bottom=0)
     axis.legend()
     return figure

@@ -26,27 +26,9 @@ if TYPE_CHECKING:
     from replicate.report.book import Book
 
 KEY = "efficient_learners"
-RECIPE = (
-    "backbone",
-    "mask_ratio",
-    "decoder_depth",
-    "decoder_width",
-    "target",
-    "epochs",
-    "warmup_epochs",
-    "batch_size",
-)
-RECIPE += (
-    "base_lr",
-    "min_lr",
-    "weight_decay",
-    "betas",
-    "layer_decay",
-    "drop_path",
-    "label_smoothing",
-    "mixup",
-)
-RECIPE += ("cutmix", "auto_augment", "random_erasing", "crop_scale")
+RECIPE = ("backbone", "mask_ratio", "decoder_depth", "decoder_width", "target", "epochs", "warmup_epochs")
+RECIPE += ("batch_size", "base_lr", "min_lr", "weight_decay", "betas", "layer_decay", "drop_path")
+RECIPE += ("label_smoothing", "mixup", "cutmix", "auto_augment", "random_erasing", "crop_scale")
 SEARCHES = ["searched on", "recommended", "fine-tuning images"]
 SEARCHES += ["full set at the recommended", "full set at the default 0.65"]
 
@@ -133,9 +115,7 @@ def _search(book: Book, name: str, default_run: str) -> list[str]:
     found, applied = (_content(folder / file) for file in ("search.json", "applied.json"))
     if found is None:
         return [search.dataset, f"not run: python -m replicate search llrd {name}", "", "", ""]
-    manifests = [
-        _content(book.images(dataset) / "manifest.json") for dataset in (search.dataset, search.full)
-    ]
+    manifests = [_content(book.images(name) / "manifest.json") for name in (search.dataset, search.full)]
     images = [one["splits"]["train"]["images"] for one in manifests if one]
     return [
         search.dataset,
@@ -216,9 +196,7 @@ def cost_bars(costs: pd.DataFrame) -> Figure:
     for index, (name, column) in enumerate(costs.items()):
         places = np.arange(len(costs)) + (index - (len(costs.columns) - 1) / 2) * width
         bars = axes.barh(places, column, width, color=PALETTE[index], label=name)
-        axes.bar_label(
-            bars, ["" if math.isnan(value) else f" {value:.1f}" for value in column], fontsize="small"
-        )
+        axes.bar_label(bars, ["" if math.isnan(one) else f" {one:.1f}" for one in column], fontsize="small")
     axes.set_yticks(range(len(costs)), costs.index)
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="pre-training cost relative to the cheapest recipe")

@@ -148,6 +148,4 @@ def examples(book: Book, mask_ratio: float = 0.85, count: int = 4, seed: int = 0
     ranked = distance.argsort()[int((mask == 0).sum()) :]
     chosen = ranked[torch.linspace(0, len(ranked) - 1, count).round().long()].tolist()
     picture = faded(raw, mask[0], (SIDE, SIDE))
-    return [
-        {"image": picture, "row": k // SIDE, "column": k % SIDE, "p2dist": float(distance[k])} for k in chosen
-    ]
+    return [dict(image=picture, row=k // SIDE, column=k % SIDE, p2dist=float(distance[k])) for k in chosen]

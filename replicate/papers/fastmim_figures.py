@@ -13,18 +13,8 @@ import torch.nn.functional as F
 from replicate.errors import UserError
 from replicate.loaders.pixels import denormalise, normalise
 from replicate.patches import unpatchify
-from replicate.report import figures
-from replicate.report.reconstruct import (
-    BORROWED,
-    HOG,
-    HOG_PREDICTED,
-    MASKED,
-    PREDICTED,
-    hog_glyphs,
-    load_model,
-    mask_noise,
-    sample_images,
-)
+from replicate.report import figures, reconstruct
+from replicate.report.reconstruct import BORROWED, HOG, HOG_PREDICTED, MASKED, PREDICTED, hog_glyphs
 from replicate.report.style import HEATMAP, OURS, PAPER, REFERENCE, Figure
 from replicate.targets.hog import CELL, dense_hog
 from replicate.targets.similarity import reduced, similarities
@@ -64,9 +54,7 @@ def _short(case: str) -> str:
 def losses(book: Book, runs: Mapping[str, str]) -> Figure | None:
     """A panel of Figure 7: training losses, legend -> run; None without any history."""
     histories = book.histories(list(runs.values()))
-    found = {
-        label: histories[run] for label, run in runs.items() if run in histories and not histories[run].empty
-    }
+    found = {label: histories[run] for label, run in runs.items() if run in histories and len(histories[run])}
     return figures.loss_curves(found) if found else None
 
 
@@ -151,14 +139,16 @@ def _predicted(book: Book, name: str, images: int) -> tuple[Tensor, Any, torch.n
     batch = _batch(book, run, images)
     if batch is None or not book.weights(name).exists():
         return None
-    model, target = load_model(run, book.weights(name))
+    model, target = reconstruct.load_model(run, book.weights(name))
     with torch.no_grad():
-        return batch, model(normalise(batch), mask_noise(model, len(batch))), target, run
+        return batch, model(normalise(batch), reconstruct.mask_noise(model, len(batch))), target, run
 
 
 def _batch(book: Book, run: PretrainRun, images: int) -> Tensor | None:
     folder = book.images(run.dataset)
-    return sample_images(folder, run.image_size, images) if (folder / "val.beton").exists() else None
+    if not (folder / "val.beton").exists():
+        return None
+    return reconstruct.sample_images(folder, run.image_size, images)
 
 
 def _drawn(views: Mapping[str, Tensor], size: int) -> Figure:

@@ -78,9 +78,7 @@ def parameters(backbone: str) -> tuple[float, float]:
 def _vit_parameters(name: str) -> tuple[int, int]:
     from replicate.cost.parameters import classifier_parameters
 
-    encoder, whole = (
-        classifier_parameters(num_classes=classes, **vit_sizes(name)) for classes in (0, CLASSES)
-    )
+    encoder, whole = (classifier_parameters(num_classes=n, **vit_sizes(name)) for n in (0, CLASSES))
     return encoder, whole - encoder
 
 

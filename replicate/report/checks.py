@@ -173,18 +173,8 @@ def by_computation(reader: Reader, function: str, **arguments: Any) -> Outcome:
     return Outcome(verdict, answer.value, answer.value, answer.value, 0, answer.note)
 
 
-_NAMED = (
-    above,
-    not_below,
-    equal,
-    ratio_above,
-    ratio_below,
-    peak_between,
-    peak_not_above,
-    peaks_agree,
-    rising,
-)
-_NAMED += (falling, ordered, range_below, rank_correlation, benchmark)
+_NAMED = (above, not_below, equal, ratio_above, ratio_below, peak_between, peak_not_above, peaks_agree)
+_NAMED += (rising, falling, ordered, range_below, rank_correlation, benchmark)
 KINDS: dict[str, Callable[..., Outcome]] = {one.__name__: one for one in _NAMED} | {
     "computed": by_computation
 }

@@ -138,9 +138,7 @@ def total(cell: Cell, columns: Sequence[str]) -> Range:
 
 def per(cell: Cell, column: str, key: str) -> Range:
     """A column of the same row divided by a number of its setting (hours by epochs)."""
-    return printed(sibling(cell, {"column": column})) / Range.exact(
-        float(published.setting(cell["row"])[key])
-    )
+    return printed(sibling(cell, {"column": column})) / float(published.setting(cell["row"])[key])
 
 
 def share(cell: Cell, column: str, whole: float) -> Range:

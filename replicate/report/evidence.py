@@ -104,6 +104,4 @@ def _either(values: Iterable[Any]) -> str:
     """All values that occur, each once, numbers in their order."""
     found = dict.fromkeys(values)
     ordered = sorted(found) if all(isinstance(value, int | float) for value in found) else list(found)
-    return " or ".join(
-        f"{value:g}" if isinstance(value, float) else str(value) for value in ordered if value != ""
-    )
+    return " or ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in ordered if one != "")

@@ -17,17 +17,7 @@ from matplotlib.axes import Axes
 from replicate import intervals
 from replicate.intervals import Curve
 from replicate.report.quantities import NotRun, Reader
-from replicate.report.style import (
-    HEATMAP,
-    HEIGHT,
-    MARKERS,
-    OURS,
-    PALETTE,
-    PAPER,
-    WIDTH,
-    Figure,
-    set_theme,
-)
+from replicate.report.style import HEATMAP, HEIGHT, MARKERS, OURS, PALETTE, PAPER, WIDTH, Figure, set_theme
 
 ACCURACY = "top-1 accuracy (%)"
 P2DIST = "P2Dist (pixels of a 16-pixel patch)"
@@ -52,9 +42,7 @@ def curve(axes: Axes, data: Curve, label: str, index: int = 0) -> None:
     """One sweep with the 95 % interval of every point, and a tick on the axis for each."""
     points = [intervals.mean(list(point.values())) for point in data.values]
     reach = [point.half_width if point.has_interval else 0.0 for point in points]
-    axes.errorbar(
-        data.x, [point.value for point in points], yerr=reach, label=label, capsize=3, **series(index)
-    )
+    axes.errorbar(data.x, [one.value for one in points], yerr=reach, label=label, capsize=3, **series(index))
 
 
 def series(index: int) -> dict[str, str]:

@@ -32,9 +32,7 @@ COMMAND = "-m replicate bench loader"
 def files(root: Path) -> dict[int, Path]:
     """Threads -> file of the cases measured with so many, fewest first; this machine's own first."""
     for folder in (root / OWN, root / FOLDER):
-        found = {
-            int(match[1]): path for path in folder.glob("*.json") if (match := NAME.fullmatch(path.name))
-        }
+        found = {int(m[1]): path for path in folder.glob("*.json") if (m := NAME.fullmatch(path.name))}
         if found:
             return dict(sorted(found.items()))
     return {}
@@ -77,9 +75,7 @@ def comparisons(root: Path) -> pd.DataFrame:
 
 def by_threads(root: Path, table: Callable[[Reader], pd.DataFrame]) -> pd.DataFrame:
     """A table of loaders for every number of threads that was measured, one below the other."""
-    found = {
-        _words(count): table(Reader(results.Results("", loader_runs(root, count)))) for count in files(root)
-    }
+    found = {_words(n): table(Reader(results.Results("", loader_runs(root, n)))) for n in files(root)}
     return pd.concat(found) if found else table(Reader(results.Results("", {})))
 
 

@@ -28,9 +28,8 @@ def strip(source: str | Path, destination: str | Path) -> None:
     from nbstripout import strip_output
 
     notebook = read(source)
-    stripped = strip_output(
-        notebook, keep_output=False, keep_count=False, keep_id=True, extra_keys=_SESSION_KEYS
-    )
+    options = {"keep_output": False, "keep_count": False, "keep_id": True, "extra_keys": _SESSION_KEYS}
+    stripped = strip_output(notebook, **options)
     destination = Path(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(stripped, destination)

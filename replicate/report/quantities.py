@@ -58,9 +58,7 @@ class Linear:
 
     def minus(self, other: Linear) -> Linear:
         if self.log != other.log:
-            raise UserError(
-                "papers/*/claims.yaml: a ratio and a difference cannot be compared with one another"
-            )
+            raise UserError("papers/*/claims.yaml: a ratio and a difference cannot be compared")
         merged: dict[tuple[str, str], float] = {}
         for c, run, metric in self.terms + other.scaled(-1.0).terms:
             merged[run, metric] = merged.get((run, metric), 0.0) + c

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from replicate import targets
 from replicate.errors import UserError
@@ -63,12 +64,7 @@ def reconstruct(
 
 
 def views(
-    model: torch.nn.Module,
-    target: torch.nn.Module,
-    run: PretrainRun,
-    batch: torch.Tensor,
-    noise: torch.Tensor,
-    mask_ratio: float,
+    model: nn.Module, target: nn.Module, run: PretrainRun, batch: Tensor, noise: Tensor, mask_ratio: float
 ) -> tuple[list[dict[str, np.ndarray]], Prediction]:
     """Views of uint8 images (N, 3, S, S) through a model that predicts pixels, and the prediction."""
     with torch.no_grad():
@@ -89,12 +85,12 @@ def views(
     return [{title: view[k] for title, view in shown.items()} for k in range(len(batch))], found
 
 
-def mask_noise(model: torch.nn.Module, count: int, seed: int = 0) -> torch.Tensor:
+def mask_noise(model: nn.Module, count: int, seed: int = 0) -> Tensor:
     """The noise (count, L) that decides the masks of a seed."""
     return torch.rand(count, model.num_patches, generator=torch.Generator().manual_seed(seed))
 
 
-def load_model(run: PretrainRun, weights: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
+def load_model(run: PretrainRun, weights: Path) -> tuple[nn.Module, nn.Module]:
     """A finished pre-training's model, for evaluation, and its target module.
 
     Raises UserError when `weights` cannot be read.
@@ -105,7 +101,7 @@ def load_model(run: PretrainRun, weights: Path) -> tuple[torch.nn.Module, torch.
     return model.eval(), target
 
 
-def sample_images(folder: Path, image_size: int, count: int) -> torch.Tensor:
+def sample_images(folder: Path, image_size: int, count: int) -> Tensor:
     """`count` validation images (count, 3, S, S) uint8, spread evenly over the classes as they are stored."""
     options = {
         "batch_size": 256,
@@ -121,7 +117,7 @@ def sample_images(folder: Path, image_size: int, count: int) -> torch.Tensor:
         )
 
 
-def faded(raw: torch.Tensor, mask: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
+def faded(raw: Tensor, mask: Tensor, grid: tuple[int, int]) -> np.ndarray:
     """uint8 image (3, H, W) -> (H, W, 3) in 0..1, its masked patches faded towards blue."""
     rows, columns = grid
     patch = np.ones((raw.shape[1] // rows, raw.shape[2] // columns))
@@ -130,7 +126,7 @@ def faded(raw: torch.Tensor, mask: torch.Tensor, grid: tuple[int, int]) -> np.nd
     return picture * (1 - hidden) + hidden * (COVER * picture + (1 - COVER) * np.array(BLUE))
 
 
-def hog_glyphs(cells: torch.Tensor) -> torch.Tensor:
+def hog_glyphs(cells: Tensor) -> Tensor:
     """Histograms (N, 3, 9, h, w) -> (N, 1, h * 16, w * 16) glyphs in 0..1, mean over the colours."""
     glyphs = hog_image(cells.mean(dim=1), GLYPH)[:, None]
     return glyphs / glyphs.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)

@@ -178,9 +178,7 @@ def read(path: str | Path) -> Run:
         or not seeds
         or len(seeds) != len(per_seed)
     ):
-        raise UserError(
-            f"{path}: results.seeds and results.per_seed must be lists of one length, one entry a seed"
-        )
+        raise UserError(f"{path}: results.seeds and results.per_seed must be lists with one entry a seed")
     if len(set(seeds)) != len(seeds):
         raise UserError(f"{path}: results.seeds repeats a seed: {seeds}")
     numbers = [_numbers(one, f"{path}: results.per_seed[{k}]") for k, one in enumerate(per_seed)]

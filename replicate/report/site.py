@@ -22,17 +22,8 @@ import pandas as pd
 
 from replicate.config import published
 from replicate.errors import UserError
-from replicate.report import (
-    checks,
-    evidence,
-    loader_runs,
-    notebook,
-    scoreboard,
-    summary,
-    tables,
-    verdicts,
-    wording,
-)
+from replicate.report import evidence, loader_runs, notebook, scoreboard, summary, tables, verdicts, wording
+from replicate.report.checks import KINDS, NOT_RUN, Outcome
 from replicate.report.lens import setting_text
 from replicate.report.page import page, render, words
 from replicate.report.results import Results, Run
@@ -68,9 +59,7 @@ class Site:
     @cached_property
     def results(self) -> dict[str, Results]:
         """Budget -> its finished runs."""
-        return {
-            budget: loader_runs.load(budget, self.root) for budget in dict.fromkeys(self.budgets.values())
-        }
+        return {one: loader_runs.load(one, self.root) for one in dict.fromkeys(self.budgets.values())}
 
     @cached_property
     def board(self) -> Scoreboard:
@@ -145,17 +134,16 @@ def _paper(site: Site, paper: str) -> dict[str, Any]:
     order = own["verdict"].map(scoreboard.VERDICTS.index)
     lines = own.loc[order.sort_values(kind="stable").index].to_dict("records")
     for line in lines:
-        is_computed = (
-            line["budget"] == verdicts.BY_COMPUTATION and line["note"]
-        )  # it names the farthest of several
+        # Of several computed numbers, the note names the farthest.
+        is_computed = line["budget"] == verdicts.BY_COMPUTATION and line["note"]
         line |= {"name": line["claim"].partition(".")[2], "found": is_computed or wording.effect_text(line)}
     executed = site.executed(paper)
     return {
         "key": paper,
         "title": published.papers()[paper],
         "picture": executed and notebook.front(notebook.read(executed)),
-        "run": [line for line in lines if line["verdict"] != checks.NOT_RUN],
-        "waiting": [line for line in lines if line["verdict"] == checks.NOT_RUN],
+        "run": [line for line in lines if line["verdict"] != NOT_RUN],
+        "waiting": [line for line in lines if line["verdict"] == NOT_RUN],
     }
 
 
@@ -210,7 +198,7 @@ def _claim(site: Site, line: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check(spec: Mapping[str, Any], outcome: checks.Outcome, results: Results) -> str:
+def _check(spec: Mapping[str, Any], outcome: Outcome, results: Results) -> str:
     effect = wording.effect_text(vars(outcome))
     parts = (
         outcome.check.removeprefix("by computation: "),
@@ -224,9 +212,7 @@ def _check(spec: Mapping[str, Any], outcome: checks.Outcome, results: Results) -
 
 def methods(site: Site) -> str:
     """What the budgets change of the papers' recipes, and how a verdict is reached."""
-    kinds = [
-        (kind.replace("_", " "), (one.__doc__ or "").replace("`", "")) for kind, one in checks.KINDS.items()
-    ]
+    kinds = [(kind.replace("_", " "), (one.__doc__ or "").replace("`", "")) for kind, one in KINDS.items()]
     return render(
         "methods.html",
         board=site.board,
@@ -297,9 +283,7 @@ def _samples(folder: Path) -> str:
 
 def provenance(site: Site) -> str:
     """Where every number comes from: the software, the machines, and one line a run."""
-    facts = summary.software() | {
-        "published values": "papers/*/values.csv, checked against the papers' texts"
-    }
+    facts = summary.software() | {"published values": "papers/*/values.csv, checked against the papers"}
     papers = {
         f"{title}, budget {site.budgets[paper]}, {len(runs)} runs": summary.finished(runs).astype(str)
         for paper, title in published.papers().items()

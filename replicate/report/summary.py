@@ -59,9 +59,7 @@ def point_texts(table: pd.DataFrame, place: str) -> pd.DataFrame:
     wide = shown.pivot(index="place", columns="curve", values=["text", "published"]).fillna("")
     both = [(kind, curve) for curve in dict.fromkeys(table["curve"]) for kind in ("published", "text")]
     columns = [pair for pair in both if (wide[pair] != "").any()]
-    named = wide[columns].set_axis(
-        [curve + ", printed" * (kind == "published") for kind, curve in columns], axis=1
-    )
+    named = wide[columns].set_axis([name + ", printed" * (kind != "text") for kind, name in columns], axis=1)
     named.index = [f"{x:g}" for x in named.index]
     return named.rename_axis(place).reset_index()
 

@@ -24,34 +24,11 @@ EXACT, ROUNDING, CONTRADICTION = computed.EXACT, computed.ROUNDING, computed.CON
 TREND, DIFFERS, UNDECIDED = "trend", computed.DIFFERS, checks.UNDECIDED
 SMOKE, NOT_RUN = "smoke run, no finding", "not run at this budget"
 CITED, NEEDS_SCALE, NOT_BUILT = "cited from elsewhere", "needs scale", "not built"
-STATUSES = (
-    EXACT,
-    ROUNDING,
-    TREND,
-    DIFFERS,
-    UNDECIDED,
-    CONTRADICTION,
-    CITED,
-    NOT_RUN,
-    NEEDS_SCALE,
-    NOT_BUILT,
-    SMOKE,
-)
+STATUSES = (EXACT, ROUNDING, TREND, DIFFERS, UNDECIDED, CONTRADICTION, CITED, NOT_RUN, NEEDS_SCALE)
+STATUSES += (NOT_BUILT, SMOKE)
 IDENTITY_BUDGET = "paper"
-COLUMNS = [
-    "id",
-    "panel",
-    "row",
-    "column",
-    "published",
-    "ours",
-    "ours_low",
-    "ours_high",
-    "seeds",
-    "status",
-    "unit",
-]
-COLUMNS += ["run", "claim", "why"]
+COLUMNS = ["id", "panel", "row", "column", "published", "ours", "ours_low", "ours_high", "seeds", "status"]
+COLUMNS += ["unit", "run", "claim", "why"]
 SHOWN = ["row", "column", "published", "ours", "seeds", "status"]
 
 
@@ -123,9 +100,7 @@ def runs_named(paper: str) -> set[str]:
     """Every run that the paper's mapping leads to."""
     rules = published.mapped(paper)
     pairs = [(cell, rules.get(cell["id"], {})) for cell in published.cells({"paper": paper})]
-    quantities = [
-        fill(rule["ours"], published.setting(cell["row"])) for cell, rule in pairs if "ours" in rule
-    ]
+    quantities = [fill(rule["ours"], published.setting(one["row"])) for one, rule in pairs if "ours" in rule]
     return runs_in(quantities)
 
 

@@ -22,21 +22,8 @@ from replicate.report.wording import short
 
 NO_FINDING = frozenset({"smoke"})
 BY_COMPUTATION = "by computation"
-COLUMNS = [
-    "claim",
-    "paper",
-    "statement",
-    "size",
-    "verdict",
-    "check",
-    "effect",
-    "low",
-    "high",
-    "unit",
-    "seeds",
-    "budget",
-    "note",
-]
+COLUMNS = ["claim", "paper", "statement", "size", "verdict", "check", "effect", "low", "high", "unit"]
+COLUMNS += ["seeds", "budget", "note"]
 _WORDS = {HOLDS: ("holds", "hold"), FAILS: ("fails", "fail"), UNDECIDED: ("undecided", "undecided")}
 
 
@@ -64,9 +51,7 @@ def judge(claim: dict[str, Any], results: Results) -> Outcome:
     shown = min(outcomes, key=lambda one: (one.verdict != verdict, one.verdict == NOT_RUN))
     counts = Counter(outcome.verdict for outcome in outcomes)
     done = len(outcomes) - counts[NOT_RUN]
-    said = ", ".join(
-        f"{counts[one]} {words[counts[one] > 1]}" for one, words in _WORDS.items() if counts[one]
-    )
+    said = ", ".join(f"{counts[v]} {words[counts[v] > 1]}" for v, words in _WORDS.items() if counts[v])
     notes = [f"{done} of {len(outcomes)} checks run: {said}"] if 0 < done < len(outcomes) else []
     notes += remarks(claim, verdict, results.budget)
     if claim.get("stand_in") and verdict != NOT_RUN:

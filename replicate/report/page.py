@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from replicate.config.yaml_file import read_yaml
 from replicate.report.tables import markdown
+from replicate.report.wording import effect_text
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -24,7 +25,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    found.filters |= {"table": table, "markdown": markdown}
+    found.filters |= {"table": table, "markdown": markdown, "effect": lambda one: effect_text(vars(one))}
     return found
 
 

@@ -184,10 +184,7 @@ def update_readme(path: str | Path, board: Scoreboard) -> None:
 
 def markdown(board: Scoreboard) -> str:
     """The whole scoreboard on one Markdown page."""
-    papers = _papers(board)
-    for paper in papers:
-        paper["numbers"] = {name: table.drop(columns="why") for name, table in paper["numbers"].items()}
-    return render("scoreboard.md", board=board, summary=summary(board), papers=papers)
+    return render("scoreboard.md", board=board, summary=summary(board), papers=published.papers())
 
 
 def html_page(board: Scoreboard, pages: Sequence[str] = ()) -> str:
@@ -199,21 +196,8 @@ def html_page(board: Scoreboard, pages: Sequence[str] = ()) -> str:
 
 def html_body(board: Scoreboard) -> str:
     """Totals, every claim and every number, to stand within a page."""
-    options = {"totals": texts(board.totals), "claims": verdict_counts(board), "papers": _papers(board)}
+    options = {"totals": texts(board.totals), "claims": verdict_counts(board), "papers": published.papers()}
     return render("scoreboard.html", board=board, **options)
-
-
-def _papers(board: Scoreboard) -> list[dict]:
-    return [
-        {
-            "key": paper,
-            "title": title,
-            "budget": board.budgets[paper],
-            "claims": board.claims_of(paper),
-            "numbers": board.numbers_of(paper),
-        }
-        for paper, title in published.papers().items()
-    ]
 
 
 def _counts(frame: pd.DataFrame, column: str, order: Sequence[str]) -> pd.DataFrame:

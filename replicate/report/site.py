@@ -23,7 +23,7 @@ import pandas as pd
 from replicate.config import published
 from replicate.errors import UserError
 from replicate.report import evidence, loader_runs, notebook, scoreboard, summary, tables, verdicts, wording
-from replicate.report.checks import KINDS, NOT_RUN, Outcome
+from replicate.report.checks import KINDS, NOT_RUN
 from replicate.report.lens import setting_text
 from replicate.report.page import page, render, words
 from replicate.report.results import Results, Run
@@ -185,29 +185,15 @@ def _claim(site: Site, line: Mapping[str, Any]) -> dict[str, Any]:
     where = "by computation, without training" if computed else f"at the budget {line['budget']}"
     said = verdicts.remarks(claim, verdicts.together(outcomes), budget)
     used = [results.runs[name] for name in evidence.runs_of(claim, results.runs)]
+    pairs = zip(claim["checks"], outcomes, strict=True)
     return claim | {
         "name": line["claim"].partition(".")[2],
         "verdict": line["verdict"],
         "found": "; ".join([where, *said]),
-        "checks": [
-            (outcome.verdict, _check(spec, outcome, results))
-            for spec, outcome in zip(claim["checks"], outcomes, strict=True)
-        ],
+        "outcomes": [(one, verdicts.means(spec, results)) for spec, one in pairs],
         "scale": evidence.scale_of(used, site.params, budget),
         "commands": evidence.commands(claim, site.params, budget),
     }
-
-
-def _check(spec: Mapping[str, Any], outcome: Outcome, results: Results) -> str:
-    effect = wording.effect_text(vars(outcome))
-    parts = (
-        outcome.check.removeprefix("by computation: "),
-        verdicts.means(spec, results),
-        effect and f"effect {effect}",
-        f"{outcome.seeds} {outcome.sample}s" if outcome.seeds else "",
-        outcome.note,
-    )
-    return "; ".join(part for part in parts if part)
 
 
 def methods(site: Site) -> str:

@@ -25,7 +25,7 @@ from replicate.config.backbones import VIT_SIZES
 from replicate.cost.bench import Timing, compare, interleave, write_results
 from replicate.losses.reconstruction import reconstruction_loss
 from replicate.models.mae import MAE
-from replicate.report.dailymae import FIXED, SCHEMES, printed_hours, relative_cost, stage_shares
+from replicate.papers.dailymae import FIXED, SCHEMES, printed_hours, relative_cost, stage_shares
 from replicate.targets.pixel import Target
 
 NAME = "schedules"

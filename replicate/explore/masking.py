@@ -18,9 +18,8 @@ from replicate.explore import images
 from replicate.explore.panel import choice, real, whole
 from replicate.losses.flatten import Weighting
 from replicate.masking import sample_mask
-from replicate.report.difficulty_figures import PIXELS
-from replicate.report.figures import new, p2dist_map
-from replicate.report.loss_maps import faded
+from replicate.report.figures import P2DIST, new, p2dist_map
+from replicate.report.reconstruct import faded
 from replicate.report.style import HEATMAP, OURS, REFERENCE, WIDTH, Figure
 
 SIDE, PATCH = 224, 16
@@ -86,5 +85,5 @@ def _histogram(axes, found: Masked, beta: float) -> None:
     axes.axvline(beta, color=REFERENCE, linestyle="--", label=f"beta {beta:g}")
     dropped = int((found.mask - found.decoded).sum())
     title = f"{dropped} dropped: decoder reads {found.mask.size - dropped} tokens"
-    axes.set(xlabel=PIXELS, ylabel="masked patches", title=title)
+    axes.set(xlabel=P2DIST, ylabel="masked patches", title=title)
     axes.legend()

@@ -22,8 +22,7 @@ from replicate.models.huggingface import from_transformers, is_transformers
 from replicate.models.weights import load_weights, sizes_of
 from replicate.patches import pair, unpatchify
 from replicate.report.book import repository
-from replicate.report.fastmim import HOG_PREDICTED, TRUTH, drawn
-from replicate.report.reconstruct import MASKED, ORIGINAL
+from replicate.report.reconstruct import HOG, HOG_PREDICTED, MASKED, ORIGINAL, hog_glyphs
 from replicate.report.reconstruct import views as pixel_views
 
 if TYPE_CHECKING:
@@ -226,9 +225,9 @@ def _hog_views(
     hidden = found.mask[..., None].expand(-1, -1, run.patch_size**2)
     hidden = unpatchify(hidden, run.patch_size, found.grid, channels=1)
     original = raw.float() / 255
-    cells = {HOG_PREDICTED: found.pred, TRUTH: target(raw)}
+    cells = {HOG_PREDICTED: found.pred, HOG: target(raw)}
     glyphs = {
-        title: drawn(target.to_dense(one, found.grid)).expand(-1, 3, -1, -1) for title, one in cells.items()
+        title: hog_glyphs(target.to_dense(one, found.grid)).expand(-1, 3, -1, -1) for title, one in cells.items()
     }
     views = {MASKED: original * (1 - hidden) + 0.5 * hidden, **glyphs, ORIGINAL: original}
     shown = {title: view.permute(0, 2, 3, 1).clamp(0, 1).numpy() for title, view in views.items()}

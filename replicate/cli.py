@@ -173,7 +173,7 @@ def _add_plan(commands) -> None:
     )
     command.add_argument("--csv", type=Path, help="write the table to this file as well")
     command.add_argument(
-        "--readme", action="store_true", help="update the README's table of the paper budget instead"
+        "--page", action="store_true", help="update docs/costs.md, the table of the paper budget, instead"
     )
 
 
@@ -224,7 +224,7 @@ def _add_pages(commands) -> None:
     command = _add(
         commands, "site", _site, "build the site: executed notebooks, scoreboard, methods, data, provenance"
     )
-    text = "build docs/site and the README's totals instead, each paper at the budget that `findings` names"
+    text = "build docs/site and the totals in docs/results.md, each paper at the budget that `findings` names"
     command.add_argument("--findings", action="store_true", help=text)
 
 
@@ -358,10 +358,10 @@ def _plan(options: argparse.Namespace) -> None:
     from replicate.cost.rates import rates_of
 
     params = _load(options)
-    if options.readme:
-        from replicate.report.plan_table import update_readme
+    if options.page:
+        from replicate.report.plan_table import update_page
 
-        update_readme(Path("README.md"), params)
+        update_page(Path(), params)
         return
     if options.devices < 1:
         raise UserError(f"--devices {options.devices}: at least one device must train")
@@ -407,14 +407,14 @@ def _scoreboard(options: argparse.Namespace) -> None:
 
 
 def _site(options: argparse.Namespace) -> None:
-    from replicate.report.scoreboard import update_readme
+    from replicate.report.scoreboard import PAGE, update_page
     from replicate.report.site import of_budget, of_findings
 
     params = _load(options)
     site = of_findings(params) if options.findings else of_budget(params, params.budget)
     print(site.write()[0])
     if options.findings:
-        update_readme("README.md", site.board)
+        update_page(PAGE, site.board)
 
 
 def _paper_new(options: argparse.Namespace) -> None:

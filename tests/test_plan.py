@@ -1,4 +1,4 @@
-"""The planner: closed forms against counted models, a plan of all runs, and README's tables."""
+"""The planner: closed forms against counted models, a plan of all runs, and the tables of docs/costs.md."""
 
 import contextlib
 from typing import get_args
@@ -405,20 +405,23 @@ def test_a_mistake_prints_a_one_line_error(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_the_command_regenerates_readme_and_prices(tmp_path, params):
-    text = (ROOT / "README.md").read_text()
+def test_the_command_regenerates_page_and_prices(tmp_path, params):
+    page, prices = tmp_path / plan_table.PAGE, tmp_path / plan_table.PRICES
+    page.parent.mkdir()
+    prices.parent.mkdir(parents=True)
+    text = (ROOT / plan_table.PAGE).read_text()
     before, after = text[: text.index(plan_table.START)], text[text.index(plan_table.END) :]
-    (tmp_path / "README.md").write_text(f"{before}{plan_table.START}{after}")
-    (tmp_path / plan_table.PRICES).parent.mkdir(parents=True)
-    plan_table.update_readme(tmp_path / "README.md", params)
-    assert (tmp_path / "README.md").read_text() == text, "run: python -m replicate plan --readme"
-    assert (tmp_path / plan_table.PRICES).read_text() == (ROOT / plan_table.PRICES).read_text()
+    page.write_text(f"{before}{plan_table.START}{after}")
+    plan_table.update_page(tmp_path, params)
+    assert page.read_text() == text, "run: python -m replicate plan --page"
+    assert prices.read_text() == (ROOT / plan_table.PRICES).read_text()
 
 
-def test_a_readme_without_markers_is_refused(tmp_path, params):
-    (tmp_path / "README.md").write_text("nothing")
+def test_a_page_without_markers_is_refused(tmp_path, params):
+    (tmp_path / plan_table.PAGE).parent.mkdir()
+    (tmp_path / plan_table.PAGE).write_text("nothing")
     with pytest.raises(UserError, match="lacks the markers"):
-        plan_table.update_readme(tmp_path / "README.md", params)
+        plan_table.update_page(tmp_path, params)
 
 
 def test_known_devices_state_their_assumptions():

@@ -94,9 +94,11 @@ def test_what_other_people_measured_is_cited_and_what_is_not_built_is_named(boar
     assert (numbers.loc[numbers["status"] == tables.NOT_BUILT, "why"] != "").all()
 
 
-def test_files_and_readme(tmp_path, monkeypatch, board):
+def test_files_and_page(tmp_path, monkeypatch, board):
     monkeypatch.setattr(scoreboard, "build", lambda results: board)
-    (tmp_path / "README.md").write_text("# x\n\n<!-- scoreboard -->\n<!-- /scoreboard -->\n\nrest\n")
+    page = tmp_path / scoreboard.PAGE
+    page.parent.mkdir()
+    page.write_text("# x\n\n<!-- scoreboard -->\n<!-- /scoreboard -->\n\nrest\n")
     shown = dict.fromkeys(published.papers(), "laptop")
     scoreboard.write("laptop", tmp_path, shown)
     folder = tmp_path / "tables" / "laptop"
@@ -106,7 +108,7 @@ def test_files_and_readme(tmp_path, monkeypatch, board):
     assert {"status"} <= set(pd.read_csv(folder / "scoreboard.csv").columns) and {"verdict"} <= set(
         pd.read_csv(folder / "claims.csv").columns
     )
-    text = (tmp_path / "README.md").read_text()
+    text = page.read_text()
     assert (
         "<!-- scoreboard -->" in text
         and "1,286 published numbers" in text
@@ -114,9 +116,9 @@ def test_files_and_readme(tmp_path, monkeypatch, board):
     )
     assert scoreboard.summary(scoreboard.findings(shown, tmp_path)) in text
     scoreboard.write("laptop", tmp_path, shown | {"mae": "tiny"})
-    assert (tmp_path / "README.md").read_text() == text, "tiny has not been written"
+    assert page.read_text() == text, "tiny has not been written"
     scoreboard.write("laptop", tmp_path, shown)
-    assert (tmp_path / "README.md").read_text() == text
+    assert page.read_text() == text
 
 
 def test_pages_hold_every_table(tmp_path, board):
@@ -129,15 +131,17 @@ def test_pages_hold_every_table(tmp_path, board):
     )
 
 
-def test_a_readme_that_shows_another_budget_is_left_alone(tmp_path, monkeypatch, board):
+def test_a_page_that_shows_another_budget_is_left_alone(tmp_path, monkeypatch, board):
     monkeypatch.setattr(scoreboard, "build", lambda results: board)
+    page = tmp_path / scoreboard.PAGE
+    page.parent.mkdir()
     text = "<!-- scoreboard -->\n<!-- /scoreboard -->\n"
-    (tmp_path / "README.md").write_text(text)
+    page.write_text(text)
     scoreboard.write("smoke", tmp_path, dict.fromkeys(published.papers(), "laptop"))
-    assert (tmp_path / "README.md").read_text() == text
-    (tmp_path / "README.md").write_text("no markers")
+    assert page.read_text() == text
+    page.write_text("no markers")
     with pytest.raises(UserError, match="lacks the markers"):
-        scoreboard.update_readme(tmp_path / "README.md", board)
+        scoreboard.update_page(page, board)
 
 
 def test_findings_take_each_paper_from_its_own_budget(board):
@@ -165,9 +169,9 @@ def words_of(text: str) -> list[str]:
     return sorted(re.findall(r"[^\s|:-]+", text))
 
 
-def test_the_committed_readme_shows_the_committed_scoreboard():
+def test_the_committed_page_shows_the_committed_scoreboard():
     board = scoreboard.findings(load(ROOT / "params.yaml").findings, ROOT)
-    shown = (ROOT / "README.md").read_text().partition(scoreboard.START)[2].partition(scoreboard.END)[0]
+    shown = (ROOT / scoreboard.PAGE).read_text().partition(scoreboard.START)[2].partition(scoreboard.END)[0]
     assert words_of(shown) == words_of(scoreboard.summary(board))
 
 

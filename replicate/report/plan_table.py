@@ -1,4 +1,4 @@
-"""README's tables of what the papers' own budget costs: `python -m replicate plan --readme`."""
+"""What the papers' own budget costs, for docs/costs.md: `python -m replicate plan --page`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 
 MACHINES = {"8 x A100": ("a100", 8), "1 x H200": ("h200", 1)}
 START, END = "<!-- plan -->", "<!-- /plan -->"
+PAGE = Path("docs/costs.md")
 PRICES = Path("benchmarks/results/plan_paper.csv")
 """Every run's cost at the papers' own scale, for the scoreboard: planning all runs takes half a minute."""
 
 
-def update_readme(path: Path, params: Params) -> None:
-    """Write the plan of the `paper` budget between README's markers, and `PRICES` below its folder.
+def update_page(root: Path, params: Params) -> None:
+    """Write the plan of the `paper` budget between the markers of PAGE, and PRICES, both below `root`.
 
     Raises UserError when a marker is missing.
     """
+    path = root / PAGE
     text = path.read_text(encoding="utf-8")
     if START not in text or END not in text:
         raise UserError(f"{path}: lacks the markers {START} and {END}; the plan goes between them")
@@ -35,11 +37,11 @@ def update_readme(path: Path, params: Params) -> None:
     plans = {
         name: plan(params, [], "paper", rates_of(device), count) for name, (device, count) in MACHINES.items()
     }
-    path.write_text(f"{before}\n{readme_block(params, plans)}\n{after}", encoding="utf-8")
-    write_prices(params, path.parent / PRICES, plans["8 x A100"])
+    path.write_text(f"{before}\n{page_block(params, plans)}\n{after}", encoding="utf-8")
+    write_prices(params, root / PRICES, plans["8 x A100"])
 
 
-def readme_block(params: Params, plans: dict[str, pd.DataFrame]) -> str:
+def page_block(params: Params, plans: dict[str, pd.DataFrame]) -> str:
     """Two Markdown tables of the plans by machine: totals per paper, printed hours beside planned ones."""
     sums = {name: totals(lines) for name, lines in plans.items()}
     first = next(iter(sums.values()))
@@ -56,7 +58,7 @@ def readme_block(params: Params, plans: dict[str, pd.DataFrame]) -> str:
     gigabytes = data_size(params, "full", "paper").bytes / 1e9
     return f"""\
 Every run of `papers/*/runs.yaml` at the `paper` budget, at an assumed {shares}. Give your own share by
-`--efficiency`. The `.beton` files take {gigabytes:.0f} GB. Made by `python -m replicate plan --readme`.
+`--efficiency`. The `.beton` files take {gigabytes:.0f} GB. Made by `python -m replicate plan --page`.
 
 {_markdown(table.rename_axis("paper").reset_index())}
 

@@ -1,7 +1,7 @@
 """The scoreboard: every published number with its status, every claim with its verdict, totals per paper.
 
 `tables/<budget>/scoreboard.csv` has one line a number, `claims.csv` one a claim; `scoreboard.md` and
-`executed/<budget>/scoreboard.html` are for reading. The README carries the totals of the project's findings
+`executed/<budget>/scoreboard.html` are for reading. `docs/results.md` carries the totals of the project's findings
 between two markers: each paper at the budget that `findings` in params.yaml names.
 """
 
@@ -25,6 +25,7 @@ NUMBERS, CLAIMS, TOP1, SUMMARY = "scoreboard.csv", "claims.csv", "top1.csv", "su
 COLUMNS = ["id", "paper", "table", *tables.COLUMNS[1:]]
 VERDICTS = (checks.HOLDS, checks.FAILS, checks.UNDECIDED, checks.NOT_RUN)
 START, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
+PAGE = Path("docs/results.md")
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,9 @@ def read(budget: str, root: str | Path = ".") -> Scoreboard:
 
 
 def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None = None) -> Scoreboard:
-    """Build the scoreboard of a budget and write its CSV, Markdown and HTML, and the README's totals.
+    """Build the scoreboard of a budget and write its CSV, Markdown and HTML, and the totals of PAGE.
 
-    `shown` maps papers to the budgets of their findings. The README changes only when this budget is among
+    `shown` maps papers to the budgets of their findings. PAGE changes only when this budget is among
     them and the others' scoreboards exist.
     """
     root = Path(root)
@@ -139,13 +140,13 @@ def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None =
     target.parent.mkdir(parents=True, exist_ok=True)
     papers = [paper for paper in published.papers() if (target.parent / "papers" / f"{paper}.html").exists()]
     target.write_text(html_page(board, papers), encoding="utf-8")
-    readme, others = root / "README.md", set((shown or {}).values())
+    shown_on, others = root / PAGE, set((shown or {}).values())
     if (
         budget in others
-        and readme.exists()
+        and shown_on.exists()
         and all((root / "tables" / one / CLAIMS).exists() for one in others)
     ):
-        update_readme(readme, findings(shown, root))
+        update_page(shown_on, findings(shown, root))
     return board
 
 
@@ -165,14 +166,14 @@ def counts(board: Scoreboard) -> dict[str, dict[str, int]]:
 
 
 def summary(board: Scoreboard) -> str:
-    """Totals and verdicts per paper in Markdown, as the README shows them."""
+    """Totals and verdicts per paper in Markdown, as PAGE shows them."""
     count, claims = len(board.numbers), len(board.claims)
     text = f"{count:,} published numbers, {claims} claims; runs at the budget {board.scale}:\n\n"
     return text + tables.markdown(texts(board.totals)) + "\n" + tables.markdown(verdict_counts(board))
 
 
-def update_readme(path: str | Path, board: Scoreboard) -> None:
-    """Replace the text between the README's markers. Raises UserError when a marker is missing."""
+def update_page(path: str | Path, board: Scoreboard) -> None:
+    """Replace the text between the page's markers. Raises UserError when a marker is missing."""
     path = Path(path)
     text = path.read_text(encoding="utf-8")
     before, marker, rest = text.partition(START)

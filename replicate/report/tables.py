@@ -174,7 +174,7 @@ def _price(runs: list[str]) -> str:
 
 @functools.cache
 def prices() -> dict[str, float]:
-    """Run -> A100-hours at the paper's scale, its pre-training included, as `plan --readme` wrote them."""
+    """Run -> A100-hours at the paper's scale, its pre-training included, as `plan --page` wrote them."""
     path = published.ROOMS.parent / "benchmarks" / "results" / "plan_paper.csv"
     return pd.read_csv(path, index_col="run")["a100_hours_in_all"].to_dict() if path.exists() else {}
 

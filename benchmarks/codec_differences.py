@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 
 from replicate.cost.bench import RESULTS, describe_machine
+from replicate.papers import dailymae_codecs
 from replicate.provenance import git_state
-from replicate.report import dailymae
 
 
 def main() -> None:
-    images = dailymae.photographs()
-    found = dailymae.sample_differences(images)[dailymae.ALL_STEPS]
+    images = dailymae_codecs.photographs()
+    found = dailymae_codecs.sample_differences(images)[dailymae_codecs.ALL_STEPS]
     row = {"name": "codec_differences", "case": "an image folder's samples against FFCV's, 500_95, 224 px", "images": len(images)}
     row |= {"mean_abs_error": [round(value, 6) for value in found], "machine": describe_machine(), "revision": git_state()["revision"]}
     (RESULTS / "codec_differences.json").write_text(json.dumps([row], indent=2) + "\n")

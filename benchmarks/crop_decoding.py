@@ -37,13 +37,12 @@ import numpy as np
 
 from replicate.cost.bench import Timing, compare, take_turns, timed_window, write_results
 from replicate.cost.stock_ffcv import WARM, has_ffcv, stock_ffcv
-from replicate.errors import UserError
 from replicate.loaders import Augmentation, crop_decode, crops, open_loader
 from replicate.loaders.beton_format import read_tables
 from replicate.loaders.crop_decode import Decoding
 from replicate.loaders.decode import decode_image
 from replicate.loaders.restart import SeekIndex
-from replicate.loaders.sources import EXTENSIONS
+from replicate.loaders.sources import images_in
 from replicate.loaders.writer import WriteSettings, encode_jpeg, shrink, write_beton
 
 BATCH, RESOLUTION, INTERVAL = 256, 500, 8
@@ -66,13 +65,7 @@ def photographs(folder: Path | None) -> list[np.ndarray]:
 
         images = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.immunohistochemistry()]
     else:
-        images = [
-            decode_image(path.read_bytes(), str(path))
-            for path in sorted(folder.rglob("*"))
-            if path.suffix.lower() in EXTENSIONS
-        ]
-    if not images:
-        raise UserError(f"{folder}: no JPEG or PNG file in it")
+        images = [decode_image(path.read_bytes(), str(path)) for path in images_in(folder)]
     return [shrink(np.ascontiguousarray(image), RESOLUTION) for image in images]
 
 

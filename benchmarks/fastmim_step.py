@@ -2,14 +2,18 @@
 
 Run: python benchmarks/fastmim_step.py [--batch 16] [--rounds 3] [--precision bfloat16|float32] [--swin-l]
 
-One step is target, forward, the framework's own loss and backward, without the optimiser, whose cost a batch of 2048 images makes small.
-FastMIM runs at 128 pixels; MAE, SimMIM and MaskFeat at 224, Swin's SimMIM also at the 192 of its paper. Memory is what autograd keeps for
-the backward pass, the same number on every machine, and the peak of one step: of the allocator on a GPU, on a CPU of a process of its own,
-less what it held before it built the model. ratio = theirs / FastMIM's.
+A step is target, forward, the framework's own loss and backward. The optimiser is left out: at a batch of
+2048 images it costs little. FastMIM runs at 128 pixels; MAE, SimMIM and MaskFeat at 224; Swin's SimMIM also
+at its paper's 192. Memory is what autograd keeps for the backward pass, the same on every machine, and the
+peak of one step. On a GPU the peak is the allocator's; on a CPU it is a new process's, less what it held
+before it built the model.
 
-`published` is the ratio of Table 3's GPU hours per epoch, and for memory the range that section 5.1 reads off Figure 2, whose values exist
-only as an image: for Swin-B's SimMIM at 224 pixels nothing is printed, and "4.8 times" is that of whole trainings, 800 epochs at 192
-pixels against 400. A CPU's rows are in fastmim_step.json, a GPU's in fastmim_step_cuda.json. A CPU uses as many threads as torch takes.
+ratio = theirs / FastMIM's. `published` is the ratio of Table 3's GPU hours per epoch. For memory it is the
+range that section 5.1 reads off Figure 2, whose values exist only as an image. The paper prints nothing for
+Swin-B's SimMIM at 224 pixels; its "4.8 times" compares whole trainings, 800 epochs at 192 pixels against 400
+epochs.
+
+Rows of a CPU are in fastmim_step.json, rows of a GPU in fastmim_step_cuda.json.
 """
 
 from __future__ import annotations
@@ -27,23 +31,27 @@ import torch
 from torch import Tensor, nn
 
 from replicate import targets
+from replicate.config.backbones import VIT_SIZES
 from replicate.cost.bench import Timing, compare, interleave, write_results
-from replicate.cost.memory import activation_bytes, cuda_peak_bytes
 from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import reconstruction_loss
+from replicate.models.activations import activation_bytes
 from replicate.models.backbones import build_encoder
-from replicate.models.cpu import plain_torch
+from replicate.models.cpu import plain_torch, tune_for_cpu
 from replicate.models.mae import MAE
 from replicate.models.mim import BASELINES, MIM
-from replicate.config.backbones import VIT_SIZES
 
 MEMORY_SAVING = [2.0, 3.33]
 """50 to 70 % less, sec 5.1."""
 
 
-def mim(backbone: str, size: int, target: str, baseline: str | None = None, **options: Any) -> tuple[nn.Module, nn.Module]:
+def mim(
+    backbone: str, size: int, target: str, baseline: str | None = None, **options: Any
+) -> tuple[nn.Module, nn.Module]:
     encoder = build_encoder(backbone, size)
-    what = targets.build(target, min(encoder.stride, 32), **({"norm_pix": False} if target == "pixel" else {}))
+    what = targets.build(
+        target, min(encoder.stride, 32), **({"norm_pix": False} if target == "pixel" else {})
+    )
     return MIM(encoder, what.dim, **(BASELINES[baseline] if baseline else {}), **options), what
 
 
@@ -52,7 +60,9 @@ def mae(decoder_depth: int) -> tuple[nn.Module, nn.Module]:
 
 
 class Framework(NamedTuple):
-    """hours: published hours per epoch over FastMIM's; norm: of its loss (`replicate.losses.reconstruction.NORMS`)."""
+    """hours: published hours per epoch over FastMIM's; norm: of its loss
+    (`replicate.losses.reconstruction.NORMS`).
+    """
 
     size: int
     build: Callable[[], tuple[nn.Module, nn.Module]]
@@ -60,8 +70,10 @@ class Framework(NamedTuple):
     norm: str = "mse"
 
 
-def fastmim(backbone: str, decoder_depth: int, decoder_width: int = 256) -> Framework:
-    return Framework(128, partial(mim, backbone, 128, "hog", decoder_depth=decoder_depth, decoder_width=decoder_width), 1.0)
+def fastmim(backbone: str, decoder_depth: int, decoder_embed_dim: int = 256) -> Framework:
+    return Framework(
+        128, partial(mim, backbone, 128, "hog", decoder_depth=decoder_depth, decoder_embed_dim=decoder_embed_dim), 1.0
+    )
 
 
 def simmim(backbone: str, size: int, hours: float | None) -> Framework:
@@ -109,12 +121,11 @@ class Case(NamedTuple):
         self.model.zero_grad(set_to_none=True)
 
     def bytes_per_image(self) -> float:
-        """What one more image adds: autocast's copies of the weights are saved too, once, and would drown a small batch.
-
-        On torch's own kernels, whatever detours this processor's steps take.
-        """
+        """What one more image adds, on torch's own kernels; autocast copies the weights once a batch."""
         with plain_torch():
-            few, more = (activation_bytes(partial(self.loss, images), self.model.parameters()) for images in (1, 3))
+            few, more = (
+                activation_bytes(partial(self.loss, images), self.model.parameters()) for images in (1, 3)
+            )
         return (more - few) / 2
 
 
@@ -122,15 +133,26 @@ def ready(backbone: str, name: str, batch: int, precision: str, device: str) -> 
     framework = FRAMEWORKS[backbone][name]
     torch.manual_seed(0)
     model, target = framework.build()
+    if device == "cpu":
+        tune_for_cpu(model)
     raw = torch.randint(0, 256, (batch, 3, framework.size, framework.size), dtype=torch.uint8).to(device)
     return Case(model.to(device), target, raw, getattr(torch, precision), framework.norm)
 
 
 def resident(which: str) -> int | None:
-    """Bytes of memory that this process holds ("VmRSS") or held at most ("VmHWM"); None but on Linux."""
+    """Bytes that this process holds ("VmRSS") or held at most ("VmHWM"); None outside Linux."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{which}:")), None)
+
+
+def cuda_peak(step: Callable[[], object]) -> int:
+    """Most bytes that the CUDA allocator held at once during `step()`."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
 
 
 def peak_here(*arguments: Any) -> int | None:
@@ -142,8 +164,10 @@ def peak_here(*arguments: Any) -> int | None:
 
 
 def peak_of_a_process(*arguments: Any) -> int | None:
-    """`peak_here` in a process of its own: in this one memory that is free again could be used."""
-    answer = subprocess.run([sys.executable, __file__, "--peak", *map(str, arguments)], check=True, capture_output=True, text=True).stdout
+    """`peak_here` in a new process: this one could reuse memory that it has freed."""
+    answer = subprocess.run(
+        [sys.executable, __file__, "--peak", *map(str, arguments)], check=True, capture_output=True, text=True
+    ).stdout
     return int(answer) if answer.strip().isdigit() else None
 
 
@@ -151,7 +175,10 @@ def measure(backbone: str, batch: int, rounds: int, precision: str, device: str)
     cases, kept, peaks = {}, {}, {}
     for name in FRAMEWORKS[backbone]:  # each alone, before the others hold memory
         arguments = (backbone, name, batch, precision, device)
-        peaks[name] = peak_of_a_process(*arguments) if device == "cpu" else cuda_peak_bytes(lambda at=arguments: ready(*at).step())
+        if device == "cpu":
+            peaks[name] = peak_of_a_process(*arguments)
+        else:
+            peaks[name] = cuda_peak(lambda at=arguments: ready(*at).step())
         gc.collect()
     for name in FRAMEWORKS[backbone]:
         case = ready(backbone, name, batch, precision, device)
@@ -163,7 +190,16 @@ def measure(backbone: str, batch: int, rounds: int, precision: str, device: str)
         framework = FRAMEWORKS[backbone][name]
         where = f"{backbone} at {framework.size} px, batch {batch}, {precision}, {device}"
         extra = {"device": device, "threads": torch.get_num_threads()}
-        rows.append(compare(f"step: FastMIM vs {name}", where, times["FastMIM"], times[name], published=framework.hours, **extra))
+        rows.append(
+            compare(
+                f"step: FastMIM vs {name}",
+                where,
+                times["FastMIM"],
+                times[name],
+                published=framework.hours,
+                **extra,
+            )
+        )
         memory = extra | {"published": MEMORY_SAVING if name != "MaskFeat" else None}
         both = [Timing((kept[key],)) for key in ("FastMIM", name)]
         rows.append(compare(f"activations: FastMIM vs {name}", where, *both, unit="bytes/image", **memory))
@@ -174,11 +210,15 @@ def measure(backbone: str, batch: int, rounds: int, precision: str, device: str)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--swin-l", action="store_true", help="Swin-L too, which takes about twice the time of Swin-B")
+    parser.add_argument(
+        "--swin-l", action="store_true", help="Swin-L too, which takes about twice the time of Swin-B"
+    )
     parser.add_argument("--peak", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:

@@ -1,11 +1,11 @@
-"""What the HOG target costs: against scikit-image in a loop, and against the pre-training step that it belongs to.
+"""What the HOG target costs: against scikit-image in a loop, and against its pre-training step.
 
 Run: python benchmarks/hog.py [--images 256] [--batch 16] [--rounds 5]
 
-Ours takes the whole batch of 8-bit images at 224 pixels to units of 16 pixels; theirs takes one image and colour after another
-through scipy's Sobel filter and scikit-image's cell histograms, and normalises. Once with the threads that torch takes by default
-and once with one. In the last rows "theirs" is a FastMIM step of ViT-B at 128 pixels (forward and backward, bfloat16 autocast, no
-optimiser): a ratio of 20 is 5 % of the step.
+Ours takes a batch of 8-bit images at 224 pixels to units of 16 pixels. Theirs takes one image and colour at a
+time through scipy's Sobel filter and scikit-image's cell histograms, and normalises. Both run with torch's
+default number of threads, then with one. In the last rows "theirs" is a FastMIM step of ViT-B at 128 pixels
+(forward and backward, bfloat16 autocast, no optimiser): a ratio of 20 is 5 % of the step.
 """
 
 from __future__ import annotations
@@ -50,9 +50,12 @@ def threads(count: int) -> Iterator[None]:
 
 
 def pixels(count: int, size: int) -> Tensor:
-    """8-bit pictures with structure at every scale, as photographs have: what noise costs is not what pictures cost everywhere."""
+    """8-bit pictures with structure at every scale, as in photographs; noise costs a different time."""
     generator = torch.Generator().manual_seed(0)
-    layers = [torch.randn(count, 3, size // scale, size // scale, generator=generator) * scale for scale in (1, 4, 16)]
+    layers = [
+        torch.randn(count, 3, size // scale, size // scale, generator=generator) * scale
+        for scale in (1, 4, 16)
+    ]
     resized = [torch.nn.functional.interpolate(layer, size=size, mode="bilinear") for layer in layers]
     return (sum(resized) * 8 + 128).clamp(0, 255).to(torch.uint8)
 
@@ -62,7 +65,10 @@ def against_scikit_image(count: int, rounds: int, device: str) -> list[dict[str,
     numbers = [torch.get_num_threads(), 1] if device == "cpu" else [torch.get_num_threads()]
     for number in dict.fromkeys(numbers):
         with threads(number):
-            cases = {"ours": partial(target, images.to(device)), "scikit": partial(scikit_loop, images.numpy().astype(np.float64))}
+            cases = {
+                "ours": partial(target, images.to(device)),
+                "scikit": partial(scikit_loop, images.numpy().astype(np.float64)),
+            }
             times = interleave(cases, rounds)
             case = f"{count} images, 224 px, {device}" + (f", {number} threads" if device == "cpu" else "")
             rows.append(compare("hog batch vs scikit-image loop", case, times["ours"], times["scikit"]))
@@ -82,7 +88,11 @@ def against_a_step(batch: int, rounds: int, device: str) -> list[dict[str, Any]]
     model = MIM(build_encoder("vit_base_patch16", 128), target.dim).to(device)
     raw = pixels(batch, 128).to(device)
     images, units = normalise(raw), target(raw)
-    cases = {"raw": partial(target, raw), "normalised": partial(target, images), "step": partial(step, model, images, units)}
+    cases = {
+        "raw": partial(target, raw),
+        "normalised": partial(target, images),
+        "step": partial(step, model, images, units),
+    }
     times = interleave(cases, rounds)
     return [
         compare(
@@ -97,7 +107,9 @@ def against_a_step(batch: int, rounds: int, device: str) -> list[dict[str, Any]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)

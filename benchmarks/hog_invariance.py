@@ -1,9 +1,9 @@
-"""How much of pixels and of HOG survives the paper's own 224 -> 128 pixels, on photographs (FastMIM, Figures 3, 8 and 9).
+"""How similar pixels and HOG at 224 and 128 pixels are, on photographs (FastMIM, Figures 3, 8 and 9).
 
-Run: python benchmarks/hog_invariance.py --images FOLDER    (any depth of JPEG or PNG files)
+Run: python benchmarks/hog_invariance.py --images FOLDER    (JPEG or PNG files at any depth)
 
-Nothing is timed. The claim's verdict comes from the run `fastmim_invariance` at its budget's sizes; this is the same comparison at the
-paper's sizes, one value a photograph.
+Nothing is timed. The claim's verdict comes from the run `fastmim_invariance` at its budget's sizes. This is
+the same comparison at the paper's sizes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,12 @@ def main() -> None:
     folder = parser.parse_args().images
     files = images_in(folder)
     found = similarities(torch.stack([central_crop(path) for path in files]), LOW)
-    row = {"name": "hog_invariance", "case": f"{FULL} -> {LOW} px", "source": folder.resolve().name, "images": len(files)}
+    row = {
+        "name": "hog_invariance",
+        "case": f"{FULL} -> {LOW} px",
+        "source": folder.resolve().name,
+        "images": len(files),
+    }
     row |= {name: with_interval(values) for name, values in found.items()}
     row |= {"machine": describe_machine(), "revision": git_state()["revision"]}
     (RESULTS / "hog_invariance.json").write_text(json.dumps([row], indent=2) + "\n")

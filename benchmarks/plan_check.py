@@ -1,8 +1,11 @@
-"""The planner's seconds of a step against measured ones, on this machine: real tasks, loss and optimiser step included, images already decoded.
+"""The planner's seconds of a step against measured ones on this machine.
+
+A step is a real task's: loss and optimiser included, images already decoded.
 
 Run: python benchmarks/plan_check.py [--budget laptop] [--rounds 3] [--threads 1]
 
-With one thread the process's own CPU time is taken, so that a busy machine does not matter. ratio = predicted / measured.
+With one thread the clock is the process's CPU time, so that a busy machine does not matter. ratio =
+predicted / measured.
 """
 
 from __future__ import annotations
@@ -10,24 +13,29 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from replicate.cost.bench import describe_machine, write_results
-from replicate.cost.kinds import ImageCost, evaluate_cost, pretrain_cost
-from replicate.cost.rates import measure, median_seconds
-from replicate.models.classifier import build_classifier
-from replicate.config.backbones import vit_backbone
 from replicate.config import Params, load
-from replicate.provenance import git_state
+from replicate.cost.bench import row, write_results
+from replicate.cost.image_cost import ImageCost
+from replicate.cost.rates import measure, median_seconds
+from replicate.cost.runs import evaluate_cost, pretrain_cost
+from replicate.models.build import build_classifier
 from replicate.schedules.layer_decay import plain_groups
 from replicate.trainers.classify import ClassifyTask
 from replicate.trainers.pretrain import PretrainTask
 
 CLASSES = 12
-CASES = (("light_90", 32), ("light_75", 32), ("full_75", 16), ("small_75", 32), ("light_90_llrd_80", 32), ("small_75_llrd_80", 16))
-"""Runs of params.yaml and the images of a step: encoders of few and many tokens, decoders of one and eight blocks, classifiers."""
+CASES = (
+    ("light_90", 32),
+    ("light_75", 32),
+    ("full_75", 16),
+    ("small_75", 32),
+    ("light_90_llrd_80", 32),
+    ("small_75_llrd_80", 16),
+)
+"""(run, images a step): few and many tokens, decoders of one and eight blocks, classifiers."""
 
 
 def task_of(params: Params, name: str, budget: str) -> tuple[torch.nn.Module, ImageCost, int]:
@@ -36,8 +44,12 @@ def task_of(params: Params, name: str, budget: str) -> tuple[torch.nn.Module, Im
     if name in params.pretrain_runs:
         return PretrainTask(run, 0, CLASSES), pretrain_cost(run, 4), run.image_size
     source = params.resolve(run.pretrain, budget)
-    model = build_classifier(vit_backbone(source.backbone, **source.backbone_kwargs), CLASSES, image_size=run.image_size, drop_path=run.drop_path)
-    return ClassifyTask(model, run, CLASSES, torch.device("cpu")), evaluate_cost(run, source, CLASSES, 4), run.image_size
+    model = build_classifier(source, CLASSES, run.image_size, run.drop_path)
+    return (
+        ClassifyTask(model, run, CLASSES, torch.device("cpu")),
+        evaluate_cost(run, source, CLASSES, 4),
+        run.image_size,
+    )
 
 
 def step_of(task: torch.nn.Module, size: int, batch: int) -> Callable[[], None]:
@@ -53,23 +65,10 @@ def step_of(task: torch.nn.Module, size: int, batch: int) -> Callable[[], None]:
     return step
 
 
-def row(name: str, batch: int, predicted: float, measured: float, budget: str) -> dict[str, Any]:
-    ratio = predicted / measured
-    return {
-        "name": "plan_check",
-        "case": f"{name} at {budget}, batch {batch}: predicted against measured",
-        "ours": predicted,
-        "theirs": measured,
-        "ratio": ratio,
-        "unit": "s",
-        "spread": [ratio, ratio],
-        "machine": describe_machine(),
-        "revision": git_state()["revision"],
-    }
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--budget", default="laptop")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -82,7 +81,8 @@ def main() -> None:
         task, cost, size = task_of(params, name, options.budget)
         measured = median_seconds(step_of(task, size, batch), options.rounds, clock)
         predicted = rates.seconds(batch * cost.macs, batch * cost.activations, cost.calls)
-        rows.append(row(name, batch, predicted, measured, options.budget))
+        case = f"{name} at {options.budget}, batch {batch}: predicted against measured"
+        rows.append(row("plan_check", case, predicted, measured, predicted / measured))
     write_results("plan_check", rows)
     print(f"largest error {max(abs(line['ratio'] - 1) for line in rows):.0%}")
 

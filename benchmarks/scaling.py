@@ -1,9 +1,9 @@
-"""How cost grows: an epoch with the number of images, a step with the number of tokens, DVC's bookkeeping with the number of runs.
+"""How cost grows: an epoch with images, a step with tokens, DVC's bookkeeping with runs.
 
-Run: python benchmarks/scaling.py [epoch] [step] [dvc]     (default: all three, about four minutes on two cores)
+Run: python benchmarks/scaling.py [epoch] [step] [dvc]     (default: all, about four minutes on two cores)
 
-Writes benchmarks/results/scaling_{epoch,step,dvc}.json and benchmarks/results/scaling.png. In each line ratio is the growth of the size over the
-growth of the cost since the smallest case: 1 is linear, above 1 is better than linear.
+Writes benchmarks/results/scaling_{epoch,step,dvc}.json and scaling.png. A ratio is the growth of the size
+over the growth of the cost since the smallest case: 1 is linear, above 1 is better than linear.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ import numpy as np
 import torch
 import yaml
 
-from replicate.cost.bench import RESULTS, describe_machine, write_results
+from replicate.cost.bench import RESULTS, row, write_results
 from replicate.cost.rates import median_seconds
 from replicate.loaders import Augmentation, open_loader
 from replicate.loaders.writer import WriteSettings, write_beton
 from replicate.models.mae import MAE
-from replicate.provenance import git_state
 
 IMAGES = (1000, 2000, 5000, 11000, 22000)
 GRIDS = (4, 7, 10, 14, 20, 28)
@@ -39,7 +38,7 @@ AXES = {"epoch": "images", "step": "tokens", "dvc": "stages"}
 
 
 class Noise:
-    """Random raw images: reading them costs what reading any image of that size costs, without a source on disk."""
+    """Random raw images, as costly to read as any of that size, without files."""
 
     class_names = ["a", "b"]
 
@@ -64,7 +63,14 @@ def epochs(clock: Callable[[], float]) -> dict[int, float]:
         for count in IMAGES:
             path = Path(folder) / f"{count}.beton"
             write_beton(path, Noise(count), WriteSettings(mode="raw"), progress=False)
-            options = {"batch_size": 128, "image_size": 32, "augmentation": Augmentation(), "seed": 0, "train": True, "workers": 1}
+            options = {
+                "batch_size": 128,
+                "image_size": 32,
+                "augmentation": Augmentation(),
+                "seed": 0,
+                "train": True,
+                "workers": 1,
+            }
             with open_loader("beton", path, **options) as loader:
                 start = clock()
                 for images, _, _ in loader.epoch(0):
@@ -81,12 +87,14 @@ def steps(clock: Callable[[], float]) -> dict[int, float]:
     for side in GRIDS:
         model = MAE(side * 8, 8, 128, 4, 2, 64, 1, 2, mask_ratio=0.0)
         images = torch.randn(4, 3, side * 8, side * 8)
-        found[side * side] = median_seconds(lambda m=model, x=images: m(x).pred.square().mean().backward(), 3, clock)
+        found[side * side] = median_seconds(
+            lambda m=model, x=images: m(x).pred.square().mean().backward(), 3, clock
+        )
     return found
 
 
 def bookkeeping() -> dict[int, float]:
-    """CPU seconds of a `dvc repro` that finds so many stages, each with a file of inputs to compare, up to date."""
+    """CPU seconds of a `dvc repro` with so many stages, all up to date, each with a file of inputs."""
     found = {}
     for count in STAGES:
         with tempfile.TemporaryDirectory() as folder:
@@ -98,14 +106,19 @@ def bookkeeping() -> dict[int, float]:
 
 
 def _finished_project(folder: Path, count: int) -> None:
-    """A pipeline whose stages have all run, written down as DVC would have: running them would take longer than everything else here."""
+    """Write a pipeline whose stages have all run, as DVC would: running them would take too long."""
     runs = {f"run_{index}": {"rate": index} for index in range(count)}
     (folder / "inputs").mkdir()
     done = {}
     for name, run in runs.items():
         content = json.dumps({"stated": run}).encode()
         (folder / "inputs" / f"{name}.json").write_bytes(content)
-        dependency = {"path": f"inputs/{name}.json", "hash": "md5", "md5": hashlib.md5(content).hexdigest(), "size": len(content)}
+        dependency = {
+            "path": f"inputs/{name}.json",
+            "hash": "md5",
+            "md5": hashlib.md5(content).hexdigest(),
+            "size": len(content),
+        }
         done[f"train@{name}"] = {"cmd": "true", "deps": [dependency]}
     stage = {"cmd": "true", "deps": ["inputs/${key}.json"]}
     _write_yaml(folder / "params.yaml", {"runs": runs})
@@ -113,7 +126,7 @@ def _finished_project(folder: Path, count: int) -> None:
     _write_yaml(folder / "dvc.lock", {"schema": "2.0", "stages": done})
     _dvc(folder, "init", "--no-scm", "-q")
     if count == STAGES[0] and _dvc(folder, "status").strip() != "Data and pipelines are up to date.":
-        raise SystemExit("dvc does not take the stages as finished")
+        raise SystemExit("dvc does not find the stages finished")
 
 
 def _write_yaml(path: Path, content: dict[str, Any]) -> None:
@@ -122,7 +135,14 @@ def _write_yaml(path: Path, content: dict[str, Any]) -> None:
 
 def _dvc(folder: str | Path, *arguments: str) -> str:
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
-    return subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=folder,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
 
 
 def _children_seconds() -> float:
@@ -134,26 +154,14 @@ def rows(kind: str, found: dict[int, float]) -> list[dict[str, Any]]:
     (least, base), *_ = found.items()
     lines = []
     for size, seconds in found.items():
-        ratio = (size / least) / (seconds / base)
-        lines.append(
-            {
-                "name": f"scaling_{kind}",
-                "case": f"{size} {AXES[kind]}",
-                "size": size,
-                "ours": seconds,
-                "theirs": base * size / least,
-                "ratio": ratio,
-                "unit": "CPU s",
-                "spread": [ratio, ratio],
-                "machine": describe_machine(),
-                "revision": git_state()["revision"],
-            }
-        )
+        linear = base * size / least
+        own = {"size": size, "unit": "CPU s"}
+        lines.append(row(f"scaling_{kind}", f"{size} {AXES[kind]}", seconds, linear, linear / seconds, **own))
     return lines
 
 
 def draw() -> Path:
-    """All three curves from their files, with the straight line through the first point."""
+    """Draw the curves of all files, each with a line through its first point."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -163,13 +171,19 @@ def draw() -> Path:
     from replicate.report import style  # noqa: F401
 
     kinds = [kind for kind in AXES if (RESULTS / f"scaling_{kind}.json").exists()]
-    figure, axes = plt.subplots(1, len(kinds), figsize=(4.2 * len(kinds), 3.2), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(kinds), figsize=(4.2 * len(kinds), 3.2), squeeze=False, layout="constrained"
+    )
     for axis, kind in zip(axes[0], kinds, strict=True):
         lines = json.loads((RESULTS / f"scaling_{kind}.json").read_text())
         sizes, seconds = [line["size"] for line in lines], [line["ours"] for line in lines]
         axis.loglog(sizes, seconds, marker="o", label="measured")
         axis.loglog(sizes, [line["theirs"] for line in lines], linestyle="--", color="grey", label="linear")
-        axis.set(xlabel=AXES[kind], ylabel="CPU seconds", title={"epoch": "an epoch", "step": "a step", "dvc": "dvc repro, up to date"}[kind])
+        axis.set(
+            xlabel=AXES[kind],
+            ylabel="CPU seconds",
+            title={"epoch": "an epoch", "step": "a step", "dvc": "dvc repro, up to date"}[kind],
+        )
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.yaxis.set_minor_formatter(NullFormatter())
         axis.legend()
@@ -179,11 +193,17 @@ def draw() -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kinds", nargs="*", choices=[[], *AXES], help="default: all")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    measured = {"epoch": lambda: epochs(time.process_time), "step": lambda: steps(time.process_time), "dvc": bookkeeping}
+    measured = {
+        "epoch": lambda: epochs(time.process_time),
+        "step": lambda: steps(time.process_time),
+        "dvc": bookkeeping,
+    }
     for kind in options.kinds or AXES:
         write_results(f"scaling_{kind}", rows(kind, measured[kind]()))
     print(draw())

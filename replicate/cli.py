@@ -354,11 +354,14 @@ def _budget(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from replicate.cost import plan
+    from replicate.cost.data_size import data_size
     from replicate.cost.rates import rates_of
 
     params = _load(options)
     if options.readme:
-        plan.update_readme(Path("README.md"), params)
+        from replicate.report.plan_table import update_readme
+
+        update_readme(Path("README.md"), params)
         return
     if options.devices < 1:
         raise UserError(f"--devices {options.devices}: at least one device must train")
@@ -373,7 +376,7 @@ def _plan(options: argparse.Namespace) -> None:
     print(plan.render(lines))
     print(plan.render(plan.totals(lines)))
     for name in params.datasets:
-        size = plan.data_size(params, name, budget)
+        size = data_size(params, name, budget)
         note = "; its source is missing, so ImageNet-1k is assumed" if size.assumed else ""
         images = f"{size.train} + {size.val} images of {size.classes} classes"
         print(f"data {name}: {images}, about {size.bytes / 1e9:.2g} GB of .beton{note}")

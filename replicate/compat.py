@@ -1,8 +1,8 @@
-"""Makes torchvision importable beside a torch build that its compiled operators do not match.
+"""Make torchvision importable beside a torch build that its compiled operators do not match.
 
-A CUDA build of torchvision next to a CPU build of torch fails at import ("operator torchvision::nms does not exist"), and timm imports
-torchvision. Only the schemas are missing for what this package uses, so declare them, and only when the real operators cannot be loaded.
-Import this module before torchvision or timm.
+A CUDA build of torchvision fails beside a CPU build of torch ("operator torchvision::nms does not exist"),
+and timm imports torchvision. This package needs only the operators' schemas. So this module declares them,
+but only when the real operators cannot be loaded. Packages that import timm import this module first.
 """
 
 import importlib.util

@@ -1,7 +1,7 @@
 """Means, differences, ratios, rank correlations and peaks over seeds, each with its 95 % interval.
 
-Runs are few (two to five seeds), so every interval is Student's t. Two runs that share their seeds share data order and initial
-weights and are compared seed by seed (paired); otherwise Welch's interval is used.
+Runs have few seeds (two to five), so every interval is Student's t. Two runs that share their seeds share
+data order and initial weights and are compared seed by seed (paired); otherwise the interval is Welch's.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
+TAILS = (0.025, 0.975)
 DRAWS = 4000
 MOST_SEEDS = 1000
 
 
 class Estimate(NamedTuple):
-    """A value with its interval. One seed, or a number that was computed rather than measured, has no interval (NaN)."""
+    """A value with its interval, NaN for one seed; `spread` is one seed's standard deviation."""
 
     value: float
     low: float
@@ -35,9 +35,9 @@ class Estimate(NamedTuple):
     def half_width(self) -> float:
         return (self.high - self.low) / 2
 
-    def map(self, function) -> Estimate:
+    def map(self, function: Callable[[float], float]) -> Estimate:
         """The estimate on another scale; `function` must be increasing."""
-        return Estimate(function(self.value), function(self.low), function(self.high), self.seeds, math.nan)
+        return Estimate(function(self.value), function(self.low), function(self.high), self.seeds)
 
 
 class Curve(NamedTuple):
@@ -50,47 +50,46 @@ class Curve(NamedTuple):
     def means(self) -> np.ndarray:
         return np.array([np.mean(list(point.values())) for point in self.values])
 
+    @property
+    def seeds(self) -> int:
+        """The fewest seeds of any point."""
+        return min(map(len, self.values))
 
-def mean(values: Sequence[float], level: float = LEVEL) -> Estimate:
+
+def mean(values: Sequence[float]) -> Estimate:
     """Mean of one run's seeds with its t interval."""
     sample = np.asarray(list(values), dtype=float)
     centre = float(sample.mean())
     if len(sample) < 2:
-        return Estimate(centre, math.nan, math.nan, len(sample))
+        return _without_interval(centre, len(sample))
     spread = float(sample.std(ddof=1))
-    return _student(centre, spread / math.sqrt(len(sample)), len(sample) - 1, len(sample), spread, level)
+    return _student(centre, spread / math.sqrt(len(sample)), len(sample) - 1, len(sample), spread)
 
 
-def combination(terms: Sequence[tuple[float, Mapping[int, float]]], level: float = LEVEL) -> Estimate:
-    """Interval of sum_k c_k * run_k, each run a mapping from seed to result: differences, and differences of differences.
+def combination(terms: Sequence[tuple[float, Mapping[int, float]]]) -> Estimate:
+    """Interval of sum_k c_k * run_k, each run a mapping from seed to result.
 
-    All runs on the same seeds are combined seed by seed. Runs on different seeds are independent, and the degrees of freedom are
-    Welch's and Satterthwaite's.
+    All runs on the same seeds are combined seed by seed. Runs on different seeds are independent; then the
+    degrees of freedom follow Welch and Satterthwaite.
     """
-    shared = _shared_seeds(terms)
+    shared = _shared_seeds([run for _, run in terms])
     if shared:
-        return mean([sum(c * run[seed] for c, run in terms) for seed in shared], level)
+        return mean([sum(c * run[seed] for c, run in terms) for seed in shared])
     samples = [(c, np.array(list(run.values()), dtype=float)) for c, run in terms]
     centre = float(sum(c * sample.mean() for c, sample in samples))
     fewest = min(len(sample) for _, sample in samples)
     if fewest < 2:
-        return Estimate(centre, math.nan, math.nan, fewest)
+        return _without_interval(centre, fewest)
     parts = np.array([c**2 * sample.var(ddof=1) / len(sample) for c, sample in samples])
-    freedom = [len(sample) - 1 for _, sample in samples]
+    freedom = np.array([len(sample) - 1 for _, sample in samples])
     total = parts.sum()
-    df = total**2 / sum(part**2 / n for part, n in zip(parts, freedom, strict=True)) if total > 0 else min(freedom)
-    return _student(centre, math.sqrt(total), df, fewest, math.sqrt(total * fewest), level)
+    df = total**2 / (parts**2 / freedom).sum() if total > 0 else freedom.min()
+    return _student(centre, math.sqrt(total), df, fewest, math.sqrt(total * fewest))
 
 
-def difference(left: Mapping[int, float], right: Mapping[int, float], level: float = LEVEL) -> Estimate:
+def difference(left: Mapping[int, float], right: Mapping[int, float]) -> Estimate:
     """left - right; paired when both hold the same seeds, Welch otherwise."""
-    return combination([(1.0, left), (-1.0, right)], level)
-
-
-def ratio(left: Mapping[int, float], right: Mapping[int, float], level: float = LEVEL) -> Estimate:
-    """left / right of positive results (times, losses): the interval is taken on the logarithm, so both ends are positive."""
-    logs = [{seed: math.log(value) for seed, value in run.items()} for run in (left, right)]
-    return difference(*logs, level=level).map(math.exp)
+    return combination([(1.0, left), (-1.0, right)])
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
@@ -99,11 +98,11 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def noise(curve: Curve) -> tuple[float, int]:
-    """Standard deviation of one seed about its point's mean, pooled over the sweep, and its degrees of freedom.
+    """Standard deviation of one seed, pooled over the sweep, and its degrees of freedom.
 
-    Points on the same seeds shift together; that shift moves no peak, so it is removed first.
+    Points on the same seeds shift together. That shift moves no peak, so it is removed first.
     """
-    seeds = _shared_seeds([(1.0, point) for point in curve.values])
+    seeds = _shared_seeds(curve.values)
     if len(seeds) >= 2:
         table = np.array([[point[seed] for seed in seeds] for point in curve.values])
         residual = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
@@ -116,58 +115,72 @@ def noise(curve: Curve) -> tuple[float, int]:
 
 
 def draws(curve: Curve, count: int = DRAWS, seed: int = 0, seeds: int | None = None) -> np.ndarray:
-    """(count, K) sweeps that the seeds could have given, or `seeds` of them a point could: a parametric bootstrap.
+    """(count, K) sweeps that the seeds could have given, or `seeds` seeds a point: a parametric bootstrap.
 
-    Resampling two or three seeds repeats the same few curves, so the noise is pooled over the points and drawn from a normal
-    distribution whose variance is itself uncertain (inverse chi-squared), as in Student's t.
+    Resampling two or three seeds repeats the same few curves. So the noise is pooled over the points and
+    drawn from a normal distribution whose variance is itself uncertain (inverse chi-squared), as in Student's
+    t.
     """
     generator = np.random.default_rng(seed)
     spread, df = noise(curve)
     if df == 0:
         return curve.means[None]
     if seeds is not None:
-        df = max(1, round(df * (seeds - 1) / max(1, min(map(len, curve.values)) - 1)))
+        df = max(1, round(df * (seeds - 1) / max(1, curve.seeds - 1)))
     scale = np.sqrt(df / generator.chisquare(df, (count, 1))) * spread
     widths = np.array([1 / math.sqrt(seeds or len(point)) for point in curve.values])
     return curve.means + generator.standard_normal((count, len(widths))) * scale * widths
 
 
-def argmax(curve: Curve, level: float = LEVEL, count: int = DRAWS, seed: int = 0, more: int | None = None) -> Estimate:
-    """Where the sweep peaks, as one of its x, with the bootstrap interval of that place, or the one that `more` seeds a point would leave."""
+def argmax(curve: Curve, count: int = DRAWS, more: int | None = None) -> Estimate:
+    """The x where the sweep peaks, with the bootstrap interval of its seeds, or of `more` seeds."""
     places = np.asarray(curve.x, dtype=float)
     best = float(places[int(curve.means.argmax())])
-    seeds = min(len(point) for point in curve.values)
-    if seeds < 2:
-        return Estimate(best, math.nan, math.nan, seeds)
-    peaks = places[draws(curve, count, seed, more).argmax(1)]
-    low, high = np.quantile(peaks, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
-    return Estimate(best, min(float(low), best), max(float(high), best), seeds)
+    if curve.seeds < 2:
+        return _without_interval(best, curve.seeds)
+    low, high = np.quantile(places[draws(curve, count, seeds=more).argmax(1)], TAILS, method="inverted_cdf")
+    return Estimate(best, min(float(low), best), max(float(high), best), curve.seeds)
 
 
-def bootstrap(curve: Curve, statistic, level: float = LEVEL, count: int = DRAWS, seed: int = 0, more: int | None = None) -> Estimate:
-    """Any number read off a sweep's means, with its bootstrap interval, or the one that `more` seeds a point would leave."""
-    value = float(statistic(curve.means))
-    seeds = min(len(point) for point in curve.values)
+def peak_distance(curves: tuple[Curve, Curve], more: int | None = None) -> Estimate:
+    """Peak of the first sweep minus that of the second, with a bootstrap interval as in `argmax`."""
+    first, second = (argmax(curve) for curve in curves)
+    value, seeds = first.value - second.value, min(first.seeds, second.seeds)
     if seeds < 2:
-        return Estimate(value, math.nan, math.nan, seeds)
-    found = np.apply_along_axis(statistic, 1, draws(curve, count, seed, more))
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+        return _without_interval(value, seeds)
+    drawn = [np.asarray(c.x)[draws(c, seed=k, seeds=more).argmax(1)] for k, c in enumerate(curves)]
+    low, high = np.quantile(drawn[0] - drawn[1], TAILS, method="inverted_cdf")
     return Estimate(value, float(low), float(high), seeds)
 
 
-def seeds_to_decide(estimate: Estimate, threshold: float = 0.0, level: float = LEVEL) -> int | None:
-    """How many seeds in all would put `threshold` outside the interval, effect and spread as now; None beyond 1000."""
+def bootstrap(
+    curve: Curve, statistic: Callable[..., np.ndarray], count: int = DRAWS, more: int | None = None
+) -> Estimate:
+    """A statistic of a sweep's means, such as `np.ptp`, with a bootstrap interval as in `argmax`.
+
+    `statistic(array, axis)` reduces the axis of the sweep's points.
+    """
+    value = float(statistic(curve.means, axis=-1))
+    if curve.seeds < 2:
+        return _without_interval(value, curve.seeds)
+    low, high = np.quantile(statistic(draws(curve, count, seeds=more), axis=-1), TAILS)
+    return Estimate(value, float(low), float(high), curve.seeds)
+
+
+def seeds_to_decide(estimate: Estimate, threshold: float = 0.0) -> int | None:
+    """Seeds in all that would put `threshold` outside the interval; None beyond 1000."""
     distance = abs(estimate.value - threshold)
     if not math.isfinite(estimate.spread) or distance == 0:
         return None
-    for n in range(2, MOST_SEEDS + 1):
-        if stats.t.ppf((1 + level) / 2, n - 1) * estimate.spread / math.sqrt(n) < distance:
-            return n
-    return None
+
+    def decides(seeds: int) -> bool:
+        return stats.t.ppf(TAILS[1], seeds - 1) * estimate.spread / math.sqrt(seeds) < distance
+
+    return fewest_seeds(decides, 1)
 
 
 def fewest_seeds(decides: Callable[[int], bool], have: int) -> int | None:
-    """The smallest number of seeds above `have` for which `decides` is true, if more seeds only help; None beyond 1000."""
+    """The fewest seeds above `have` for which `decides` is true; None beyond 1000."""
     low, high = have, have + 1
     while not decides(high):
         if high == MOST_SEEDS:
@@ -179,11 +192,15 @@ def fewest_seeds(decides: Callable[[int], bool], have: int) -> int | None:
     return high
 
 
-def _shared_seeds(terms: Sequence[tuple[float, Mapping[int, float]]]) -> list[int]:
-    sets = [set(run) for _, run in terms]
-    return sorted(sets[0]) if all(found == sets[0] for found in sets) else []
+def _shared_seeds(runs: Sequence[Mapping[int, float]]) -> list[int]:
+    first = set(runs[0])
+    return sorted(first) if all(set(run) == first for run in runs) else []
 
 
-def _student(centre: float, error: float, df: float, seeds: int, spread: float, level: float) -> Estimate:
-    reach = float(stats.t.ppf((1 + level) / 2, df)) * error
+def _student(centre: float, error: float, df: float, seeds: int, spread: float) -> Estimate:
+    reach = float(stats.t.ppf(TAILS[1], df)) * error
     return Estimate(centre, centre - reach, centre + reach, seeds, spread)
+
+
+def _without_interval(value: float, seeds: int) -> Estimate:
+    return Estimate(value, math.nan, math.nan, seeds)

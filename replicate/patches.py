@@ -1,7 +1,7 @@
-"""Images as sequences of patch vectors, and back (MAE, section 3; the vocabulary of the reference implementation).
+"""Images as sequences of patch vectors, and back (MAE, section 3; names of the reference implementation).
 
-Patches run in raster order; inside a patch the values run (row in patch, column in patch, channel), so that a 16 x 16
-RGB patch is a 768-vector.
+Patches are in raster order, the values of a patch in the order (row, column, channel): 768 for 16 x 16 RGB
+pixels.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def grid_of(image_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """(rows, columns) of patches in an image; UserError when the patch does not divide a side."""
+    """(rows, columns) of patches in an image. Raises UserError if the patch does not divide a side."""
     height, width = pair(image_size)
     if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
         allowed = f"{patch_size}, {2 * patch_size}, {3 * patch_size}, ..."
-        raise UserError(f"image_size {height}x{width} is not a multiple of patch_size {patch_size}: a side must be {allowed}")
+        size = f"image_size {height}x{width} is not a multiple of patch_size {patch_size}"
+        raise UserError(f"{size}: a side must be {allowed}")
     return height // patch_size, width // patch_size
 
 
@@ -36,7 +37,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int], channels: int = 3) -> Tensor:
-    """(N, L, P * P * C) patch vectors on a (rows, columns) grid -> (N, C, H, W) images; inverse of `patchify`."""
+    """(N, L, P * P * C) patch vectors on a (rows, columns) grid -> (N, C, H, W) images; undoes `patchify`."""
     rows, columns = grid
     tiles = patches.reshape(len(patches), rows, columns, patch_size, patch_size, channels)
-    return tiles.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), channels, rows * patch_size, columns * patch_size)
+    return tiles.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)

@@ -1,8 +1,8 @@
-"""How an epoch may end before its end, played through in a process of its own: `python tests/loader_endings.py KIND FOLDER`.
+"""Ways to leave an epoch early, run in a process of its own: `python tests/loader_endings.py KIND FOLDER`.
 
-Prints one JSON object a case as it is done: what was raised, seconds from there to the consumer, and the threads and child processes
-that are left. FOLDER holds train.beton with a seek index (for kind folder: train/ with class folders). A bus error would end the process,
-hence one of its own.
+Prints one JSON object per case: what was raised, seconds from there to the consumer, and the threads and
+child processes that are left. FOLDER holds train.beton with a seek index, or train/ with class folders for
+kind folder. It needs its own process because a bus error ends it.
 """
 
 import json
@@ -24,7 +24,7 @@ from replicate.loaders import Augmentation, open_loader
 from replicate.loaders.base import BaseLoader
 
 KIND, FOLDER = sys.argv[1], Path(sys.argv[2])
-# A thread told to end, whose item is done, still needs its turn on a busy machine.
+# On a busy machine, a thread that has finished its item needs time to end.
 SECONDS_TO_END = 2.0
 ITEM_SECONDS = 0.4
 COLOURS = Augmentation(auto="three_augment")
@@ -40,7 +40,7 @@ def data() -> Path:
 
 
 class Failing:
-    """Stands in for a function: works until `after` calls are done, then raises and remembers when, in worker processes too."""
+    """Replaces a function. Works for `after` calls, then raises and records when, also in worker processes."""
 
     def __init__(self, function: Callable[..., Any], after: int) -> None:
         self.function, self.left, self.raised_at = function, after, multiprocessing.Value("d", 0.0)
@@ -55,20 +55,20 @@ class Failing:
 
 
 def again_if_late(case: Callable[[], None]) -> Callable[[], None]:
-    """Thrice at most: on a busy machine a process may wait for its turn longer than the two seconds that are allowed."""
+    """Run a case up to three times: on a busy machine a process may wait longer than the two seconds allowed."""
 
     @wraps(case)
     def repeated() -> None:
         for _ in range(3):
             case()
-            if told.get("seconds", math.inf) < 2:
+            if outcome.get("seconds", math.inf) < 2:
                 return
 
     return repeated
 
 
 def decoder_of(loader: BaseLoader) -> tuple[Any, str, int]:
-    """Whose function decodes, its name, and a number of calls within an epoch's first half."""
+    """The object that decodes, its function's name, and a number of calls within the first half of an epoch."""
     if KIND == "ffcv":
         from replicate.loaders import ffcv
 
@@ -92,14 +92,14 @@ def augment_fails() -> None:
 def fails(loader: BaseLoader, owner: Any, name: str, after: int) -> None:
     whole = getattr(owner, name)
     failing = Failing(whole, after)
-    # A class's function needs its instance: a plain function finds it, an object would not.
+    # A class needs a plain function here: an object would not receive the instance.
     setattr(owner, name, (lambda *arguments: failing(*arguments)) if isinstance(owner, type) else failing)
     try:
         for _ in loader.epoch(1):
             pass
     except RuntimeError as error:
-        told["seconds"] = min(time.monotonic() - failing.raised_at.value, told.get("seconds", math.inf))
-        told["error"] = str(error)
+        outcome["seconds"] = min(time.monotonic() - failing.raised_at.value, outcome.get("seconds", math.inf))
+        outcome["error"] = str(error)
     finally:
         setattr(owner, name, whole)
 
@@ -118,14 +118,14 @@ def interrupted() -> None:
                     if number == 2:
                         asked.set()
         except KeyboardInterrupt as error:
-            told["error"] = type(error).__name__
+            outcome["error"] = type(error).__name__
     sender.join()
 
 
 @again_if_late
 def interrupted_while_leaving() -> None:
-    """Ctrl-C while the epoch waits for what is in work, which here takes its time."""
-    told.pop("seconds", None)
+    """Ctrl-C while the epoch waits for slow work in progress."""
+    outcome.pop("seconds", None)
     with opened(data(), batch_size=1) as loader:
         owner, name, _ = decoder_of(loader)
         whole, in_work = getattr(owner, name), multiprocessing.Value("i", 0)
@@ -140,7 +140,7 @@ def interrupted_while_leaving() -> None:
             return done
 
         def send() -> None:
-            told["sent"] = time.monotonic()
+            outcome["sent"] = time.monotonic()
             os.kill(os.getpid(), signal.SIGINT)
 
         setattr(owner, name, slowly)
@@ -153,9 +153,9 @@ def interrupted_while_leaving() -> None:
             left = True
             sender.join()
         except KeyboardInterrupt as error:
-            told["error"], told["in work"] = type(error).__name__, in_work.value
+            outcome["error"], outcome["in work"] = type(error).__name__, in_work.value
             if not left:
-                told["seconds"] = time.monotonic() - told.pop("sent")
+                outcome["seconds"] = time.monotonic() - outcome.pop("sent")
         finally:
             setattr(owner, name, whole)
     sender.join()
@@ -165,8 +165,8 @@ def left_early() -> None:
     with opened(data()) as loader:
         for _ in loader.epoch(0):
             break
-        told["error"] = "left"
-        told["while open"] = [thread.name for thread in threads_left()]
+        outcome["error"] = "left"
+        outcome["while open"] = [thread.name for thread in threads_left()]
 
 
 @contextmanager
@@ -188,11 +188,11 @@ def cut(suffix: str, **options: Any) -> None:
         try:
             list(batches)
         except Exception as error:
-            told["error"] = f"{type(error).__name__}: {error}"
+            outcome["error"] = f"{type(error).__name__}: {error}"
 
 
 def forget_size_check(loader: BaseLoader) -> None:
-    """As if the file were cut just after the pipeline's thread looked at its size."""
+    """Simulate a cut right after the pipeline's thread has checked the size."""
     check, consumer = loader.reader.check_unchanged, threading.current_thread()
     loader.reader.check_unchanged = lambda: check() if threading.current_thread() is consumer else None
 
@@ -210,7 +210,7 @@ def cut_index() -> None:
 
 
 def cut_after_the_look() -> None:
-    """Kind ffcv: the thread's own look at the sizes is done away with, so that the decoder itself meets the end of both files."""
+    """Kind ffcv: without the thread's check of the sizes, the decoder itself meets the end of both files."""
     for suffix in (".beton", ".seek"):
         with copied() as folder, opened(folder / "train.beton", batch_size=8) as loader:
             forget_size_check(loader)
@@ -218,7 +218,7 @@ def cut_after_the_look() -> None:
             try:
                 list(loader.epoch(0))
             except Exception as error:
-                told["error"] = told.get("error", "") + f"{type(error).__name__}: {error}\n"
+                outcome["error"] = outcome.get("error", "") + f"{type(error).__name__}: {error}\n"
 
 
 def threads_left() -> list[threading.Thread]:
@@ -234,14 +234,14 @@ if KIND == "ffcv":
     CASES += [cut_after_the_look]
 
 if __name__ == "__main__":
-    # A shell's background jobs ignore the signal, and hand that on.
+    # Background jobs of a shell ignore the signal, and their children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for case in CASES:
-        told: dict[str, Any] = {"case": case.__name__}
+        outcome: dict[str, Any] = {"case": case.__name__}
         case()
         until = time.monotonic() + SECONDS_TO_END
         while threads_left() and time.monotonic() < until:
             time.sleep(0.01)
-        told["threads"] = [thread.name for thread in threads_left()]
-        told["children"] = len(multiprocessing.active_children())
-        print(json.dumps(told), flush=True)
+        outcome["threads"] = [thread.name for thread in threads_left()]
+        outcome["children"] = len(multiprocessing.active_children())
+        print(json.dumps(outcome), flush=True)

@@ -101,7 +101,7 @@ def test_a_data_set_that_is_not_stated_is_told_with_those_that_are(project, caps
 def test_a_benchmark_tells_a_folder_that_is_not_there_from_an_empty_one(project, capsys):
     assert "nowhere: no such folder" in told(capsys, "bench", "loader", "--images", "nowhere")
     Path("empty").mkdir()
-    assert "empty: no JPEG or PNG file in it" in told(capsys, "bench", "loader", "--images", "empty")
+    assert "empty: no image in it" in told(capsys, "bench", "loader", "--images", "empty")
 
 
 def test_empty_class_folder(project, capsys):

@@ -16,7 +16,10 @@ def python(code: str) -> str:
 
 
 def test_torchvision_and_timm_import_in_this_environment():
-    printed = python("import replicate.compat, torchvision, timm; print(timm.create_model('vit_tiny_patch16_224').embed_dim)")
+    printed = python(
+        "import replicate.compat, torchvision, timm\n"
+        "print(timm.create_model('vit_tiny_patch16_224').embed_dim)"
+    )
     assert printed == "192"
 
 

@@ -1,4 +1,4 @@
-"""DailyMAE: every cell of its tables has a run that is what the cell says, or is measured or computed, and a place where it is shown."""
+"""DailyMAE: every cell of its tables has a matching run, a measurement or a computation, and is shown."""
 
 import importlib.util
 import json
@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from replicate.config import EvaluateRun, PretrainRun, ScoreRun, TeacherRun, load, published
-from replicate.report import computed, dailymae, dailymae_figures, loader_runs, tables
+from replicate.config import EvaluateRun, PretrainRun, ScoreRun, load, published
+from replicate.papers import dailymae, dailymae_codecs
+from replicate.papers import dailymae_figures as draw
+from replicate.report import computed, loader_runs, tables
 from replicate.report.book import Book
 from replicate.report.quantities import Reader
 from replicate.report.results import Results, Run
@@ -34,9 +36,25 @@ def cells():
 @pytest.fixture
 def measured(tmp_path):
     """Rounds of two loaders, as the benchmark writes them."""
-    row = {"case": "a case", "machine": "a machine", "revision": "abc", "images": [10, 10], "runs": ["loader_500_95", "loader_folder"]}
-    row |= {"images_per_second": [[900.0, 1000.0, 1100.0], [200.0, 210.0, 190.0]], "file_bytes": [4_000, 5_000]}
-    row |= {"name": "loader", "ours": 1.0, "theirs": 5.0, "unit": "ms an image", "ratio": 5.0, "spread": [4.5, 5.5]}
+    row = {
+        "case": "a case",
+        "machine": "a machine",
+        "revision": "abc",
+        "images": [10, 10],
+        "runs": ["loader_500_95", "loader_folder"],
+    }
+    row |= {
+        "images_per_second": [[900.0, 1000.0, 1100.0], [200.0, 210.0, 190.0]],
+        "file_bytes": [4_000, 5_000],
+    }
+    row |= {
+        "name": "loader",
+        "ours": 1.0,
+        "theirs": 5.0,
+        "unit": "ms an image",
+        "ratio": 5.0,
+        "spread": [4.5, 5.5],
+    }
     path = tmp_path / loader_runs.FOLDER / "loader_1_thread.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps([row]))
@@ -45,14 +63,14 @@ def measured(tmp_path):
 
 @pytest.mark.parametrize("table", OWN)
 def test_every_own_cell_has_a_run_a_measurement_or_is_computed(params, cells, table):
-    from replicate.cost.loader_bench import COMPARISONS
+    from replicate.cost.loader_cases import COMPARISONS
 
     speeds = {name for _, *sides in COMPARISONS for name in sides}
     found = cells[cells["table"] == table]
     assert len(found)
     for line in found.to_dict("records"):
         names = {name for name in line["run"].split(", ") if name}
-        assert names or line["id"] in computed.numbers("dailymae").index, line["id"]
+        assert names or line["id"] in computed.numbers("dailymae"), line["id"]
         assert line["status"] not in (tables.NEEDS_SCALE, tables.NOT_BUILT, tables.CITED), line["id"]
         assert names <= set(params.runs) | speeds, line["id"]
 
@@ -61,9 +79,11 @@ def test_every_own_cell_leads_to_what_it_says(params):
     """The run by what it trains or scores, and the metric, both derived from the printed setting alone."""
     seen = []
     for cell in own_cells():
-        rule = next((rule for rule in published.mapping("dailymae") if published.matches(cell, rule["match"])), {})
+        rule = next(
+            (rule for rule in published.mapping("dailymae") if published.matches(cell, rule["match"])), {}
+        )
         if "ours" not in rule:
-            assert cell["id"] in computed.numbers("dailymae").index, cell["id"]
+            assert cell["id"] in computed.numbers("dailymae"), cell["id"]
             continue
         quantity = tables.fill(rule["ours"], published.setting(cell["row"]))
         name, _, metric = (quantity["times"][1] if isinstance(quantity, dict) else quantity).partition("/")
@@ -74,7 +94,7 @@ def test_every_own_cell_leads_to_what_it_says(params):
 
 
 def test_what_runs_do_tells_them_apart(params):
-    """Else the test above would let one stand for another. Table 6 has one image set and weights in common with Table 5, twice."""
+    """Otherwise the test above could confuse two runs. Tables 5 and 6 share two runs."""
     named = [name for name in tables.runs_named("dailymae") if not name.startswith("loader_")]
     kinds = [does(params, name) for name in named]
     same = {frozenset(name for name, kind in zip(named, kinds, strict=True) if kind == one) for one in kinds}
@@ -85,17 +105,27 @@ def test_what_runs_do_tells_them_apart(params):
 
 
 def test_fine_tuning_runs_differ_in_nothing_but_what_their_cells_say(params):
-    free = {"pretrain", "loader", "dataset", "image_size", "stages", "auto_augment"}
+    free = {"keep_weights", "pretrain", "loader", "dataset", "image_size", "stages", "auto_augment"}
     recipe = params.run("daily_ft_224").model_dump(exclude=free)
     found = [params.run(name) for name in tables.runs_named("dailymae") if not name.startswith("loader_")]
-    for run in (run for run in found if type(run) in (EvaluateRun, TeacherRun)):
+    for run in (run for run in found if type(run) is EvaluateRun):
         assert run.model_dump(exclude=free) == recipe
 
 
-METRICS = {"runtime_hours": "train_hours", "online_probe_top1": "probe_train_top1", "file_size_gb": "file_bytes"}
+METRICS = {
+    "runtime_hours": "train_hours",
+    "online_probe_top1": "probe_train_top1",
+    "file_size_gb": "file_bytes",
+}
 METRICS |= {"throughput_img_s": "images_per_second", "top5": "top5", "ft_top5": "top5"}
 COLOURS = {"RandAug": "rand-m9-mstd0.5-inc1", "3Aug": "three_augment", "3Aug+": "three_augment_plus"}
-STEPS = {"decode": "decode", "crop_decode": "decode", "crop_resize": "resize", "resize": "resize", "simple": "simple"}
+STEPS = {
+    "decode": "decode",
+    "crop_decode": "decode",
+    "crop_resize": "resize",
+    "resize": "resize",
+    "simple": "simple",
+}
 OFFICIAL = "full_75"  # MAE's own 1600 epochs stand for the released weights
 
 
@@ -110,37 +140,57 @@ def metric_of(cell) -> str:
 
 
 def does(params, name):
-    """What a run is, without its name: images, epochs and stages of what it trains, what it starts from, what it scores and how."""
+    """A run without its name: images, epochs and stages, its upstream run, what it scores and how."""
     run = params.run(name)
     if isinstance(run, ScoreRun):
         stored = run.encoding and f"{run.encoding.resolution}_{run.encoding.quality}"
-        return "scored", stored, run.codec, run.dct, does(params, run.classifier.rpartition("/")[2])
+        return "scored", stored, run.codec, run.dct, does(params, run.classifier)
     encoding = params.dataset(run.dataset, "paper").train
     images = "IF" if run.loader == "folder" else f"{encoding.resolution}_{encoding.quality}"
     assert run.loader != "folder" or run.dataset == "daily_500_95"
     if isinstance(run, PretrainRun):
         whole = [(1.0, run.image_size, run.mask_ratio)]
-        stages = [(stage.until, stage.image_size, run.mask_ratio if stage.mask_ratio is None else stage.mask_ratio) for stage in run.stages]
+        stages = [
+            (stage.until, stage.image_size, run.mask_ratio if stage.mask_ratio is None else stage.mask_ratio)
+            for stage in run.stages
+        ]
         return "pretrained", images, run.epochs, stages or whole
     whole = [(1.0, run.image_size, run.auto_augment, run.crop_scale[1])]
-    stages = [(stage.until, stage.image_size, stage.auto_augment, (stage.crop_scale or run.crop_scale)[1]) for stage in run.stages]
-    start = OFFICIAL if run.pretrain_name == OFFICIAL else does(params, run.pretrain_name)
+    stages = [
+        (stage.until, stage.image_size, stage.auto_augment, (stage.crop_scale or run.crop_scale)[1])
+        for stage in run.stages
+    ]
+    start = OFFICIAL if run.pretrain == OFFICIAL else does(params, run.pretrain)
     return "fine-tuned", start, images, run.epochs, stages or whole
 
 
 def expected(cell):
     """The same from a printed cell; the name of the benchmark's case for what is measured of a loader."""
     setting, column = published.setting(cell["row"]), cell["column"]
-    kind = {"table_4": loader_case, "table_7": loader_case, "table_13": loader_case, "table_5": scored_table_5, "table_6": scored_table_6}
+    kind = {
+        "table_4": loader_case,
+        "table_7": loader_case,
+        "table_13": loader_case,
+        "table_5": scored_table_5,
+        "table_6": scored_table_6,
+    }
     if column in ("file_size_gb", "throughput_img_s", "top1") and cell["table"] in kind:
         return kind[cell["table"]](setting)
     scheme = setting.get("scheme", setting.get("config", "224")).replace("fixed", "224")
-    stored = f"{setting['res']}_{setting['quality']}" if cell["table"] == "table_4" else setting.get("data", "").removeprefix("Train(").rstrip(")")
+    stored = (
+        f"{setting['res']}_{setting['quality']}"
+        if cell["table"] == "table_4"
+        else setting.get("data", "").removeprefix("Train(").rstrip(")")
+    )
     images = "IF" if stored.startswith("IF") else stored
     if cell["table"] == "table_9" or setting.get("stage") == "finetune" or column == "finetune_top1":
         return finetuned(OFFICIAL, images, scheme)
     pretrained = "pretrained", images, int(setting.get("epochs", 800)), pretraining_stages(scheme)
-    return pretrained if column in ("runtime_hours", "online_probe_top1") else finetuned(pretrained, "500_95", "224")
+    return (
+        pretrained
+        if column in ("runtime_hours", "online_probe_top1")
+        else finetuned(pretrained, "500_95", "224")
+    )
 
 
 def pretraining_stages(scheme: str) -> list:
@@ -150,7 +200,15 @@ def pretraining_stages(scheme: str) -> list:
     stages = []
     for number, until in enumerate((0.25, 0.5, 1.0), start=1):
         where = {"paper": "dailymae", "table": "table_10", "scheme": scheme[1:], "stage": number}
-        stages.append((until, *(published.one(where | {"column": column})["value"] for column in ("resolution", "mask_ratio"))))
+        stages.append(
+            (
+                until,
+                *(
+                    published.one(where | {"column": column})["value"]
+                    for column in ("resolution", "mask_ratio")
+                ),
+            )
+        )
     return stages
 
 
@@ -160,9 +218,22 @@ def finetuned(start, images: str, scheme: str, colours: str = "3Aug"):
         return "fine-tuned", start, images, 100, [(1.0, int(scheme), COLOURS[colours], 1.0)]
     stages = []
     for number, until in enumerate((0.3, 0.6, 1.0), start=1):
-        where = {"paper": "dailymae", "table": "table_8", "scheme": scheme[1:], "stage": number, "column": "e_sigma"}
+        where = {
+            "paper": "dailymae",
+            "table": "table_8",
+            "scheme": scheme[1:],
+            "stage": number,
+            "column": "e_sigma",
+        }
         stage = published.setting(published.one(where)["row"])
-        stages.append((until, int(stage["res"]), COLOURS[stage["augmentation"]], pytest.approx(float(stage["sigma_plus"]) ** 2)))
+        stages.append(
+            (
+                until,
+                int(stage["res"]),
+                COLOURS[stage["augmentation"]],
+                pytest.approx(float(stage["sigma_plus"]) ** 2),
+            )
+        )
     return "fine-tuned", start, images, 100, stages
 
 
@@ -201,10 +272,14 @@ def test_schemes_are_tables_8_and_10(params):
             if table == "table_8":
                 assert view.image_size == int(setting["res"])
                 assert view.crop_scale[1] == pytest.approx(float(setting["sigma_plus"]) ** 2)
-                assert view.auto_augment == ("three_augment_plus" if setting["augmentation"].endswith("+") else "three_augment")
+                assert view.auto_augment == (
+                    "three_augment_plus" if setting["augmentation"].endswith("+") else "three_augment"
+                )
                 assert round(run.stages[stage].until * run.epochs) - epoch == int(setting["epochs"])
             else:
-                assert {"resolution": view.image_size, "mask_ratio": view.mask_ratio}[line["column"]] == line["value"], (name, stage)
+                assert {"resolution": view.image_size, "mask_ratio": view.mask_ratio}[line["column"]] == line[
+                    "value"
+                ], (name, stage)
 
 
 def test_data_sets_are_compressed_as_table_4_says(params):
@@ -215,7 +290,9 @@ def test_data_sets_are_compressed_as_table_4_says(params):
         assert (dataset.val.resolution, dataset.val.quality) == (500, 100)
     scaled = params.dataset("daily_256_95", "evening")
     assert scaled.image_size == 125 and scaled.train.resolution == 64 and scaled.train.quality == 95
-    assert params.dataset("full", "evening").train.resolution == 500  # the others keep their caps, and so their files
+    assert (
+        params.dataset("full", "evening").train.resolution == 500
+    )  # the others keep their caps, and so their files
 
 
 def test_every_setting_of_the_writer_can_be_stated():
@@ -226,7 +303,9 @@ def test_every_setting_of_the_writer_can_be_stated():
 
     defaults = {field.name: field.default for field in fields(WriteSettings) if field.name != "seed"}
     stated = Encoding(quality=95).model_dump()
-    assert set(stated) == set(defaults) and all(stated[key] == defaults[key] for key in defaults if key != "quality")
+    assert set(stated) == set(defaults) and all(
+        stated[key] == defaults[key] for key in defaults if key != "quality"
+    )
 
 
 def test_colours_and_crops_outlast_a_light_budget(params):
@@ -236,7 +315,7 @@ def test_colours_and_crops_outlast_a_light_budget(params):
 
 
 def test_every_claim_names_runs_that_exist(params):
-    from replicate.cost.loader_bench import COMPARISONS
+    from replicate.cost.loader_cases import COMPARISONS
 
     known = set(params.runs) | {name for _, *sides in COMPARISONS for name in sides}
     for name, claim in published.claims().items():
@@ -249,7 +328,9 @@ def names(quantity) -> set[str]:
         sweep = published.sweeps().get(quantity)
         found = set(sweep.points.values()) if sweep else {quantity.partition("/")[0]}
         return {name for name in found if name.startswith(("daily", "loader"))}
-    parts = quantity.values() if isinstance(quantity, dict) else quantity if isinstance(quantity, list) else []
+    parts = (
+        quantity.values() if isinstance(quantity, dict) else quantity if isinstance(quantity, list) else []
+    )
     return set().union(*(names(part) for part in parts))
 
 
@@ -259,32 +340,46 @@ def test_measured_loaders_are_runs_that_tables_and_claims_read(measured):
     found = reader.estimate({"over": ["loader_500_95/images_per_second", "loader_folder/images_per_second"]})
     assert found.value == pytest.approx(5.0, abs=0.1) and found.low > 2 and found.seeds == 3
     table = dailymae.compression(reader)
-    assert table.loc["image folder", "size"].startswith("1.25") and table.loc["image folder", "size, printed"] == "1.37"
+    assert (
+        table.loc["image folder", "size"].startswith("1.25")
+        and table.loc["image folder", "size, printed"] == "1.37"
+    )
     minutes = dailymae.epoch_minutes(reader, {"folder": "loader_folder", "never": "loader_ffcv_500_95"})
-    assert minutes.loc["folder", "minutes"] == pytest.approx(1281167 / 200 / 60, rel=0.01) and len(minutes) == 1
+    assert (
+        minutes.loc["folder", "minutes"] == pytest.approx(1281167 / 200 / 60, rel=0.01) and len(minutes) == 1
+    )
     assert minutes.loc["folder", "minutes, printed"] == pytest.approx(1281167 / 4428 / 60)
-    assert dailymae_figures.epoch_minutes(minutes).axes
+    assert draw.epoch_minutes(minutes).axes
 
 
 def test_other_measurements_stand_beside_the_papers(tmp_path):
-    """Figure 6's difference, one value a photograph, and the memory that crop decode saves, from the files of their benchmarks."""
+    """From the benchmarks' files: Figure 6's difference, a value a photograph, and crop decode's memory."""
     made = {"machine": "a machine", "revision": "abc", "case": "a case"}
     memory = [{"unit": "s"}, made | {"unit": "bytes", "ours": 20, "theirs": 100}]
-    contents = {loader_runs.MEMORY: memory, loader_runs.SAMPLES: [made | {"images": 3, "mean_abs_error": [0.01, 0.02, 0.03]}]}
+    contents = {
+        loader_runs.MEMORY: memory,
+        loader_runs.SAMPLES: [made | {"images": 3, "mean_abs_error": [0.01, 0.02, 0.03]}],
+    }
     for path, rows in contents.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(json.dumps(rows))
     found = tables.cells("dailymae", loader_runs.load("laptop", tmp_path), {}).set_index("id")
     assert found.loc["dailymae.text.004", ["ours", "seeds", "run"]].tolist() == [80.0, 1, "loader_memory"]
     difference = found.loc["dailymae.figure_6.001"]
-    assert difference["ours"] == pytest.approx(0.02) and difference["ours_low"] < 0.01 and difference["seeds"] == 3
+    assert (
+        difference["ours"] == pytest.approx(0.02)
+        and difference["ours_low"] < 0.01
+        and difference["seeds"] == 3
+    )
 
 
 def test_the_committed_difference_is_what_the_photographs_give():
     (row,) = json.loads((ROOT / loader_runs.SAMPLES).read_text())
-    photographs = dailymae.photographs()
-    found = dailymae.sample_differences(photographs[:1])[dailymae.ALL_STEPS]
-    assert row["images"] == len(photographs) == len(row["mean_abs_error"]) and found == pytest.approx(row["mean_abs_error"][:1], abs=2e-4)
+    photographs = dailymae_codecs.photographs()
+    found = dailymae_codecs.sample_differences(photographs[:1])[dailymae_codecs.ALL_STEPS]
+    assert row["images"] == len(photographs) == len(row["mean_abs_error"]) and found == pytest.approx(
+        row["mean_abs_error"][:1], abs=2e-4
+    )
 
 
 def test_table_8_is_two_thirds_of_its_formulas():
@@ -294,7 +389,9 @@ def test_table_8_is_two_thirds_of_its_formulas():
     assert default["Eq. 1"].astype(float).tolist() == pytest.approx([226.15, 271.4, 316.6], abs=0.06)
     assert default["true E[h/sigma]"].astype(float).tolist() == [250, 300, 350]
     for printed, ours in (("E[h/sigma] printed", "2/3 of it "),):
-        assert table[printed].astype(float).tolist() == pytest.approx(table[ours].astype(float).tolist(), abs=0.6)
+        assert table[printed].astype(float).tolist() == pytest.approx(
+            table[ours].astype(float).tolist(), abs=0.6
+        )
 
 
 def test_costs_of_schedules(params):
@@ -304,37 +401,52 @@ def test_costs_of_schedules(params):
     assert costs.loc["s5", "steps of ViT-B"] == "80 % (50 to 100)" and costs.loc["s4", "steps of ViT-B"] == ""
     s5 = dailymae.relative_cost(params.run("daily_s5"), params.run("daily_224"))["tokens"]
     assert s5 == pytest.approx((0.75 * 196 + 0.25 * 144) / 196)
-    assert dailymae.relative_cost(params.run("daily_s2_thirds"), params.run("daily_224"))["tokens"] == pytest.approx((196 + 144 + 100) / 3 / 196)
+    assert dailymae.relative_cost(params.run("daily_s2_thirds"), params.run("daily_224"))[
+        "tokens"
+    ] == pytest.approx((196 + 144 + 100) / 3 / 196)
     assert (
-        costs.loc["s5", "printed time"] == "89 %" and costs.loc["s2", "multiply-adds, equal stages"] == costs.loc["s3", "multiply-adds, equal stages"]
+        costs.loc["s5", "printed time"] == "89 %"
+        and costs.loc["s2", "multiply-adds, equal stages"] == costs.loc["s3", "multiply-adds, equal stages"]
     )
-    assert dailymae_figures.run_times(costs).axes
+    assert draw.run_times(costs).axes
 
 
 def test_a_palindrome_spends_its_first_and_last_stage_at_one_view(params):
     assert dailymae.stage_shares(params.run("daily_s5")) == {(224, 0.75): 0.75, (192, 0.75): 0.25}
     assert dailymae.stage_shares(params.run("daily_224")) == {(224, 0.75): 1.0}
-    assert all(sum(dailymae.stage_shares(params.run(f"daily_{name}")).values()) == pytest.approx(1) for name in dailymae.SCHEMES)
+    assert all(
+        sum(dailymae.stage_shares(params.run(f"daily_{name}")).values()) == pytest.approx(1)
+        for name in dailymae.SCHEMES
+    )
 
 
 def test_contrasts_name_runs_that_differ_in_one_thing(params):
     for left, right in (dailymae.codec_contrasts() | dailymae.stage_contrasts()).values():
         one, other = (params.run(name).model_dump() for name in (left, right))
         differ = {key for key in one if one[key] != other[key]}
-        assert differ == ({"pretrain"} if left.endswith("_ft") else {"dct"} if right.endswith("accurate") else {"codec"})
+        assert differ == (
+            {"pretrain"} if left.endswith("_ft") else {"dct"} if right.endswith("accurate") else {"codec"}
+        )
 
 
 def test_equal_stages_have_their_lines(params):
     """By two runs made up at a budget: their hours and accuracies stand beside the authors' stages."""
     hours = {"daily_224": 2.0, "daily_s5": 1.8, "daily_s5_thirds": 1.7}
     accuracies = {"daily_s5_ft": 50.0, "daily_s5_thirds_ft": 49.0}
-    made = {name: Run("dailymae", name, None, (0,), ({"train_hours": value},)) for name, value in hours.items()}
-    made |= {name: Run("dailymae", name, None, (0,), ({"top1": value},)) for name, value in accuracies.items()}
+    made = {
+        name: Run("dailymae", name, None, (0,), ({"train_hours": value},)) for name, value in hours.items()
+    }
+    made |= {
+        name: Run("dailymae", name, None, (0,), ({"top1": value},)) for name, value in accuracies.items()
+    }
     reader = Reader(Results("laptop", made))
     costs, probes = dailymae.schedule_costs(params, reader, {}), dailymae.probes(reader)
     assert costs.loc["s5", ["runs here", "runs here, equal stages"]].tolist() == ["90.0", "85.0"]
     assert probes.loc[["s5", "s5, equal stages"], "fine-tuned"].tolist() == ["50.0", "49.0"]
-    assert probes.loc["s5", "fine-tuned, printed"] == "82.62" and probes.loc["s5, equal stages", "fine-tuned, printed"] == ""
+    assert (
+        probes.loc["s5", "fine-tuned, printed"] == "82.62"
+        and probes.loc["s5, equal stages", "fine-tuned, printed"] == ""
+    )
 
 
 def test_stage_lengths_from_printed_times():
@@ -344,18 +456,32 @@ def test_stage_lengths_from_printed_times():
     assert first == middle and (last - first) * (19.9333 - 8.1167) == pytest.approx(16.7667 - 14.65, abs=0.2)
 
 
-@pytest.mark.parametrize(("columns", "axis", "last"), [({"seconds": [60.0, 120.0]}, "minutes of training", 3.0), ({}, "epochs", 2)])
+@pytest.mark.parametrize(
+    ("columns", "axis", "last"), [({"seconds": [60.0, 120.0]}, "minutes of training", 3.0), ({}, "epochs", 2)]
+)
 def test_probes_are_drawn_by_epochs_where_times_were_not_kept(columns, axis, last):
-    history = pd.DataFrame({"seed": 0, "epoch": [0, 1], "probe_top1": [20.0, 30.0], "probe_train_top1": [10.0, 15.0]} | columns)
-    book = SimpleNamespace(results=type("Found", (), {"history": lambda _, run: history, "__contains__": lambda _, run: run == "daily_224"})())
+    history = pd.DataFrame(
+        {"seed": 0, "epoch": [0, 1], "probe_top1": [20.0, 30.0], "probe_train_top1": [10.0, 15.0]} | columns
+    )
+    book = SimpleNamespace(
+        results=type(
+            "Found",
+            (),
+            {"history": lambda _, run: history, "__contains__": lambda _, run: run == "daily_224"},
+        )()
+    )
     curves = dailymae.probe_curves(book, {"fixed 224": "daily_224", "s4": "daily_s4"})
-    assert all(list(found) == ["fixed 224"] and found["fixed 224"].index[-1] == last for found in curves.values())
-    figure = dailymae_figures.probe_curves(curves)
+    assert all(
+        list(found) == ["fixed 224"] and found["fixed 224"].index[-1] == last for found in curves.values()
+    )
+    figure = draw.probe_curves(curves)
     assert [panel.get_xlabel() for panel in figure.axes] == [axis] * len(curves)
 
 
 def test_what_codecs_change_is_small_and_adds_up():
-    table = dailymae.codec_differences(dailymae.photographs()[:1])["mean difference"].astype(float)
+    table = dailymae_codecs.codec_differences(dailymae_codecs.photographs()[:1])["mean difference"].astype(
+        float
+    )
     assert 0 < table["decoder's fast DCT"] < 0.01 and table["all three"] < 0.05
     assert table["all three"] >= table["decoder's fast DCT"]
 
@@ -377,22 +503,24 @@ def test_the_notebook_shows_every_table_and_figure(notebook_code):
         "split_speedup",
         "probes",
         "compression",
-        "codec_differences",
         "codec_contrasts",
         "stage_contrasts",
     ):
         assert f"dailymae.{call}(" in notebook_code
     assert "dailymae.decomposition" in notebook_code
+    assert "dailymae_codecs.codec_differences(" in notebook_code
     for figure in ("loading", "probe", "crop_decode", "crops", "run_times"):
         assert f'"{figure}")' in notebook_code
     assert "book.verdicts()" in notebook_code and "book.save_tables()" in notebook_code
 
 
 def test_every_own_cell_has_its_place_in_the_notebook(notebook_code, tmp_path):
-    """By the calls that the notebook makes, at smoke: a panel's name left out, or a cell in no panel, would lose cells."""
+    """A panel that the notebook does not show, or a cell in no panel, would lose cells."""
     book = Book("dailymae", "smoke", root=tmp_path)
     calls = re.findall(r'book\.table\("(\w+)"(?:, "(\w*)")?\)', notebook_code)
-    shown = [name for table, panel in calls for name in book.compared(table, None, "scheme", panel or None)["id"]]
+    shown = [
+        name for table, panel in calls for name in book.compared(table, None, "scheme", panel or None)["id"]
+    ]
     assert {cell["id"] for cell in own_cells()} <= set(shown) and len(shown) == len(set(shown))
     assert sum(len(book.table(table, panel or None)) for table, panel in calls) == len(shown)
 
@@ -417,14 +545,31 @@ def measured_on(images: Path, monkeypatch, *options: str) -> Path:
     from replicate.cli import main
 
     monkeypatch.chdir(images.parent)
-    assert main(["bench", "loader", "--images", str(images), "--rounds", "1", "--repeat", "2", "--size", "32", *options]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                "loader",
+                "--images",
+                str(images),
+                "--rounds",
+                "1",
+                "--repeat",
+                "2",
+                "--size",
+                "32",
+                *options,
+            ]
+        )
+        == 0
+    )
     threads = int(options[options.index("--threads") + 1]) if options else 1
     return images.parent / "results" / "bench" / f"loader_{threads}_thread{'s' * (threads > 1)}.json"
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_whole_benchmark_on_own_images(own_images, monkeypatch, capsys, threads):
-    """Without stock FFCV's compilation: every comparison that needs no ffcv has a row, and pages show it before the numbers in git."""
+    """Every comparison without ffcv has a row, and pages show it before the numbers in git."""
     from replicate.cost import loader_bench
 
     monkeypatch.setattr(loader_bench, "has_ffcv", lambda: False)
@@ -433,18 +578,39 @@ def test_a_whole_benchmark_on_own_images(own_images, monkeypatch, capsys, thread
     told, bar = capsys.readouterr()
     loaders = re.search(r"(\d+) loaders in turn, 1 rounds", told).group(1)
     assert "bench loader: " in bar and f"{loaders}/{loaders}" in bar
-    assert f"written to {path.relative_to(own_images.parent)}" in told and "ms an image" in told and "4 photographs of mine" in told
+    assert (
+        f"written to {path.relative_to(own_images.parent)}" in told
+        and "ms an image" in told
+        and "4 photographs of mine" in told
+    )
     rows = json.loads(path.read_text())
-    expected = {what for what, *sides in loader_bench.COMPARISONS if not any("ffcv" in side for side in sides)}
+    expected = {
+        what for what, *sides in loader_bench.COMPARISONS if not any("ffcv" in side for side in sides)
+    }
     assert {row["case"].rpartition(", 32 px")[0] for row in rows} == expected
     assert all(math.isfinite(row["ratio"]) and row["ratio"] > 0 for row in rows)
-    assert set(rows[0]) >= {"name", "case", "ours", "theirs", "ratio", "unit", "spread", "machine", "revision", "threads"}
+    assert set(rows[0]) >= {
+        "name",
+        "case",
+        "ours",
+        "theirs",
+        "ratio",
+        "unit",
+        "spread",
+        "machine",
+        "revision",
+        "threads",
+    }
     runs = loader_runs.loader_runs(own_images.parent)
     sizes = {name: run.per_seed[0]["file_bytes"] for name, run in runs.items()}
     assert sizes["loader_500_90"] < sizes["loader_500_95"] < sizes["loader_500_100"]
-    assert sizes["loader_folder"] == sum(image.stat().st_size for image in own_images.rglob("*.jpg")), "each image counts once"
+    assert sizes["loader_folder"] == sum(image.stat().st_size for image in own_images.rglob("*.jpg")), (
+        "each image counts once"
+    )
     said = loader_runs.conditions(own_images.parent)
-    assert ("One thread, processor time" if threads == 1 else "2 threads, wall time") in said and "4 photographs of mine" in said
+    assert (
+        "One thread, processor time" if threads == 1 else "2 threads, wall time"
+    ) in said and "4 photographs of mine" in said
 
 
 def test_a_benchmark_that_is_interrupted_has_written_nothing_and_says_so(own_images, monkeypatch, capfd):
@@ -469,7 +635,9 @@ def test_a_benchmark_beside_stock_ffcv(own_images, monkeypatch):
     rows = json.loads(measured_on(own_images, monkeypatch).read_text())
     stock = [row for row in rows if any("ffcv" in run for run in row["runs"])]
     assert len(stock) == 7 and all(row["ratio"] > 0 for row in stock)
-    assert [row["images"] for row in stock if row["runs"] == ["loader_long_500_95", "loader_ffcv_500_95"]] == [[1000, 1000]]
+    assert [
+        row["images"] for row in stock if row["runs"] == ["loader_long_500_95", "loader_ffcv_500_95"]
+    ] == [[1000, 1000]]
 
 
 @pytest.mark.slow
@@ -499,10 +667,15 @@ def test_each_number_of_threads_has_its_file(measured):
     assert list(loader_runs.files(measured)) == [1, 2]
     assert loader_runs.loader_runs(measured)["loader_folder"].per_seed[0]["images_per_second"] == 200.0
     assert loader_runs.loader_runs(measured, 2)["loader_folder"].per_seed[0]["images_per_second"] == 400.0
-    assert loader_runs.conditions(measured).startswith("One thread") and len(loader_runs.comparisons(measured)) == 2
+    assert (
+        loader_runs.conditions(measured).startswith("One thread")
+        and len(loader_runs.comparisons(measured)) == 2
+    )
     below = loader_runs.by_threads(measured, dailymae.compression)
     assert below.loc[("2 threads", "500_95"), "images/s"].startswith("2000")
     own = measured / loader_runs.OWN / "loader_2_threads.json"
     own.parent.mkdir(parents=True)
     own.write_text(json.dumps([two]))
-    assert list(loader_runs.files(measured)) == [2] and loader_runs.conditions(measured).startswith("2 threads")
+    assert list(loader_runs.files(measured)) == [2] and loader_runs.conditions(measured).startswith(
+        "2 threads"
+    )

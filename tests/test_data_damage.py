@@ -1,4 +1,4 @@
-"""Damaged .beton files: each kind gives one clear sentence naming file and sample, at once, in every loader that reads it."""
+"""Damaged .beton files: every kind of damage gives one clear error with file and sample, in every loader."""
 
 import threading
 from pathlib import Path
@@ -160,7 +160,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("spoil", "message"), DAMAGES.items(), ids=[message[:20] for message in DAMAGES.values()])
-def test_damaged_tables_are_told_on_opening(folder: Path, spoil: object, message: str) -> None:
+def test_damaged_tables_are_errors_on_opening(folder: Path, spoil: object, message: str) -> None:
     path = folder / "train.beton"
     spoil(path)
     for read in (lambda: BetonReader(path), lambda: data.check(path)):
@@ -232,7 +232,7 @@ def test_a_changed_label_is_found_by_the_checksum(folder: Path) -> None:
         BetonReader(folder / "train.beton")
 
 
-def test_a_file_that_shrinks_after_opening_is_told(folder: Path) -> None:
+def test_a_file_that_shrinks_after_opening_is_an_error(folder: Path) -> None:
     with _open(folder / "train.beton") as loader:
         _cut(folder / "train.beton", 4000)
         with pytest.raises(UserError, match="has shrunk since it was opened"):
@@ -241,7 +241,7 @@ def test_a_file_that_shrinks_after_opening_is_told(folder: Path) -> None:
 
 @pytest.mark.skipif(not crop_decode.available(), reason="the C library is not built")
 def test_a_seek_index_of_other_bytes_names_the_sample(folder: Path) -> None:
-    """Two entries of the index change places: each belongs to another image then."""
+    """Two entries of the index are swapped, so that each belongs to another image."""
     source = Manifest.read(folder / "manifest.json").source["source"]
     data.write(data.DataSettings(source, train=WriteSettings(seek=2)), folder / "seek", progress=False)
     path = folder / "seek" / "train.beton"
@@ -255,14 +255,14 @@ def test_a_seek_index_of_other_bytes_names_the_sample(folder: Path) -> None:
         assert sum(len(batch.index) for batch in loader.epoch(0)) == COUNT - 2 and loader.num_skipped == 2
 
 
-def test_another_run_of_the_writer_is_told_from_the_manifest(folder: Path) -> None:
+def test_a_file_of_another_run_does_not_match_the_manifest(folder: Path) -> None:
     (folder / "train.beton").write_bytes((folder / "val.beton").read_bytes())
     with pytest.raises(UserError, match=r"bytes where manifest.json says"):
         BetonReader(folder / "train.beton")
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 9}', "[1, 2]", '{"format": 1, "source": {}}'])
-def test_a_manifest_that_is_none_is_told(folder: Path, text: str) -> None:
+def test_an_invalid_manifest_is_an_error(folder: Path, text: str) -> None:
     (folder / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest.json: "):
         Manifest.read(folder / "manifest.json")

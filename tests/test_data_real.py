@@ -1,4 +1,4 @@
-"""The same promises on real photographs, where REPLICATE_REAL_DATA names a folder that holds them unpacked."""
+"""Loaders and writer on real photographs, if REPLICATE_REAL_DATA names the folder that holds them."""
 
 import importlib.util
 import os
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not (REAL / "imagenet-sample-167").is_dir(), rea
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The photographs' class folders as both splits, by links."""
+    """The photographs' class folders as both splits, through links."""
     folder = tmp_path_factory.mktemp("photographs")
     for split in ("train", "val"):
         (folder / split).mkdir()

@@ -1,4 +1,4 @@
-"""From image files to a .beton and back: what is kept, what is re-encoded, and that every loader serves the same."""
+"""From image files to a .beton and back: which bytes stay, which are encoded again, and equal loaders."""
 
 import io
 from pathlib import Path
@@ -173,7 +173,7 @@ def test_a_stage_changes_size_and_scale_between_epochs(folder: Path, tmp_path: P
         assert torch.equal(next(iter(loader.epoch(0))).images, before)
 
 
-def test_info_tells_what_was_written(folder: Path, tmp_path: Path) -> None:
+def test_info_describes_what_was_written(folder: Path, tmp_path: Path) -> None:
     out = _write(folder, tmp_path, {"resolution": 50})
     described = data.describe(out)
     assert [content["images"] for content in described] == [21, 9]

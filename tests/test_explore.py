@@ -1,4 +1,4 @@
-"""The explore notebooks: their controls at the ends of their ranges, what they draw against the package, and the notebooks themselves."""
+"""The explore notebooks: controls at the ends of their ranges, what they draw, and execution."""
 
 import importlib
 import os
@@ -14,12 +14,34 @@ import torch
 from replicate.config import load
 from replicate.errors import UserError
 from replicate.explore import images, loader, masking, recipe, reconstruction, schedules
-from replicate.explore.panel import extremes, panel
+from replicate.explore.panel import panel
 from replicate.report.notebook import read
 from replicate.report.style import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 IDEAS = ("masking", "reconstruction", "hog", "schedules", "loader", "recipe")
+
+
+LONG_LIST = 5
+"""Of a longer list only the first and the last choice are tried."""
+
+
+def extremes(controls):
+    """Values at the ends of all controls: all lowest, all highest, then mixtures with every end of every
+    control.
+    """
+    ends = {name: _ends(control) for name, control in controls.items()}
+    yield {name: found[0] for name, found in ends.items()}
+    yield {name: found[-1] for name, found in ends.items()}
+    for turn in range(max(map(len, ends.values()))):
+        yield {name: found[(turn + place) % len(found)] for place, (name, found) in enumerate(ends.items())}
+
+
+def _ends(control):
+    if hasattr(control, "options"):
+        found = [option[1] if isinstance(option, tuple) else option for option in control.options]
+        return found if len(found) <= LONG_LIST else [found[0], found[-1]]
+    return [control.min, control.max]
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +63,7 @@ def test_every_control_can_be_moved_to_its_ends(idea):
             assert isinstance(module.draw(**values), Figure), values
 
 
-def test_a_mix_at_its_ends_is_priced_or_refused_in_one_line():
+def test_a_mix_at_its_ends_is_costed_or_refused_in_one_line():
     refused = 0
     for values in extremes(recipe.controls()):
         try:
@@ -78,17 +100,17 @@ def test_without_gamma_every_decoded_patch_weighs_the_same():
     assert np.ptp(found.weight[found.decoded > 0]) < 1e-9 and (found.decoded == found.mask).all()
 
 
-def test_reconstruction_offers_finished_runs_and_always_a_model_that_learnt_nothing(tmp_path):
+def test_reconstruction_offers_finished_runs_and_an_untrained_model(tmp_path):
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     weights = tmp_path / "results/smoke/efficient_learners/light_90/weights/seed0.safetensors"
     weights.parent.mkdir(parents=True)
     weights.touch()
     found = reconstruction.finished(tmp_path)
-    assert [(one.run, one.budget, one.weights) for one in found] == [("light_90", "smoke", weights), ("light_75", "smoke", None)]
+    assert found == [("light_90", "smoke", True), ("light_75", "smoke", False)]
 
 
 def test_a_run_that_predicts_hog_is_drawn_as_glyphs():
-    chosen = reconstruction.Choice("fastmim_vit_hog_128", "smoke", None)
+    chosen = reconstruction.Choice("fastmim_vit_hog_128", "smoke", False)
     figure = reconstruction.draw(chosen, 0.6, 1, 0)
     assert "HOG prediction" in figure.description
 
@@ -101,8 +123,8 @@ def test_a_palindrome_returns_to_where_it_began_and_costs_less_than_its_largest_
     assert 0.5 * fixed < staged < 0.9 * fixed
 
 
-def test_stages_are_priced_without_the_probe_beside_a_run():
-    """So that a run of the list and the sliders' own, which has no probe, are counted alike."""
+def test_stages_are_costed_without_an_online_probe():
+    """The sliders' own run has no probe, so runs of the list are counted without theirs."""
     runs = reconstruction.parameters(schedules.repository()).pretrain_runs
     assert runs["daily_s5"].online_probe and not runs["full_75"].online_probe
     assert schedules.epoch_costs(runs["daily_s5"])[0] == schedules.epoch_costs(runs["full_75"])[0]
@@ -115,7 +137,7 @@ def test_staged_runs_of_the_papers_can_be_chosen():
 
 def test_the_crop_shown_is_the_loaders_and_lies_in_both_images():
     for seed in range(5):
-        box, (left, top, right, bottom) = loader.box_of("chelsea", 256, 0.08, seed)
+        box, (left, top, right, bottom) = loader.crop_box("chelsea", 256, 0.08, seed)
         height, width = images.photograph("chelsea").shape[:2]
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
         assert (right - left) / (bottom - top) == pytest.approx(box[3] / box[2], rel=0.02)
@@ -126,19 +148,21 @@ def test_pictures_are_the_data_sets_own():
     assert not torch.equal(images.picture(0, 64), images.picture(1, 64))
 
 
-def test_a_mix_is_an_entry_of_params_yaml():
+def test_a_mix_is_an_entry_of_runs_yaml():
     mixed = recipe.mix(**opened("recipe", schedule="fixed"))
     (run,) = mixed["pretrain"].values()
     assert run["target"] == "hog" and run["weighting"] == "flatten" and run["stages"] == []
-    assert next(iter(mixed["evaluate"].values()))["pretrain"] == f"own/{next(iter(mixed['pretrain']))}"
+    assert next(iter(mixed["evaluate"].values()))["pretrain"] == next(iter(mixed["pretrain"]))
 
 
-def test_what_does_not_fit_together_is_refused_in_the_words_of_params():
-    with pytest.raises(UserError, match="^this mix does not fit together: decoder_beta drops tokens of MAE's decoder"):
+def test_a_mix_that_does_not_fit_together_prints_why():
+    with pytest.raises(
+        UserError, match="^this mix does not fit together: decoder_beta drops tokens of MAE's decoder"
+    ):
         recipe.write(opened("recipe", method="mim", beta=26))
 
 
-def test_a_mix_is_a_params_yaml_that_loads():
+def test_a_mix_writes_a_configuration_that_loads():
     values = opened("recipe")
     assert set(load(recipe.write(values)).runs) == {recipe.name_of(values), f"{recipe.name_of(values)}_ft"}
 
@@ -151,20 +175,50 @@ def test_a_mix_trains_at_smoke_and_is_listed():
 
 
 def execute(idea, folder):
-    """The executed notebook. In a process of its own: in this one, after many other tests, a kernel's answer can lie unread for minutes."""
+    """The executed notebook, in a new process: here a kernel's answer can stay unread for minutes."""
     path, name = ROOT / "notebooks" / f"explore_{idea}.ipynb", "executed.ipynb"
-    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--ExecutePreprocessor.timeout=180"]
-    command += ["--ExecutePreprocessor.kernel_name=python3", "--output-dir", str(folder), "--output", name, str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "nbconvert",
+        "--to",
+        "notebook",
+        "--execute",
+        "--ExecutePreprocessor.timeout=180",
+    ]
+    command += [
+        "--ExecutePreprocessor.kernel_name=python3",
+        "--output-dir",
+        str(folder),
+        "--output",
+        name,
+        str(path),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return read(folder / name)
 
 
-@pytest.mark.parametrize("idea", [pytest.param(idea, marks=[] if idea == "masking" else pytest.mark.slow) for idea in IDEAS])
+@pytest.mark.parametrize(
+    "idea", [pytest.param(idea, marks=[] if idea == "masking" else pytest.mark.slow) for idea in IDEAS]
+)
 def test_notebooks_execute_headless_and_show_a_widget(idea, tmp_path):
     notebook = execute(idea, tmp_path)
-    shown = {kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
+    shown = {
+        kind
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        for kind in output.get("data", {})
+    }
     assert "application/vnd.jupyter.widget-view+json" in shown
     states = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"].values()
-    pictures = [output for state in states for output in state["state"].get("outputs", []) if "image/png" in output.get("data", {})]
+    pictures = [
+        output
+        for state in states
+        for output in state["state"].get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
     assert pictures, "no picture in the panel's output"

@@ -1,7 +1,8 @@
-"""A slider moved by hand, as it were: JupyterLab in a headless Chromium, and the picture beside the slider changes."""
+"""JupyterLab in a headless Chromium: moving a slider changes the picture beside it."""
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import browser
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURE = "document.querySelector('.jp-OutputArea .widget-output img, .jp-OutputArea .jupyter-widgets img')?.src"
+PICTURE = (
+    "document.querySelector('.jp-OutputArea .widget-output img, .jp-OutputArea .jupyter-widgets img')?.src"
+)
 NOTEBOOK = "[...(window.jupyterapp?.shell.widgets('main') ?? [])].find(widget => widget.sessionContext)"
 RIGHT = 39
 
@@ -19,17 +22,30 @@ RIGHT = 39
 @pytest.fixture
 def lab(tmp_path):
     """(address of a running JupyterLab without a token, its folder), on a copy of the notebook."""
-    notebook = json.loads((ROOT / "notebooks" / "explore_masking.ipynb").read_text())
-    notebook["metadata"]["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    (tmp_path / "masking.ipynb").write_text(json.dumps(notebook))
+    shutil.copy(ROOT / "notebooks" / "explore_masking.ipynb", tmp_path / "masking.ipynb")
     (tmp_path / "params.yaml").symlink_to(ROOT / "params.yaml")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--ServerApp.port={port}", "--ip=127.0.0.1"]
-    command += ["--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={tmp_path}"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--allow-root",
+        f"--ServerApp.port={port}",
+        "--ip=127.0.0.1",
+    ]
+    command += [
+        "--IdentityProvider.token=",
+        "--LabApp.expose_app_in_browser=True",
+        f"--ServerApp.root_dir={tmp_path}",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    server = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     yield f"http://127.0.0.1:{port}/lab/tree/masking.ipynb"
     server.terminate()
     server.wait(30)
@@ -47,6 +63,8 @@ def test_a_slider_moved_in_jupyterlab_changes_the_picture(lab, tmp_path):
         before = tab.wait_for(PICTURE)
         tab.evaluate("document.querySelector('.noUi-handle').focus()")
         tab.press("ArrowRight", RIGHT)
-        assert tab.wait_for(f"(({PICTURE}) !== {json.dumps(before)}) && {PICTURE}").startswith("data:image/png")
+        assert tab.wait_for(f"(({PICTURE}) !== {json.dumps(before)}) && {PICTURE}").startswith(
+            "data:image/png"
+        )
         if folder := os.environ.get("SITE_SCREENSHOTS"):
             tab.photograph(Path(folder) / "lab.png")

@@ -21,8 +21,8 @@ from test_engine import MemoryLoader, run_of, same, session_of, train
 
 from replicate.errors import UserError
 from replicate.loaders import Augmentation, data, open_loader
-from replicate.pipeline.store import RunStore
 from replicate.pipeline import seeds, store
+from replicate.pipeline.store import RunStore
 
 TABLE = ROOT / "docs" / "faults.md"
 
@@ -120,11 +120,8 @@ def test_one_corrupt_image_amid_thousands_is_named(thousands, tmp_path):
 
 
 def test_one_corrupt_image_amid_thousands_is_left_out_and_counted_where_the_user_chose_so(thousands, tmp_path, capsys):
-    class Skipping(data.DataSettings):
-        on_error = "skip"
-
     out = tmp_path / "out"
-    manifest = data.write(Skipping(str(thousands)), out, progress=False)
+    manifest = data.write(data.DataSettings(str(thousands), on_error="skip"), out, progress=False)
     assert manifest.splits["train"]["images"] == 1979 and len(manifest.splits["train"]["skipped"]) == 1
     assert "train/dog/0123.jpg" in manifest.splits["train"]["skipped"][0]
     assert "1 of 1980 images left out" in capsys.readouterr().err

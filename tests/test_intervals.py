@@ -29,7 +29,9 @@ def test_runs_on_the_same_seeds_are_paired():
 
 def test_runs_on_other_seeds_are_welchs():
     other = {10: 38.9, 11: 38.8, 12: 39.5}
-    oracle = stats.ttest_ind(list(A.values()), list(other.values()), equal_var=False).confidence_interval(0.95)
+    oracle = stats.ttest_ind(list(A.values()), list(other.values()), equal_var=False).confidence_interval(
+        0.95
+    )
     found = intervals.difference(A, other)
     assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
 
@@ -42,18 +44,19 @@ def test_a_difference_of_differences_is_paired_too():
     assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
 
 
-def test_ratio_is_taken_on_the_logarithm():
-    oracle = stats.ttest_rel(np.log(list(A.values())), np.log(list(B.values()))).confidence_interval(0.95)
-    found = intervals.ratio(A, B)
-    assert (found.low, found.high) == pytest.approx((math.exp(oracle.low), math.exp(oracle.high)), abs=1e-12)
-
-
 def test_one_seed_gives_a_value_and_no_interval():
-    for found in (intervals.mean([3.0]), intervals.difference({0: 3.0}, {0: 1.0}), intervals.difference({0: 3.0}, {1: 1.0})):
+    for found in (
+        intervals.mean([3.0]),
+        intervals.difference({0: 3.0}, {0: 1.0}),
+        intervals.difference({0: 3.0}, {1: 1.0}),
+    ):
         assert math.isfinite(found.value) and not found.has_interval
 
 
-@given(st.lists(st.floats(-100, 100), min_size=3, max_size=12), st.lists(st.floats(-100, 100), min_size=3, max_size=12))
+@given(
+    st.lists(st.floats(-100, 100), min_size=3, max_size=12),
+    st.lists(st.floats(-100, 100), min_size=3, max_size=12),
+)
 @settings(max_examples=50, deadline=None)
 def test_spearman_agrees_with_scipy(x, y):
     n = min(len(x), len(y))
@@ -98,7 +101,7 @@ def test_noise_of_separate_seeds_is_the_pooled_deviation():
 def test_bootstrap_of_a_mean_agrees_with_students_interval():
     sample = {s: v for s, v in enumerate([3.0, 4.0, 5.5, 4.2, 3.9])}
     pair = Curve([0, 1], [sample, {s + 10: v for s, v in sample.items()}])
-    found = intervals.bootstrap(pair, lambda means: means[0], count=20000)
+    found = intervals.bootstrap(pair, lambda means, axis: np.take(means, 0, axis), count=20000)
     spread, df = intervals.noise(pair)
     reach = stats.t.ppf(0.975, df) * spread / math.sqrt(5)
     assert found.high - found.low == pytest.approx(2 * reach, rel=0.05)

@@ -1,5 +1,7 @@
-"""Epochs that end early, in every kind of loader: an exception surfaces within two seconds, nothing hangs, no thread stays behind, and a
-file that is cut while it is read is an error, not a bus error.
+"""Epochs that end early, in every kind of loader.
+
+An exception surfaces within two seconds, nothing hangs, no thread stays behind. A file that is cut while a
+loader reads it raises an error instead of ending the process.
 """
 
 import importlib.util
@@ -51,19 +53,19 @@ def written(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-_TOLD: dict[str, dict[str, dict]] = {}
+_OUTCOMES: dict[str, dict[str, dict]] = {}
 
 
 @pytest.fixture
-def told(request: pytest.FixtureRequest, kind: str, images: Path, written: Path) -> dict[str, dict]:
-    """What became of each case in one process of this kind."""
-    if kind not in _TOLD:
+def outcomes(request: pytest.FixtureRequest, kind: str, images: Path, written: Path) -> dict[str, dict]:
+    """The outcome of each case, all run in one process with this kind of loader."""
+    if kind not in _OUTCOMES:
         command = [sys.executable, str(SCRIPT), kind, str(images if kind == "folder" else written)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
         cases = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         assert done.returncode == 0, f"exit status {done.returncode} after {[case['case'] for case in cases]}\n{done.stderr[-3000:]}"
-        _TOLD[kind] = {case["case"]: case for case in cases}
-    return _TOLD[kind]
+        _OUTCOMES[kind] = {case["case"]: case for case in cases}
+    return _OUTCOMES[kind]
 
 
 def _names(message: str, file: str) -> bool:
@@ -76,44 +78,44 @@ def _nothing_left(case: dict) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", ["decode_fails", "augment_fails"])
-def test_an_exception_surfaces_within_two_seconds(told: dict[str, dict], place: str) -> None:
-    assert "boom" in told[place]["error"]
-    assert told[place]["seconds"] < SECONDS
-    assert _nothing_left(told[place])
+def test_an_exception_surfaces_within_two_seconds(outcomes: dict[str, dict], place: str) -> None:
+    assert "boom" in outcomes[place]["error"]
+    assert outcomes[place]["seconds"] < SECONDS
+    assert _nothing_left(outcomes[place])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ctrl_c_and_an_early_break_leave_no_thread_behind(told: dict[str, dict], kind: str) -> None:
+def test_ctrl_c_and_an_early_break_leave_no_thread_behind(outcomes: dict[str, dict], kind: str) -> None:
     for case in ("interrupted", "interrupted_while_leaving"):
-        assert told[case]["error"] == "KeyboardInterrupt" and _nothing_left(told[case])
-    assert told["interrupted_while_leaving"]["seconds"] < SECONDS
+        assert outcomes[case]["error"] == "KeyboardInterrupt" and _nothing_left(outcomes[case])
+    assert outcomes["interrupted_while_leaving"]["seconds"] < SECONDS
     # Torch ends its processes instead.
-    assert kind == "folder" or told["interrupted_while_leaving"]["in work"] == 0
-    assert told["left_early"]["while open"] == [] and _nothing_left(told["left_early"])
+    assert kind == "folder" or outcomes["interrupted_while_leaving"]["in work"] == 0
+    assert outcomes["left_early"]["while open"] == [] and _nothing_left(outcomes["left_early"])
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_file_cut_in_mid_epoch_is_told_whatever_the_error_policy(told: dict[str, dict]) -> None:
+def test_a_file_cut_in_mid_epoch_is_an_error_for_every_policy(outcomes: dict[str, dict]) -> None:
     for case in ("cut_data", "cut_data_skipping"):
-        assert "FileCutError" in told[case]["error"] and _names(told[case]["error"], "train.beton")
-        assert _nothing_left(told[case])
+        assert "FileCutError" in outcomes[case]["error"] and _names(outcomes[case]["error"], "train.beton")
+        assert _nothing_left(outcomes[case])
 
 
 @needs_c_library
 @pytest.mark.parametrize("kind", FILES)
-def test_a_seek_index_cut_in_mid_epoch_is_told(told: dict[str, dict]) -> None:
-    assert _names(told["cut_index"]["error"], "train.seek")
-    assert _nothing_left(told["cut_index"])
+def test_a_seek_index_cut_in_mid_epoch_is_an_error(outcomes: dict[str, dict]) -> None:
+    assert _names(outcomes["cut_index"]["error"], "train.seek")
+    assert _nothing_left(outcomes["cut_index"])
 
 
 @pytest.mark.parametrize("kind", [FFCV])
-def test_a_cut_between_the_look_at_the_size_and_the_decoder_is_told(told: dict[str, dict]) -> None:
-    lines = told["cut_after_the_look"]["error"].splitlines()
+def test_a_cut_between_the_size_check_and_the_decoder_is_an_error(outcomes: dict[str, dict]) -> None:
+    lines = outcomes["cut_after_the_look"]["error"].splitlines()
     for name, line in zip(("train.beton", "train.seek"), lines, strict=True):
         assert _names(line, name) and "sample" in line
 
 
-def test_ctrl_c_while_what_waits_is_cancelled_hangs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_futures_are_cancelled_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     cancel, calls, raised = Future.cancel, [], []
 
     def interrupted_once(future: Future) -> bool:

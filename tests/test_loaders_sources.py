@@ -1,4 +1,4 @@
-"""Folder sources: subsets that mean what the papers mean, and one clear sentence for each way a folder can be wrong."""
+"""Folder sources: subsets as the papers define them, and one clear error for each way a folder can be wrong."""
 
 import os
 import subprocess
@@ -13,6 +13,7 @@ from PIL import Image
 
 from replicate.errors import UserError
 from replicate.loaders import Augmentation, crop_decode, data, open_loader, restart
+from replicate.loaders.manifest import Manifest
 from replicate.loaders.photos import LAYOUTS
 from replicate.loaders.sources import open_folder, spread_classes
 from replicate.loaders.writer import WriteSettings, write_beton
@@ -90,21 +91,21 @@ def _rename(path: Path) -> None:
     [
         (lambda root: root.rename(root.with_name("away")), {}, "set: no such folder"),
         (lambda root: (root / "val").rename(root / "validation"), {}, "val: no such folder"),
-        (lambda root: _remove(root / "train" / "n003"), {}, "n003: empty class folder"),
+        (lambda root: _remove(root / "train" / "n003"), {}, "n003: no image in it"),
         (lambda root: _rename(root / "val" / "n004"), {}, "class 'n004' is in train/ and not in val/"),
         (lambda root: None, {"classes": 9}, "classes: 9 must lie between 1 and 5"),
         (lambda root: None, {"fraction": 0.0}, "fraction: 0.0 must be above 0"),
         (lambda root: None, {"train_images": 3}, "images: 3 must be at least the number of classes, 5"),
     ],
 )
-def test_a_wrong_folder_is_told_in_one_line(root: Path, spoil: object, options: dict[str, object], message: str) -> None:
+def test_a_wrong_folder_gives_a_one_line_error(root: Path, spoil: object, options: dict[str, object], message: str) -> None:
     spoil(root)
     with pytest.raises(UserError, match=message) as caught:
         data.open_sources(str(root), **options)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_class_folders_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_class_folders_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match="no class folders"):
         open_folder(tmp_path)
@@ -122,7 +123,7 @@ def _empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize(("spoil", "message"), [(_text, "not a JPEG or PNG"), (_truncate, "damaged image"), (_empty, "not a JPEG or PNG")])
+@pytest.mark.parametrize(("spoil", "message"), [(_text, "not an image"), (_truncate, "damaged image"), (_empty, "not an image")])
 def test_a_bad_image_is_named_and_leaves_no_file(root: Path, tmp_path: Path, spoil: object, message: str) -> None:
     spoil(root / "train" / "n001" / "005.JPEG")
     with pytest.raises(UserError, match=f"train/n001/005.JPEG: {message}"):
@@ -135,7 +136,7 @@ def test_a_bad_image_is_named_and_leaves_no_file(root: Path, tmp_path: Path, spo
         list(loader.epoch(0))
 
 
-def test_a_killed_writer_leaves_nothing_that_a_reader_takes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_writer_leaves_no_file_that_a_reader_accepts(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     data.write(data.DataSettings(str(root)), out, progress=False)
     before = (out / "train.beton").read_bytes()
@@ -148,11 +149,11 @@ def test_a_killed_writer_leaves_nothing_that_a_reader_takes(root: Path, tmp_path
         data.write(data.DataSettings(str(root), fraction=0.5), out, progress=False)
     assert (out / "train.beton").read_bytes() == before and not list(out.glob("*.part"))
     with pytest.raises(UserError, match=r"manifest.json: missing"):
-        data.read_manifest(out)
+        Manifest.read(out / "manifest.json")
 
 
 @pytest.mark.parametrize("seek", [0, pytest.param(8, marks=needs_c_library)], ids=["beton", "seek index"])
-def test_a_full_disk_is_told_and_leaves_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seek: int) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_file(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seek: int) -> None:
     there_is_room, sync = iter([True] if seek else []), os.fsync
 
     def full(file: int) -> None:

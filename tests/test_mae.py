@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-import replicate.compat  # noqa: F401
 from replicate.cost.memory import activation_bytes
 from replicate.difficulty import p2dist
 from replicate.errors import UserError
 from replicate.losses.reconstruction import reconstruction_loss
-from replicate.models.mae import MAE, ragged
-from replicate.models.mae.ragged import pack, ragged_attention
-from replicate.models.pos_embed import resample_pos_embed, sincos_2d
+from replicate.models import mae, ragged
+from replicate.models.mae import MAE
+from replicate.models.pos_embed import class_row_missing, sincos_2d, sincos_grid
+from replicate.models.ragged import pack, ragged_attention
 from replicate.patches import patchify, unpatchify
 
 SMALL = dict(image_size=64, patch_size=8, embed_dim=48, depth=2, num_heads=4)
@@ -23,7 +23,9 @@ def small(seed: int = 0, **options) -> MAE:
 def batch(size=(64, 64), images=3, seed=1):
     generator = torch.Generator().manual_seed(seed)
     rows, columns = size[0] // 8, size[1] // 8
-    return torch.randn(images, 3, *size, generator=generator), torch.rand(images, rows * columns, generator=generator)
+    return torch.randn(images, 3, *size, generator=generator), torch.rand(
+        images, rows * columns, generator=generator
+    )
 
 
 # Position embeddings
@@ -45,18 +47,23 @@ def test_sincos_encodes_the_column_first_on_non_square_grids():
     assert not torch.equal(table[0, 0, :8], table[0, 1, :8])
 
 
-@pytest.mark.parametrize("new", [(7, 7), (10, 10), (14, 9), (20, 20)])
-def test_resampling_matches_timm(new):
-    from timm.layers import resample_abs_pos_embed
+@pytest.mark.parametrize("grid", [(8, 8), (4, 16), (1, 12), (6, 2)])
+def test_a_sincos_table_tells_its_grid(grid):
+    table = sincos_2d(32, grid)
+    assert sincos_grid(table) == grid and not class_row_missing(table)
+    assert sincos_grid(torch.randn(1, 65, 32)) is None and sincos_grid(table + 0.1) is None
+    assert class_row_missing(table[:, 1:]) and class_row_missing(torch.randn(1, 64, 32))
 
-    table = torch.randn(1, 1 + 196, 24)
-    theirs = resample_abs_pos_embed(table, new_size=list(new), old_size=[14, 14], num_prefix_tokens=1)
-    torch.testing.assert_close(resample_pos_embed(table, (14, 14), new), theirs, rtol=0, atol=0)
 
-
-def test_resampling_to_the_same_grid_is_the_identity():
-    table = torch.randn(1, 1 + 12, 8)
-    assert resample_pos_embed(table, (3, 4), (3, 4)) is table
+@pytest.mark.parametrize("size", [(32, 32), (96, 48)])
+def test_a_resolution_stage_resamples_tables_as_dailymae_does(size):
+    model = small()
+    model.set_image_size(size)
+    image = sincos_2d(48, (8, 8), cls_token=False).reshape(1, 8, 8, 48).permute(0, 3, 1, 2)
+    grid = (size[0] // 8, size[1] // 8)
+    expected = torch.nn.functional.interpolate(image, size=grid, mode="bicubic", antialias=True)
+    torch.testing.assert_close(model.pos_embed[:, 1:], expected.flatten(2).transpose(1, 2))
+    assert not model.pos_embed[:, 0].any()
 
 
 def test_image_size_stages_do_not_depend_on_the_way():
@@ -84,23 +91,41 @@ def test_stages_run_and_a_wrong_size_is_named():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "parameters", "tensors"),
+    ("factory", "parameters", "tensors"),
     [
-        (dict(), 111_907_840, 254),
-        (dict(embed_dim=1024, depth=24, num_heads=16), 329_541_888, 398),
-        (dict(embed_dim=1280, depth=32, num_heads=16, patch_size=14), 657_074_508, 494),
+        (mae.mae_vit_base_patch16, 111_907_840, 254),
+        (mae.mae_vit_large_patch16, 329_541_888, 398),
+        (mae.mae_vit_huge_patch14, 657_074_508, 494),
+        (mae.mae_vit_base_patch16_dec512d1b, 111_907_840 - 7 * (12 * 512**2 + 13 * 512), 254 - 7 * 12),
     ],
 )
-def test_parameters_of_the_released_models(sizes, parameters, tensors):
+def test_parameters_of_the_released_models(factory, parameters, tensors):
     with torch.device("meta"):
-        model = MAE(**sizes)
+        model = factory()
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert len(model.state_dict()) == tensors
 
 
+def test_a_factory_takes_the_models_options():
+    with torch.device("meta"):
+        model = mae.mae_vit_base_patch16(image_size=128, mask_ratio=0.9, decoder_depth=2)
+    assert model.grid == (8, 8) and model.mask_ratio == 0.9 and len(model.decoder_blocks) == 2
+    with pytest.raises(TypeError, match="mask_rate"):
+        mae.mae_vit_base_patch16(mask_rate=0.9)
+
+
+def test_parts_stand_in_the_order_of_the_papers_figure():
+    """Encoder, then decoder, each from its input to its output; the initialisation draws in this order."""
+    parts = list(dict.fromkeys(name.split(".")[0] for name, _ in small().named_modules() if name))
+    decoder = ["decoder_embed", "decoder_blocks", "decoder_norm", "decoder_pred"]
+    assert parts == ["patch_embed", "blocks", "norm", *decoder]
+
+
 def test_initialisation_of_the_reference():
     torch.manual_seed(0)
-    model = MAE(embed_dim=256, depth=1, num_heads=4, decoder_embed_dim=128, decoder_depth=1, decoder_num_heads=4)
+    model = MAE(
+        embed_dim=256, depth=1, num_heads=4, decoder_embed_dim=128, decoder_depth=1, decoder_num_heads=4
+    )
     bounds = {
         "patch_embed.proj": (768, 256),
         "blocks.0.attn.qkv": (256, 768),
@@ -141,7 +166,7 @@ def test_prediction_of_a_plain_run():
     images, noise = batch()
     prediction = small()(images, noise)
     assert prediction.pred.shape == (3, 64, 192) and prediction.latent.shape == (3, 17, 48)
-    assert prediction.grid == (8, 8) and prediction.p2dist is None
+    assert prediction.grid == (8, 8) and prediction.difficulty is None
     assert torch.equal(prediction.scored, prediction.mask)
     assert torch.equal(prediction.mask.sum(1), torch.full((3,), 48.0))
 
@@ -151,7 +176,7 @@ def test_options_of_the_forward_pass():
     assert small()(images, noise, mask_ratio=0.9).latent.shape == (3, 7, 48)
     assert torch.equal(small(score_all=True)(images, noise).scored, torch.ones(3, 64))
     assert small(target_dim=96)(images, noise).pred.shape == (3, 64, 96)
-    assert small(with_p2dist=True)(images, noise).p2dist.shape == (3, 64)
+    assert small(with_difficulty=True)(images, noise).difficulty.shape == (3, 64)
     for kind in ("block", "grid"):
         assert small(mask=kind)(images, noise).latent.shape == (3, 17, 48)
 
@@ -167,7 +192,7 @@ def test_visible_patches_alone_reach_the_encoder():
 
 
 def test_mask_tokens_in_the_encoder():
-    """Table 1c: every token goes through the encoder, masked content still cannot be seen, and every parameter learns."""
+    """Table 1c: the encoder takes every token, masked content stays hidden, and every parameter learns."""
     model = small(mask_tokens_in_encoder=True)
     images, noise = batch()
     prediction = model(images, noise)
@@ -227,7 +252,7 @@ def test_decoder_masking_equals_attention_that_ignores_the_dropped_tokens():
 def test_without_a_threshold_nothing_changes():
     images, noise = batch()
     plain, unbounded = small()(images, noise), small(decoder_beta=1e9)(images, noise)
-    weighted = small(with_p2dist=True)(images, noise)
+    weighted = small(with_difficulty=True)(images, noise)
     assert torch.equal(plain.pred, weighted.pred)
     assert torch.equal(plain.scored, unbounded.scored)
     torch.testing.assert_close(plain.pred, unbounded.pred, rtol=1e-5, atol=1e-5)
@@ -243,14 +268,22 @@ def test_gradients_flow_through_the_packed_decoder(options):
         (prediction.pred.square() * prediction.scored[..., None]).mean().backward()
         grads.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     for name, grad in grads[0].items():
-        torch.testing.assert_close(grads[1][name], grad, rtol=1e-3, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            grads[1][name], grad, rtol=1e-3, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize(
     ("dtype", "tokens", "width", "chosen"),
-    [(torch.bfloat16, 20, 64, "_padded"), (torch.bfloat16, 180, 512, "_loop"), (torch.float32, 20, 64, "_loop")],
+    [
+        (torch.bfloat16, 20, 64, "_padded"),
+        (torch.bfloat16, 180, 512, "_loop"),
+        (torch.float32, 20, 64, "_loop"),
+    ],
 )
-def test_small_images_in_bfloat16_are_padded_on_a_cpu_and_others_looped_over(monkeypatch, dtype, tokens, width, chosen):
+def test_small_images_in_bfloat16_are_padded_on_a_cpu_and_others_looped_over(
+    monkeypatch, dtype, tokens, width, chosen
+):
     called = []
     for name in ("_padded", "_loop"):
         monkeypatch.setattr(ragged, name, lambda qkv, packing, name=name: called.append(name))
@@ -261,13 +294,15 @@ def test_small_images_in_bfloat16_are_padded_on_a_cpu_and_others_looped_over(mon
 
 @pytest.mark.parametrize("kernel", ["loop", "padded"])
 def test_ragged_attention_in_bfloat16_is_that_of_each_image(kernel):
-    """Against torch's own attention on one image after another, and a gradient that is finite where keys were masked."""
+    """Against torch's own attention, image by image; the gradient is finite where keys were masked."""
     generator = torch.Generator().manual_seed(0)
     packing = pack(torch.rand(6, 20, generator=generator) < 0.6)
-    qkv = torch.randn(len(packing.source), 3, 2, 8, generator=generator).bfloat16().requires_grad_()
+    qkv = torch.randn(len(packing.dense_index), 3, 2, 8, generator=generator).bfloat16().requires_grad_()
     found = ragged_attention(qkv, packing, kernel)
     images = (image.detach().float().permute(1, 2, 0, 3)[:, None] for image in qkv.split(packing.lengths))
-    truth = torch.cat([torch.nn.functional.scaled_dot_product_attention(*image)[0].transpose(0, 1) for image in images])
+    truth = torch.cat(
+        [torch.nn.functional.scaled_dot_product_attention(*image)[0].transpose(0, 1) for image in images]
+    )
     torch.testing.assert_close(found.float(), truth, atol=0.02, rtol=0.02)
     found.float().square().sum().backward()
     assert torch.isfinite(qkv.grad).all() and qkv.grad.abs().amax(dim=(1, 2, 3)).min() > 0
@@ -278,8 +313,10 @@ def test_ragged_attention_in_bfloat16_is_that_of_each_image(kernel):
 def test_ragged_attention_kernels_agree(kernel):
     generator = torch.Generator().manual_seed(0)
     packing = pack(torch.rand(4, 9, generator=generator) < 0.7)
-    assert packing.source.shape == (sum(packing.lengths),)
-    qkv = torch.randn(len(packing.source), 3, 2, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert packing.dense_index.shape == (sum(packing.lengths),)
+    qkv = torch.randn(
+        len(packing.dense_index), 3, 2, 8, generator=generator, dtype=torch.float64, requires_grad=True
+    )
     expected = []
     for image in qkv.split(packing.lengths):
         q, k, v = image.unbind(1)
@@ -294,12 +331,16 @@ def test_ragged_attention_kernels_agree(kernel):
 
 
 def test_the_packed_decoder_keeps_no_activation_twice():
-    """Same tokens, same activations: with nothing dropped the packed decoder saves as much as the dense one, give or take indices."""
+    """With nothing dropped the packed decoder saves as much as the dense one, but for indices."""
     saved = []
     for beta in (None, 1e9):
         model = small(decoder_beta=beta, decoder_depth=6)
         images, noise = batch(images=8)
-        saved.append(activation_bytes(lambda model=model, images=images, noise=noise: model(images, noise), model.parameters()))
+        saved.append(
+            activation_bytes(
+                lambda model=model, images=images, noise=noise: model(images, noise), model.parameters()
+            )
+        )
     assert saved[1] == pytest.approx(saved[0], rel=0.03)
 
 
@@ -340,7 +381,9 @@ def test_parity_with_transformers_for_vit_base():
     model = MAE()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        compare_with_transformers(model, torch.randn(2, 3, 224, 224, generator=generator), torch.rand(2, 196, generator=generator))
+        compare_with_transformers(
+            model, torch.randn(2, 3, 224, 224, generator=generator), torch.rand(2, 196, generator=generator)
+        )
 
 
 # Compilation
@@ -362,7 +405,9 @@ def test_ragged_batches_compile_once_for_all_lengths():
     compiled = torch.compile(model, backend="aot_eager")
     for seed in range(10):
         images, noise = batch(seed=seed)
-        torch.testing.assert_close(compiled(images, noise).pred, model(images, noise).pred, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            compiled(images, noise).pred, model(images, noise).pred, rtol=1e-5, atol=1e-5
+        )
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         if seed == 2:
             settled = graphs

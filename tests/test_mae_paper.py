@@ -1,4 +1,4 @@
-"""Masked Autoencoders: every cell of its tables and figures has a run that is what the cell says, and a place where it is shown."""
+"""Masked Autoencoders: every cell of its tables and figures has a matching run and is shown."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,12 @@ OWN = (
     {"table": "figure_9", "method": "MAE"},
 )
 BACKBONES = {"ViT-B": "vit_base_patch16", "ViT-L": "vit_large_patch16", "ViT-H": "vit_huge_patch14"}
-TARGETS = {"pixel_unnorm": ("pixel", False), "pixel_norm": ("pixel", True), "pca": ("pca", None), "dvae_token": ("token", None)}
+TARGETS = {
+    "pixel_unnorm": ("pixel", False),
+    "pixel_norm": ("pixel", True),
+    "pca": ("pca", None),
+    "dvae_token": ("token", None),
+}
 AUGMENTATIONS = {
     "none": ("center", 0.0),
     "crop_fixed_size": ("fixed", 0.0),
@@ -49,7 +54,7 @@ def test_every_own_cell_has_a_run_or_is_computed(params, cells, condition):
     for cell in own(condition):
         line = placed.loc[cell["id"]]
         names = [name for name in line["run"].split(", ") if name]
-        assert names or cell["id"] in computed.numbers("mae").index, cell["id"]
+        assert names or cell["id"] in computed.numbers("mae"), cell["id"]
         assert line["status"] not in (tables.NEEDS_SCALE, tables.NOT_BUILT, tables.CITED), cell["id"]
         assert set(names) <= set(params.runs), cell["id"]
 
@@ -83,18 +88,20 @@ def printed(key: str, value: str) -> object:
 
 
 def test_a_cells_run_has_the_cells_setting(params, cells):
-    """Decoder, mask, target, augmentation, backbone and epochs of every run are those of the line that it stands beside."""
+    """Decoder, mask, target, augmentation, backbone and epochs of every run are those of its line."""
     checked = 0
     for line in cells.to_dict("records"):
         if "," in line["run"] or not line["run"] or line["table"] == "text":
             continue
         run = params.run(line["run"])
-        source = run if isinstance(run, PretrainRun) else params.run(run.pretrain_name)
+        source = run if isinstance(run, PretrainRun) else params.run(run.pretrain)
         found = stated(params, source)
         setting = published.setting(line["row"])
         if source.epochs == 0:
             setting = {"backbone": setting["backbone"]}
-        for key in set(setting) & set(found) - ({"mask_ratio"} if setting.get("mask_ratio") == "lowest_plotted" else set()):
+        for key in set(setting) & set(found) - (
+            {"mask_ratio"} if setting.get("mask_ratio") == "lowest_plotted" else set()
+        ):
             assert found[key] == printed(key, setting[key]), (line["id"], line["run"], key)
             checked += 1
         if line["column"] in ("ft_top1", "lin_top1"):
@@ -104,13 +111,18 @@ def test_a_cells_run_has_the_cells_setting(params, cells):
 
 def test_curves_have_a_run_at_every_place(params):
     sweeps = published.sweeps()
-    for name, key in (("mae_ratio_ft_all", "mask_ratio"), ("mae_ratio_lin", "mask_ratio"), ("mae_epochs_ft", "epochs"), ("mae_epochs_lin", "epochs")):
+    for name, key in (
+        ("mae_ratio_ft_all", "mask_ratio"),
+        ("mae_ratio_lin", "mask_ratio"),
+        ("mae_epochs_ft", "epochs"),
+        ("mae_epochs_lin", "epochs"),
+    ):
         for place, run in sweeps[name].points.items():
-            assert getattr(params.run(params.run(run).pretrain_name), key) == place, run
+            assert getattr(params.run(params.run(run).pretrain), key) == place, run
     assert len(sweeps["mae_ratio_lin"].points) == 10 and len(sweeps["mae_epochs_lin"].points) == 5
     for place, run in sweeps["mae_partial"].points.items():
         found = params.run(run)
-        assert found.pretrain_name == "mae_base"
+        assert found.pretrain == "mae_base"
         tuned = 0 if found.protocol == "linear" else 24 if found.tuned_blocks is None else found.tuned_blocks
         assert tuned == place, run
 
@@ -148,5 +160,7 @@ def names(quantity) -> set[str]:
         sweep = published.sweeps().get(quantity)
         return set(sweep.points.values()) if sweep else {quantity.partition("/")[0]}
     if isinstance(quantity, dict):
-        return set().union(*(names(value) for key, value in quantity.items() if key not in ("kind", "function", "metric")))
+        return set().union(
+            *(names(value) for key, value in quantity.items() if key not in ("kind", "function", "metric"))
+        )
     return set().union(*map(names, quantity)) if isinstance(quantity, list) else set()

@@ -10,15 +10,14 @@ import torch
 from project import ROOT
 
 from replicate.config import load
-from replicate.config.backbones import Backbone
 from replicate.config.lens import resolve
 from replicate.cost.shapes import shapes_only
 from replicate.loaders import Augmentation
 from replicate.schedules.layer_decay import decayed_groups, plain_groups
 from replicate.schedules.lr import set_learning_rate, warmup_cosine
 from replicate.schedules.stages import view_at
+from replicate.trainers.batches import accumulation
 from replicate.trainers.classify import ClassifyTask
-from replicate.trainers.engine import accumulation
 from replicate.trainers.pretrain import PretrainTask
 from replicate.trainers.session import Session
 
@@ -55,12 +54,9 @@ def task_of(run):
 
 
 def classifier_of(run, source):
-    from replicate.models import backbones, classifier
+    from replicate.models.build import build_classifier
 
-    kwargs = dict(source.backbone_kwargs)
-    if source.backbone.startswith("vit"):
-        return classifier.build_classifier(Backbone(source.backbone, kwargs), CLASSES, image_size=run.image_size, drop_path=run.drop_path)
-    return backbones.build_classifier(source.backbone, CLASSES, image_size=run.image_size, drop_path=run.drop_path, **kwargs)
+    return build_classifier(source, CLASSES, run.image_size, run.drop_path)
 
 
 SHAPE = (

@@ -18,8 +18,12 @@ def test_values_of_the_formulas_at_the_default_crop():
     low, high = sides((0.08, 1.0))
     assert low == pytest.approx(0.283, abs=5e-4)
     assert perceptual_ratio(0.28, high) == pytest.approx(0.7075, abs=5e-5)
-    assert [apparent_size(s, 0.28, 1) for s in (160, 192, 224)] == pytest.approx([226.1, 271.4, 316.6], abs=0.1)
-    assert [expected_apparent_size(s, 0.28, 1) for s in (160, 192, 224)] == pytest.approx([250, 300, 350], abs=1e-9)
+    assert [apparent_size(s, 0.28, 1) for s in (160, 192, 224)] == pytest.approx(
+        [226.1, 271.4, 316.6], abs=0.1
+    )
+    assert [expected_apparent_size(s, 0.28, 1) for s in (160, 192, 224)] == pytest.approx(
+        [250, 300, 350], abs=1e-9
+    )
 
 
 def test_table_8_prints_two_thirds_of_its_own_formulas():

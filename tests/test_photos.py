@@ -1,4 +1,4 @@
-"""The offline data set: reproducible to the bit, balanced, and not to be told by colour or by a linear template."""
+"""The offline data set: reproducible to the bit, balanced, hard for colour histograms and linear templates."""
 
 import time
 
@@ -46,7 +46,7 @@ def test_an_image_is_a_function_of_seed_split_and_index() -> None:
 
 
 def test_the_first_pictures_never_change() -> None:
-    """Results are compared over time: a changed picture would change them all."""
+    """A changed picture would change every result on this data set."""
     source = PhotosSource("train", num_images=24, image_size=64)
     means = [round(float(source.read(i).mean()), 1) for i in range(3)]
     assert means == pytest.approx(FIRST_MEANS, abs=0.5)
@@ -116,7 +116,7 @@ def test_an_impossible_set_is_refused(options: dict[str, object], message: str) 
         PhotosSource(**options)
 
 
-def test_missing_photographs_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_photographs_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "PHOTOGRAPHS", ("nowhere.png",))
     photos._photographs.cache_clear()
     try:

@@ -116,7 +116,7 @@ def test_a_notebook_depends_on_what_is_stated_of_its_papers_runs(project, params
 
 
 OPTIONS = {
-    "fastmim_vit_hog_128": {"targets/hog.py", "models/backbones/vit.py", "trainers/pretrain.py"},
+    "fastmim_vit_hog_128": {"targets/hog.py", "trainers/pretrain.py"},
     "fastmim_cmt_s_hog_128": {"targets/hog.py", "models/backbones/cmt.py", "trainers/pretrain.py"},
     "fastmim_cmt_s_hog_128_ft": {"models/backbones/cmt.py", "trainers/finetune.py"},
     "light_90": {"targets/pixel.py", "trainers/pretrain.py"},

@@ -6,20 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from project import write_params
 from scipy.spatial.distance import cdist
 from torch import nn
 
 from replicate.cli import main
-from replicate.models.classifier import probe_head
+from replicate.models.build import probe_head
 from replicate.trainers import classify
 from replicate.trainers.knn import knn_votes
 from replicate.trainers.linear import lars
 
 
 def lars_by_hand(weights, gradients, rates, *, momentum=0.9, trust=0.001, decay=0.0, adapt):
-    """You et al. 2017 in numpy: v <- m v + (trust |w| / |g|) g; w <- w - lr v. Without `adapt` it is SGD with momentum."""
+    """You et al. 2017 in numpy: v <- m v + (trust |w| / |g|) g; w <- w - lr v. Without `adapt`: SGD."""
     w, velocity = weights.astype(np.float64).copy(), np.zeros_like(weights, dtype=np.float64)
     for gradient, rate in zip(gradients, rates, strict=True):
         g = gradient.astype(np.float64) + decay * w
@@ -40,14 +39,21 @@ def test_lars_follows_its_formula_with_a_changing_rate():
     for step, rate in enumerate(rates):
         for group in optimizer.param_groups:
             group["lr"] = rate
-        head.weight.grad, head.bias.grad = torch.from_numpy(matrix_steps[step]), torch.from_numpy(bias_steps[step])
+        head.weight.grad, head.bias.grad = (
+            torch.from_numpy(matrix_steps[step]),
+            torch.from_numpy(bias_steps[step]),
+        )
         optimizer.step()
-    assert head.weight.detach().numpy() == pytest.approx(lars_by_hand(matrix, matrix_steps, rates, adapt=True), abs=1e-9)
-    assert head.bias.detach().numpy() == pytest.approx(lars_by_hand(bias, bias_steps, rates, adapt=False), abs=1e-9)
+    assert head.weight.detach().numpy() == pytest.approx(
+        lars_by_hand(matrix, matrix_steps, rates, adapt=True), abs=1e-9
+    )
+    assert head.bias.detach().numpy() == pytest.approx(
+        lars_by_hand(bias, bias_steps, rates, adapt=False), abs=1e-9
+    )
 
 
 def test_lars_adapts_matrices_alone_and_decays_nothing():
-    """Appendix A.1 and Table 9: no weight decay; the step of a matrix does not depend on the gradient's size."""
+    """Appendix A.1, Table 9: no weight decay; a matrix's step does not depend on the gradient's size."""
     steps = []
     for size in (1.0, 1000.0):
         torch.manual_seed(0)
@@ -58,7 +64,9 @@ def test_lars_adapts_matrices_alone_and_decays_nothing():
             parameter.grad = torch.full_like(parameter, size)
         optimizer.step()
         steps.append((head[1].weight.detach() - before, head[1].bias.detach()))
-        assert all(group["weight_decay"] == 0 and group["momentum"] == 0.9 for group in optimizer.param_groups)
+        assert all(
+            group["weight_decay"] == 0 and group["momentum"] == 0.9 for group in optimizer.param_groups
+        )
         moved = (head[1].weight.detach() - before).norm() / before.norm()
         assert moved.item() == pytest.approx(6.4 * 0.001, rel=1e-3)
     torch.testing.assert_close(steps[0][0], steps[1][0])
@@ -69,7 +77,9 @@ def test_the_probes_batchnorm_is_a_standardisation():
     torch.manual_seed(0)
     head, features = probe_head(6, 3), 5 + 3 * torch.randn(64, 6)
     expected = (features - features.mean(0)) / (features.var(0, unbiased=False) + 1e-6).sqrt()
-    torch.testing.assert_close(head(features), expected @ head[1].weight.T + head[1].bias, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        head(features), expected @ head[1].weight.T + head[1].bias, rtol=1e-4, atol=1e-5
+    )
     for _ in range(300):
         head(features)
     head.eval()
@@ -95,16 +105,14 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ema")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        path = write_params(folder, budget={"ema": 0.7, "evaluate_epochs": 0.02})
-        content = yaml.safe_load(path.read_text())
-        path.write_text(yaml.safe_dump(content))
+        write_params(folder, budget={"ema": 0.7, "evaluate_epochs": 0.02})
         assert main(["data", "write"]) == 0
         assert main(["pretrain", "mae_scratch"]) == 0
     return folder
 
 
 def test_training_from_scratch_scores_the_moving_average(project, monkeypatch):
-    """MAE, Table 10: what is scored is the average e <- d e + (1 - d) w over all steps; the weights are scored beside it."""
+    """MAE, Table 10 scores the average e <- d e + (1 - d) w over all steps, and the weights beside it."""
     monkeypatch.chdir(project)
     weights, scored = [], []
     update, accuracy = classify.ModelEmaV3.update, classify.accuracy
@@ -130,17 +138,20 @@ def test_training_from_scratch_scores_the_moving_average(project, monkeypatch):
     for name, value in average.items():
         torch.testing.assert_close(last_average[name].double(), value, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(last_weights[name], weights[-1][name], rtol=0, atol=0)
-    found = json.loads(Path("results/smoke/grid/mae/mae_scratch_ft/metrics.json").read_text())["results"]["per_seed"][0]
+    found = json.loads(Path("results/smoke/grid/mae/mae_scratch_ft/metrics.json").read_text())["results"][
+        "per_seed"
+    ][0]
     assert {"top1", "top1_without_ema", "trainable"} <= set(found)
 
 
-@pytest.mark.parametrize(("run", "expected"), [("mae_partial_05", "half"), ("mae_partial_1", 1), ("mae_base_lin", 0)])
+@pytest.mark.parametrize(
+    ("run", "expected"), [("mae_partial_05", "half"), ("mae_partial_1", 1), ("mae_base_lin", 0)]
+)
 def test_a_run_reports_the_parameters_that_it_trained(project, monkeypatch, run, expected):
     """ViT-L at this budget: 48 wide; 10 classes; half a block is norm2 and the MLP."""
     monkeypatch.chdir(project)
-    content = yaml.safe_load(Path("params.yaml").read_text())
-    (content["grid"] if run == "mae_partial_05" else content)["evaluate"][run]["pretrain"] = "grid/mae/mae_scratch"
-    Path("params.yaml").write_text(yaml.safe_dump(content))
+    budget = {"ema": 0.7, "evaluate_epochs": 0.02}
+    write_params(project, budget=budget, runs={run: {"pretrain": "mae_scratch"}})
     assert main(["evaluate", run]) == 0
     [path] = Path("results/smoke").rglob(f"{run}/metrics.json")
     trained = json.loads(path.read_text())["results"]["per_seed"][0]["trainable"]
@@ -148,7 +159,9 @@ def test_a_run_reports_the_parameters_that_it_trained(project, monkeypatch, run,
     head = (width + 1) * len(classes["class_names"])
     mlp = 2 * width + width * 4 * width + 4 * width + 4 * width * width + width
     attention = 2 * width + 3 * width * width + 3 * width + width * width + width
-    assert trained == {"half": head + 2 * width + mlp, 1: head + 2 * width + mlp + attention, 0: head}[expected]
+    assert (
+        trained == {"half": head + 2 * width + mlp, 1: head + 2 * width + mlp + attention, 0: head}[expected]
+    )
 
 
 def named(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ GIVEN = {
 }
 
 
-def test_says_what_a_reader_needs_to_repeat_the_run():
+def test_provenance_holds_what_a_reader_needs_to_repeat_the_run():
     found = json.loads(json.dumps(provenance(**GIVEN)))
     assert set(found) == {"git", "machine", "versions"} | set(GIVEN)
     assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -28,13 +28,19 @@ def test_says_what_a_reader_needs_to_repeat_the_run():
 
 
 def committed(folder: Path) -> None:
-    """Makes `folder` a repository with all its files in one commit."""
-    for command in (["init"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-m", "first"]):
+    """Make `folder` a repository with all its files in one commit."""
+    for command in (
+        ["init"],
+        ["add", "."],
+        ["-c", "user.name=n", "-c", "user.email=e", "commit", "-m", "first"],
+    ):
         subprocess.run(["git", "-C", str(folder), *command], check=True, capture_output=True)
 
 
-def test_the_revision_is_this_checkouts():
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+def test_the_revision_is_that_of_this_checkout():
+    done = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip("no git checkout")
     assert git_state.__wrapped__()["revision"] == done.stdout.strip()
@@ -52,16 +58,22 @@ def test_git_state_sees_a_tracked_change_and_ignores_an_untracked_result(tmp_pat
     assert git_state.__wrapped__(tmp_path) == {"revision": clean["revision"], "dirty": True}
 
 
-def test_another_budget_makes_nothing_dirty_and_another_claim_a_page(tmp_path):
-    (tmp_path / "published").mkdir()
-    claims = tmp_path / "published" / "claims.yaml"
+def test_a_changed_claim_makes_a_page_dirty_and_a_changed_budget_nothing(tmp_path):
+    (tmp_path / "papers").mkdir()
+    claims = tmp_path / "papers" / "claims.yaml"
     claims.write_text("claims: []\n")
     (tmp_path / "params.yaml").write_text("budget: laptop\n")
     committed(tmp_path)
     (tmp_path / "params.yaml").write_text("budget: smoke\n")
-    assert git_state.__wrapped__(tmp_path)["dirty"] is False and git_state.__wrapped__(tmp_path, PAGE_SOURCES)["dirty"] is False
+    assert (
+        git_state.__wrapped__(tmp_path)["dirty"] is False
+        and git_state.__wrapped__(tmp_path, PAGE_SOURCES)["dirty"] is False
+    )
     claims.write_text("claims: [another]\n")
-    assert git_state.__wrapped__(tmp_path)["dirty"] is False and git_state.__wrapped__(tmp_path, PAGE_SOURCES)["dirty"] is True
+    assert (
+        git_state.__wrapped__(tmp_path)["dirty"] is False
+        and git_state.__wrapped__(tmp_path, PAGE_SOURCES)["dirty"] is True
+    )
 
 
 def test_outside_a_checkout_the_revision_is_unknown(tmp_path):
@@ -73,12 +85,21 @@ def test_without_git_the_revision_is_unknown(monkeypatch, tmp_path):
     assert git_state.__wrapped__(tmp_path)["revision"] == "unknown"
 
 
-@pytest.mark.parametrize("change", [{"wall_seconds": -1.0}, {"images_per_second": math.nan}, {"peak_memory_bytes": -1}, {"seeds": []}])
-def test_a_value_that_cannot_be_is_refused_by_name(change):
+@pytest.mark.parametrize(
+    "change",
+    [{"wall_seconds": -1.0}, {"images_per_second": math.nan}, {"peak_memory_bytes": -1}, {"seeds": []}],
+)
+def test_an_impossible_value_is_refused_by_name(change):
     with pytest.raises(UserError, match=next(iter(change))):
         provenance(**{**GIVEN, **change})
 
 
 def test_reading_provenance_loads_no_heavy_package():
-    code = "import sys, replicate.provenance as p; p.versions(); print(*{'torch', 'numpy', 'timm'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    code = "import sys, replicate.provenance as p; p.versions(); "
+    code += "print(*{'torch', 'numpy', 'timm'} & set(sys.modules))"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == ""
+    )

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from replicate.config.published import Sweep
+from replicate.papers import efficient_learners
 from replicate.report import figures, style
 from replicate.report.quantities import Reader
 from replicate.report.results import Results, Run
@@ -18,13 +19,18 @@ def reader(*names):
     for name in names:
         for k, x in enumerate((65, 75, 80, 85, 90)):
             run = f"{name}_{x}"
-            runs[run] = Run("p", run, None, (0, 1, 2), tuple({"top1": 40 + k * (4 - k) + 0.3 * s} for s in range(3)))
-    sweeps = {f"{name}_llrd": Sweep({x / 100: f"{name}_{x}" for x in (65, 75, 80, 85, 90)}) for name in ("light", "full")}
+            runs[run] = Run(
+                "p", run, None, (0, 1, 2), tuple({"top1": 40 + k * (4 - k) + 0.3 * s} for s in range(3))
+            )
+    sweeps = {
+        f"{name}_llrd": Sweep({x / 100: f"{name}_{x}" for x in (65, 75, 80, 85, 90)})
+        for name in ("light", "full")
+    }
     return Reader(Results("laptop", runs), sweeps)
 
 
 def test_llrd_curve_draws_every_point_with_its_interval():
-    figure = figures.llrd_curve(reader("light", "full"), SWEEPS, PRINTED)
+    figure = efficient_learners.llrd_curve(reader("light", "full"), SWEEPS, PRINTED)
     left, right = figure.axes
     assert len(left.containers) == 2 and all(len(c.lines[0].get_xdata()) == 5 for c in left.containers)
     segments = left.containers[0].lines[2][0].get_segments()
@@ -34,13 +40,17 @@ def test_llrd_curve_draws_every_point_with_its_interval():
 
 
 def test_a_sweep_that_is_not_finished_is_named_and_nothing_fails_without_any():
-    assert "(not run: full)" in figures.llrd_curve(reader("light"), SWEEPS, PRINTED).axes[0].get_title(loc="left")
-    assert "(not run: light, full)" in figures.llrd_curve(reader(), SWEEPS, PRINTED).axes[0].get_title(loc="left")
+    assert "(not run: full)" in efficient_learners.llrd_curve(reader("light"), SWEEPS, PRINTED).axes[
+        0
+    ].get_title(loc="left")
+    assert "(not run: light, full)" in efficient_learners.llrd_curve(reader(), SWEEPS, PRINTED).axes[
+        0
+    ].get_title(loc="left")
 
 
 def test_cost_bars_leave_out_what_was_not_measured():
     costs = pd.DataFrame({"paper": {"full": 59.5, "light": 1.0}, "measured": {"full": np.nan, "light": 1.0}})
-    axes = figures.cost_bars(costs).axes[0]
+    axes = efficient_learners.cost_bars(costs).axes[0]
     texts = [text.get_text().strip() for text in axes.texts]
     assert texts == ["59.5", "1.0", "", "1.0"] and axes.get_xscale() == "log"
 
@@ -54,12 +64,24 @@ def test_loss_curves_average_over_seeds_and_skip_what_is_missing():
 
 
 def test_comparison_keeps_the_papers_scale_apart_from_ours():
-    table = pd.DataFrame({"label": ["a", "b"], "value": [80.4, 81.8], "ours": [40.0, 44.0], "ours_low": [39, 43], "ours_high": [41, 45]})
-    paper, ours = figures.comparison(table, "epochs").axes
+    table = pd.DataFrame(
+        {
+            "label": ["a", "b"],
+            "value": [80.4, 81.8],
+            "ours": [40.0, 44.0],
+            "ours_low": [39, 43],
+            "ours_high": [41, 45],
+        }
+    )
+    paper, ours = efficient_learners.comparison(table, "epochs").axes
     assert paper.get_ylim()[0] > ours.get_ylim()[1]
     assert [text.get_text() for text in ours.get_xticklabels()] == ["a", "b"]
-    alone = figures.comparison(table.assign(ours=np.nan, ours_low=np.nan, ours_high=np.nan), "epochs").axes
-    assert [axis.get_title(loc="left") for axis in alone] == ["paper"], "an empty panel would look like a result"
+    alone = efficient_learners.comparison(
+        table.assign(ours=np.nan, ours_low=np.nan, ours_high=np.nan), "epochs"
+    ).axes
+    assert [axis.get_title(loc="left") for axis in alone] == ["paper"], (
+        "an empty panel would look like a result"
+    )
 
 
 def test_reconstructions_are_one_row_an_image():
@@ -76,16 +98,20 @@ def test_p2dist_map_crosses_out_what_decoder_masking_drops():
 
 
 def test_saved_in_three_formats_and_twice_the_same(tmp_path):
-    figure = figures.cost_bars(pd.DataFrame({"paper": {"full": 59.5, "light": 1.0}}))
+    figure = efficient_learners.cost_bars(pd.DataFrame({"paper": {"full": 59.5, "light": 1.0}}))
     paths = style.save_figure(figure, tmp_path / "deep" / "cost")
-    assert [path.suffix for path in paths] == [".svg", ".pdf", ".png"] and all(path.stat().st_size > 1000 for path in paths)
+    assert [path.suffix for path in paths] == [".svg", ".pdf", ".png"] and all(
+        path.stat().st_size > 1000 for path in paths
+    )
     first = [path.read_bytes() for path in paths]
-    again = style.save_figure(figures.cost_bars(pd.DataFrame({"paper": {"full": 59.5, "light": 1.0}})), tmp_path / "cost")
+    again = style.save_figure(
+        efficient_learners.cost_bars(pd.DataFrame({"paper": {"full": 59.5, "light": 1.0}})), tmp_path / "cost"
+    )
     assert [path.read_bytes() for path in again] == first
 
 
 def test_colours_stay_apart_for_colour_blind_readers():
-    """Every two colours differ in lightness or hue after simulated deuteranopia (Viénot, Brettel and Mollon 1999)."""
+    """Any two colours differ after simulated deuteranopia (Viénot, Brettel and Mollon 1999)."""
     from matplotlib.colors import to_rgb
 
     linear = np.array([to_rgb(colour) for colour in style.PALETTE]) ** 2.2
@@ -96,7 +122,9 @@ def test_colours_stay_apart_for_colour_blind_readers():
 
 
 def test_a_figure_shows_itself():
-    data, metadata = figures.llrd_curve(reader("light"), {"light": "light_llrd"})._repr_png_()
-    assert data.startswith(b"\x89PNG") and metadata == {"alt": "ours: top-1 accuracy (%) against layer-wise learning-rate decay"}
+    data, metadata = efficient_learners.llrd_curve(reader("light"), {"light": "light_llrd"})._repr_png_()
+    assert data.startswith(b"\x89PNG") and metadata == {
+        "alt": "ours: top-1 accuracy (%) against layer-wise learning-rate decay"
+    }
     image = np.zeros((4, 4, 3))
     assert figures.reconstructions([{"masked": image, "original": image}]).description == "masked; original"

@@ -1,4 +1,4 @@
-"""Notebooks: stripped, executed with names only, rendered to one page; and the committed ones keep the house rules."""
+"""Notebooks are stripped, executed with names only and rendered; committed ones follow the rules."""
 
 import ast
 import html.parser
@@ -48,8 +48,11 @@ def test_strip_removes_what_opening_and_saving_changes(tmp_path):
     assert notebook.read(tmp_path / "out/b.ipynb").cells[1].metadata.tags == ["parameters"]
 
 
-@pytest.mark.parametrize(("text", "words"), [(None, "no such notebook"), ("{", "not a Jupyter notebook"), ("[]", "not a Jupyter notebook")])
-def test_what_is_no_notebook_is_told_in_one_line(tmp_path, text, words):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "no such notebook"), ("{", "not a Jupyter notebook"), ("[]", "not a Jupyter notebook")],
+)
+def test_what_is_no_notebook_is_named(tmp_path, text, words):
     if text is not None:
         (tmp_path / "a.ipynb").write_text(text)
     with pytest.raises(UserError, match=words) as error:
@@ -59,9 +62,12 @@ def test_what_is_no_notebook_is_told_in_one_line(tmp_path, text, words):
 
 def test_execute_passes_names_and_renders_one_page(here):
     drawing = "from replicate.report import figures\nfigures.loss_curves({})"
-    nbformat.write(make("print(paper, budget)", "import pandas as pd\npd.DataFrame({'a': [1]})", drawing), here / "notebooks/mae.ipynb")
+    nbformat.write(
+        make("print(paper, budget)", "import pandas as pd\npd.DataFrame({'a': [1]})", drawing),
+        here / "notebooks/mae.ipynb",
+    )
     path = notebook.execute("mae", "smoke")
-    assert path == Path("executed/smoke/mae.html") and Path("executed/smoke/mae.ipynb").exists()
+    assert path == Path("executed/smoke/papers/mae.html") and Path("executed/smoke/papers/mae.ipynb").exists()
     text = path.read_text()
     assert "mae smoke" in text and "<table" in text and "<title>A title</title>" in text
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
@@ -78,16 +84,20 @@ def test_the_full_scope_has_a_page_of_its_own_and_nothing_to_warn_of(here, capfd
 
 def test_a_failing_cell_stays_on_disk_with_its_traceback(here):
     nbformat.write(make("1 / 0"), here / "notebooks/mae.ipynb")
-    Path("executed/smoke").mkdir(parents=True)
-    Path("executed/smoke/mae.html").write_text("an older page")
-    with pytest.raises(UserError, match="executed/smoke/mae.ipynb: cell \\[3\\] failed with ZeroDivisionError"):
+    Path("executed/smoke/papers").mkdir(parents=True)
+    Path("executed/smoke/papers/mae.html").write_text("an older page")
+    with pytest.raises(
+        UserError, match="executed/smoke/papers/mae.ipynb: cell \\[3\\] failed with ZeroDivisionError"
+    ):
         notebook.execute("mae", "smoke")
-    failed = Path("executed/smoke/mae.ipynb").read_text()
-    assert "ZeroDivisionError" in failed and not Path("executed/smoke/mae.html").exists()
+    failed = Path("executed/smoke/papers/mae.ipynb").read_text()
+    assert "ZeroDivisionError" in failed and not Path("executed/smoke/papers/mae.html").exists()
 
 
 def test_a_notebook_without_the_names_is_refused_before_it_runs(here):
-    nbformat.write(make("print(1)", tagged="budgets = None\npaper = None\nscope = None"), here / "notebooks/mae.ipynb")
+    nbformat.write(
+        make("print(1)", tagged="budgets = None\npaper = None\nscope = None"), here / "notebooks/mae.ipynb"
+    )
     with pytest.raises(UserError, match="does not assign budget"):
         notebook.execute("mae", "smoke")
 

@@ -8,6 +8,7 @@ import torch
 
 from replicate.errors import UserError
 from replicate.loaders.pixels import denormalise, normalise
+from replicate.papers.mae import joined
 from replicate.report import reconstruct as module
 from replicate.report.reconstruct import (
     BORROWED,
@@ -17,9 +18,7 @@ from replicate.report.reconstruct import (
     PASTED_BORROWED,
     PREDICTED,
     STATED,
-    at_ratios,
     reconstruct,
-    side_by_side,
 )
 
 
@@ -27,7 +26,15 @@ class Params:
     """As much of `replicate.config.Params` as the function uses."""
 
     def __init__(self, **options):
-        self.run = SimpleNamespace(target="pixel", target_options=options, patch_size=8, image_size=32, mask_ratio=0.75, method="mae", dataset="full")
+        self.run = SimpleNamespace(
+            target="pixel",
+            target_options=options,
+            patch_size=8,
+            image_size=32,
+            mask_ratio=0.75,
+            method="mae",
+            dataset="full",
+        )
 
     def resolve(self, name, budget):
         return self.run
@@ -58,7 +65,9 @@ class Perfect(torch.nn.Module):
 
 @pytest.fixture
 def images(monkeypatch):
-    batch = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = torch.randint(
+        0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     monkeypatch.setattr(module, "sample_images", lambda folder, size, count: batch[:count])
 
     def model(run, weights):
@@ -72,7 +81,11 @@ def images(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("norm_pix", "views"), [(True, [MASKED, STATED, BORROWED, PASTED_BORROWED, ORIGINAL]), (False, [MASKED, PREDICTED, PASTED, ORIGINAL])]
+    ("norm_pix", "views"),
+    [
+        (True, [MASKED, STATED, BORROWED, PASTED_BORROWED, ORIGINAL]),
+        (False, [MASKED, PREDICTED, PASTED, ORIGINAL]),
+    ],
 )
 def test_a_perfect_prediction_gives_the_image_back(images, norm_pix, views):
     rows = reconstruct(Params(norm_pix=norm_pix), "run", images=3)
@@ -83,7 +96,7 @@ def test_a_perfect_prediction_gives_the_image_back(images, norm_pix, views):
 
 
 def test_the_prediction_as_it_is_knows_nothing_of_a_patchs_mean_and_contrast(images):
-    """Brighter and flatter images give the same picture, for the target is the same; with borrowed statistics they do not."""
+    """Brighter and flatter images have the same target and picture, unless statistics are borrowed."""
     first = reconstruct(Params(norm_pix=True), "run", images=3)
     images.copy_(denormalise(0.4 * normalise(images) + 0.5))
     second = reconstruct(Params(norm_pix=True), "run", images=3)
@@ -92,12 +105,26 @@ def test_the_prediction_as_it_is_knows_nothing_of_a_patchs_mean_and_contrast(ima
 
 
 def test_several_ratios_and_several_runs_stand_beside_one_original(images):
-    rows = at_ratios(Params(norm_pix=False), "run", (0.75, 0.95), images=2)
-    assert list(rows[0]) == [ORIGINAL, f"75%,\n{MASKED}", f"75%,\n{PREDICTED}", f"95%,\n{MASKED}", f"95%,\n{PREDICTED}"]
+    params = Params(norm_pix=False)
+    rows = joined({f"{r:.0%}": reconstruct(params, "run", mask_ratio=r, images=2) for r in (0.75, 0.95)})
+    assert list(rows[0]) == [
+        ORIGINAL,
+        f"75%,\n{MASKED}",
+        f"75%,\n{PREDICTED}",
+        f"95%,\n{MASKED}",
+        f"95%,\n{PREDICTED}",
+    ]
     hidden = [(rows[0][f"{ratio},\n{MASKED}"] == 0.5).all(axis=2).mean() for ratio in ("75%", "95%")]
     assert hidden == pytest.approx([12 / 16, 15 / 16], abs=0.01)
-    beside = side_by_side(Params(norm_pix=True), {"random": "a", "block": "b"}, images=2)
-    assert list(beside[0]) == [ORIGINAL, f"random,\n{MASKED}", f"random,\n{BORROWED}", f"block,\n{MASKED}", f"block,\n{BORROWED}"]
+    runs = {"random": "a", "block": "b"}
+    beside = joined({label: reconstruct(Params(norm_pix=True), run, images=2) for label, run in runs.items()})
+    assert list(beside[0]) == [
+        ORIGINAL,
+        f"random,\n{MASKED}",
+        f"random,\n{BORROWED}",
+        f"block,\n{MASKED}",
+        f"block,\n{BORROWED}",
+    ]
 
 
 def test_three_quarters_are_hidden_and_the_same_ones_each_time(images):

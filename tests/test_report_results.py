@@ -10,7 +10,10 @@ from replicate.report import results
 
 def write(root, run="light_90_llrd_65", paper="efficient_learners", budget="laptop", **change):
     content = {
-        "results": {"seeds": [0, 1], "per_seed": [{"top1": 40.0, "note": "x"}, {"top1": 42.0, "curve": [1, 2]}]},
+        "results": {
+            "seeds": [0, 1],
+            "per_seed": [{"top1": 40.0, "note": "x"}, {"top1": 42.0, "curve": [1, 2]}],
+        },
         "run": {"layer_decay": 0.65},
         "resolved": {"epochs": 4},
         "provenance": {"wall_seconds": 7200.0},
@@ -22,7 +25,7 @@ def write(root, run="light_90_llrd_65", paper="efficient_learners", budget="lapt
     return path
 
 
-def test_tidy_frame_of_every_finished_run(tmp_path):
+def test_every_finished_run_of_a_budget_is_read(tmp_path):
     write(tmp_path)
     write(tmp_path, run="light_90", results={"seeds": [0], "per_seed": [{"loss": 0.5}]})
     write(tmp_path, run="light_90", budget="smoke")
@@ -30,10 +33,9 @@ def test_tidy_frame_of_every_finished_run(tmp_path):
     found = results.load("laptop", tmp_path)
     assert set(found.runs) == {"light_90", "light_90_llrd_65", "batch_512"} and "light_90" in found
     assert found.runs["batch_512"].paper == "efficient_learners"
-    frame = found.frame
-    assert list(frame.columns) == ["paper", "run", "metric", "seed", "value"]
-    assert frame[(frame.run == "light_90_llrd_65") & (frame.metric == "top1")].value.tolist() == [40.0, 42.0]
-    assert set(frame.metric) == {"top1", "loss"}
+    assert found.runs["light_90_llrd_65"].per_seed == ({"top1": 40.0}, {"top1": 42.0}), (
+        "texts and lists are no metrics"
+    )
     assert found.values("light_90_llrd_65", "top1") == {0: 40.0, 1: 42.0}
 
 
@@ -42,7 +44,9 @@ def test_measured_numbers_stand_where_the_checkout_has_none_of_its_own(tmp_path)
     write(tmp_path / "measured", results={"seeds": [0], "per_seed": [{"top1": 99.0}]})
     write(tmp_path / "measured", run="light_90_llrd_80", results={"seeds": [0], "per_seed": [{"top1": 43.0}]})
     found = results.load("laptop", tmp_path / "results")
-    assert found.values("light_90_llrd_65", "top1") == {0: 40.0, 1: 42.0} and found.values("light_90_llrd_80", "top1") == {0: 43.0}
+    assert found.values("light_90_llrd_65", "top1") == {0: 40.0, 1: 42.0} and found.values(
+        "light_90_llrd_80", "top1"
+    ) == {0: 43.0}
 
 
 def test_a_measured_run_of_other_settings_is_left_out(tmp_path):
@@ -53,14 +57,20 @@ def test_a_measured_run_of_other_settings_is_left_out(tmp_path):
     write(tmp_path / "measured", run="light_90", resolved=upstream)
     write(tmp_path / "measured", run="light_90_llrd_80", resolved=now)
     found = results.load("laptop", tmp_path / "results", params=params)
-    assert set(found.runs) == {"light_90", "light_90_llrd_65"}, "the other is said to have been trained at layer_decay 0.65"
+    assert set(found.runs) == {"light_90", "light_90_llrd_65"}, (
+        "the other is said to have been trained at layer_decay 0.65"
+    )
 
 
 def test_a_measured_run_whose_pre_training_has_other_settings_is_left_out(tmp_path):
     params = load(ROOT / "params.yaml")
-    own, upstream = (params.resolve(name, "laptop").model_dump(mode="json") for name in ("light_90_llrd_65", "light_90"))
+    own, upstream = (
+        params.resolve(name, "laptop").model_dump(mode="json") for name in ("light_90_llrd_65", "light_90")
+    )
     write(tmp_path / "measured", resolved=own)
-    assert results.load("laptop", tmp_path / "results", params=params).runs == {}, "nobody says what it starts from"
+    assert results.load("laptop", tmp_path / "results", params=params).runs == {}, (
+        "nobody says what it starts from"
+    )
     write(tmp_path / "measured", run="light_90", resolved=upstream | {"epochs": upstream["epochs"] + 1})
     assert results.load("laptop", tmp_path / "results", params=params).runs == {}
 
@@ -72,7 +82,10 @@ def test_kept_are_numbers_and_history_but_no_weights(tmp_path):
     kept = results.keep(path.parent)
     assert kept == tmp_path / "measured/laptop/grid/efficient_learners/light_90_llrd_65"
     assert sorted(file.name for file in kept.iterdir()) == ["history.csv", "metrics.json"]
-    assert results.load("laptop", tmp_path / "results").history("light_90_llrd_65").loss.tolist() == [1.0, 1.0]
+    assert results.load("laptop", tmp_path / "results").history("light_90_llrd_65").loss.tolist() == [
+        1.0,
+        1.0,
+    ]
     results.keep(path.parent, times=False)
     assert (kept / "history.csv").read_text() == "seed,epoch,loss\n0,0,1.0\n1,0,1.0\n"
     assert "wall_seconds" not in json.loads((kept / "metrics.json").read_text())["provenance"]
@@ -85,7 +98,9 @@ def test_measured_runs_are_what_params_yaml_says_now():
     params = load(ROOT / "params.yaml")
     for path in sorted((ROOT / "measured").glob("**/metrics.json")):
         run = results.read(path)
-        assert not results.changed(run, params, path.relative_to(ROOT / "measured").parts[0]), f"{path}: train and keep it again"
+        assert not results.changed(run, params, path.relative_to(ROOT / "measured").parts[0]), (
+            f"{path}: train and keep it again"
+        )
 
 
 def test_a_number_of_the_whole_run_stands_at_one_seed(tmp_path):
@@ -94,7 +109,7 @@ def test_a_number_of_the_whole_run_stands_at_one_seed(tmp_path):
 
 
 def test_no_results_is_no_error(tmp_path):
-    assert results.load("laptop", tmp_path / "nowhere").frame.empty
+    assert results.load("laptop", tmp_path / "nowhere").runs == {}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +152,9 @@ def test_two_runs_of_one_name_are_refused(tmp_path):
 def test_history_is_read_where_it_exists(tmp_path):
     path = write(tmp_path)
     assert results.load("laptop", tmp_path).history("light_90_llrd_65").empty
-    path.with_name("history.csv").write_text("seed,epoch,loss,seconds\n0,0,0.9,1800\n0,1,0.8,1800\n1,0,0.9,3600\n")
+    path.with_name("history.csv").write_text(
+        "seed,epoch,loss,seconds\n0,0,0.9,1800\n0,1,0.8,1800\n1,0,0.9,3600\n"
+    )
     found = results.load("laptop", tmp_path)
     assert found.history("light_90_llrd_65").loss.tolist() == [0.9, 0.8, 0.9]
     assert found.values("light_90_llrd_65", "train_hours") == {0: 1.0, 1: 1.0}

@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of training: the same command continues and ends with the results of an unbroken run, bit for bit."""
+"""SIGKILL in the middle of training: the same command continues and ends with equal results, bit for bit."""
 
 import json
 import random
@@ -16,18 +16,22 @@ LONG = {"pretrain_epochs": 0.12, "evaluate_epochs": 0.12}
 
 
 def outcome(folder, name: str) -> dict:
-    """What a run found, without how long it took."""
-    results = json.loads((folder / "results/smoke/efficient_learners" / name / "metrics.json").read_text())["results"]
+    """A run's results, without their times."""
+    results = json.loads((folder / "results/smoke/efficient_learners" / name / "metrics.json").read_text())[
+        "results"
+    ]
     return {key: value for key, value in results["per_seed"][0].items() if key != "seconds_per_epoch"}
 
 
 def seconds(folder, name: str) -> float:
-    """How long the run took by its provenance: its whole time, in however many pieces."""
-    return json.loads((folder / "results/smoke/efficient_learners" / name / "metrics.json").read_text())["provenance"]["wall_seconds"]
+    """The whole time of a run by its provenance, however often it was interrupted."""
+    return json.loads((folder / "results/smoke/efficient_learners" / name / "metrics.json").read_text())[
+        "provenance"
+    ]["wall_seconds"]
 
 
 def kill_in_the_middle(folder, *arguments: str, how: int = signal.SIGKILL) -> tuple[int, str]:
-    """Start a command, wait until it has written a checkpoint that no earlier run left, and kill it: its exit status and what it said."""
+    """Start a command and kill it once it has written a checkpoint: its exit status and stderr."""
     process = start(folder, *arguments)
     deadline = time.monotonic() + 120
     while not list(folder.glob(".replicate/runs/*/checkpoint.pt")):
@@ -41,7 +45,7 @@ def kill_in_the_middle(folder, *arguments: str, how: int = signal.SIGKILL) -> tu
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "name"), RUNS)
 def test_terminated_runs_say_so_and_continue(unbroken, tmp_path, command, name):
-    """SIGTERM, as schedulers send it: one line, exit status 130, and the same command goes on to equal results."""
+    """SIGTERM, as schedulers send it: one line, exit status 130, and the same command continues."""
     write_params(tmp_path, budget=LONG)
     run(tmp_path, "data", "write")
     if command == "evaluate":
@@ -54,7 +58,7 @@ def test_terminated_runs_say_so_and_continue(unbroken, tmp_path, command, name):
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_every_run_ends_bit_equal(unbroken, tmp_path):
-    """SIGKILL at 20 moments of one pre-training and its fine-tuning, drawn evenly over their whole time, each after the last one's restart."""
+    """SIGKILL at 20 random moments of one pre-training and its fine-tuning, restarted after each."""
     moments = random.Random(0)
     write_params(tmp_path, budget=LONG)
     run(tmp_path, "data", "write")
@@ -67,7 +71,9 @@ def test_killed_at_twenty_random_moments_every_run_ends_bit_equal(unbroken, tmp_
             process = start(tmp_path, command, name)
             try:
                 process.wait(timeout=moments.uniform(0.5, span))
-                span = max(2.0, span * 0.7)  # it ended before it could be killed: aim earlier, and start the run over
+                span = max(
+                    2.0, span * 0.7
+                )  # it ended before it could be killed: aim earlier, and start the run over
                 shutil.rmtree(tmp_path / ".replicate")
                 shutil.rmtree(done.parent)
                 if command == "evaluate":
@@ -102,7 +108,10 @@ def test_killed_runs_continue_to_equal_results(unbroken, tmp_path):
         assert not (tmp_path / "results/smoke/efficient_learners" / name / "metrics.json").exists()
         run(tmp_path, command, name)
         assert outcome(tmp_path, name) == outcome(unbroken, name)
-        assert seconds(tmp_path, name) >= pd.read_csv(tmp_path / f"results/smoke/efficient_learners/{name}/history.csv")["seconds"].sum()
+        assert (
+            seconds(tmp_path, name)
+            >= pd.read_csv(tmp_path / f"results/smoke/efficient_learners/{name}/history.csv")["seconds"].sum()
+        )
     weights = "results/smoke/efficient_learners/light_90/weights/seed0.safetensors"
     assert (tmp_path / weights).read_bytes() == (unbroken / weights).read_bytes()
 

@@ -8,9 +8,9 @@ from project import ROOT, run, write_params
 
 from replicate.config import load
 from replicate.errors import UserError
+from replicate.papers.efficient_learners import searches
 from replicate.pipeline.search import described, recommendation
 from replicate.report.book import Book
-from replicate.report.searches import searches
 
 NAME = "light_90_images"
 FOLDER = Path("results/smoke/grid/efficient_learners") / NAME

@@ -18,7 +18,9 @@ def together(first: str, second: str) -> subprocess.CompletedProcess:
 def test_it_fails_if_either_does(codes, status):
     done = together(*(f"import sys; print('code {code}'); sys.exit({code})" for code in codes))
     assert done.returncode == status
-    assert [line for line in done.stdout.splitlines() if line.startswith("code")] == [f"code {code}" for code in codes]
+    assert [line for line in done.stdout.splitlines() if line.startswith("code")] == [
+        f"code {code}" for code in codes
+    ]
 
 
 def test_both_run_at_once(tmp_path):

@@ -20,14 +20,20 @@ def test_measures_are_scikit_images(channels: int) -> None:
     right = (left + 0.2 * maps(1, channels)).clamp(0, 1)
     for k in range(2):
         pair = [item[k].double().permute(1, 2, 0).numpy() for item in (left, right)]
-        assert psnr(left, right)[k].item() == pytest.approx(metrics.peak_signal_noise_ratio(*pair, data_range=1), rel=1e-5)
-        assert ssim(left, right)[k].item() == pytest.approx(metrics.structural_similarity(*pair, data_range=1, channel_axis=-1), rel=1e-4)
+        assert psnr(left, right)[k].item() == pytest.approx(
+            metrics.peak_signal_noise_ratio(*pair, data_range=1), rel=1e-5
+        )
+        assert ssim(left, right)[k].item() == pytest.approx(
+            metrics.structural_similarity(*pair, data_range=1, channel_axis=-1), rel=1e-4
+        )
 
 
 def test_equal_images_are_as_alike_as_can_be() -> None:
     images = (maps(2, size=64) * 255).to(torch.uint8)
     found = similarities(images, 64)
-    assert all(found[name].allclose(torch.ones(2, dtype=torch.float64)) for name in ("ssim_pixel", "ssim_hog"))
+    assert all(
+        found[name].allclose(torch.ones(2, dtype=torch.float64)) for name in ("ssim_pixel", "ssim_hog")
+    )
     assert (found["psnr_pixel"] == 100).all()
     assert torch.equal(reduced(images, 64), images)
 

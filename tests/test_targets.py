@@ -31,7 +31,9 @@ def test_normalised_pixels_use_the_unbiased_variance(images):
     target = targets.build("pixel", 16)
     assert target.dim == 768 and target.loss == "mse" and not list(target.parameters())
     patches = patchify(images, 16).double().numpy()
-    expected = (patches - patches.mean(-1, keepdims=True)) / np.sqrt(patches.var(-1, keepdims=True, ddof=1) + 1e-6)
+    expected = (patches - patches.mean(-1, keepdims=True)) / np.sqrt(
+        patches.var(-1, keepdims=True, ddof=1) + 1e-6
+    )
     np.testing.assert_allclose(target(images).numpy(), expected, atol=2e-6)
     flat = target(torch.full((1, 3, 16, 16), 0.5))
     assert flat.abs().max() < 1e-3
@@ -39,14 +41,16 @@ def test_normalised_pixels_use_the_unbiased_variance(images):
 
 def test_unnormalise_gives_the_pixels_back(images):
     target = targets.build("pixel", 16, norm_pix=True)
-    torch.testing.assert_close(target.unnormalise(target(images), images), patchify(images, 16), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        target.unnormalise(target(images), images), patchify(images, 16), atol=1e-5, rtol=1e-5
+    )
     plain = targets.build("pixel", 16, norm_pix=False)
     assert torch.equal(plain(images), patchify(images, 16))
     assert torch.equal(plain.unnormalise(plain(images), images), plain(images))
 
 
 def test_user_errors(images):
-    with pytest.raises(UserError, match="pixel, pca, hog, token"):
+    with pytest.raises(UserError, match="hog, pca, pixel, token"):
         targets.build("pixels", 16)
     with pytest.raises(UserError, match="norm_pixel"):
         targets.build("pixel", 16, norm_pixel=True)
@@ -59,7 +63,9 @@ def photographs(count: int, size: int = 64, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, size // 8, size // 8, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size, mode="bicubic")
-    return (255 * (smooth + 0.1 * torch.randn(smooth.shape, generator=generator))).clamp(0, 255).to(torch.uint8)
+    return (
+        (255 * (smooth + 0.1 * torch.randn(smooth.shape, generator=generator))).clamp(0, 255).to(torch.uint8)
+    )
 
 
 def test_pca_against_numpy_svd():
@@ -125,7 +131,9 @@ def test_tokenizer_learns_and_uses_its_vocabulary(trained_tokenizer):
 def test_straight_through_gradient_reaches_the_encoder(trained_tokenizer):
     tokenizer = Tokenizer(8, vocabulary=16, width=16, depth=1)
     tokenizer(normalise(photographs(2)))[0].backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in tokenizer.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in tokenizer.parameters()
+    )
 
 
 def test_token_target_from_a_file(trained_tokenizer, tmp_path):
@@ -155,8 +163,13 @@ def test_dalle_encoder_against_flava_codebook(tmp_path):
     for parameter in oracle.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     save_weights(oracle.state_dict(), tmp_path / "flava.safetensors")
-    released = {k.replace(".group.", ".").replace(".path.", ".").replace("weight", "w").replace("bias", "b") for k in oracle.state_dict()}
-    state = dict(zip(sorted(released), (oracle.state_dict()[k] for k in sorted(oracle.state_dict())), strict=True))
+    released = {
+        k.replace(".group.", ".").replace(".path.", ".").replace("weight", "w").replace("bias", "b")
+        for k in oracle.state_dict()
+    }
+    state = dict(
+        zip(sorted(released), (oracle.state_dict()[k] for k in sorted(oracle.state_dict())), strict=True)
+    )
     save_weights(state, tmp_path / "dalle.pt")
     raw = photographs(2, 32)
     expected = oracle.get_codebook_indices(0.8 * raw.float() / 255 + 0.1).flatten(1)

@@ -28,7 +28,11 @@ def test_images_lie_by_split_and_class(archive, tmp_path, capsys):
     assert tiny_imagenet.main([str(archive), str(target)]) == 0
     assert "3 images" in capsys.readouterr().out
     found = {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*.JPEG")}
-    assert found == {"train/n01/n01_0.JPEG": b"n01", "train/n02/n02_0.JPEG": b"n02", "val/n02/val_0.JPEG": b"val"}
+    assert found == {
+        "train/n01/n01_0.JPEG": b"n01",
+        "train/n02/n02_0.JPEG": b"n02",
+        "val/n02/val_0.JPEG": b"val",
+    }
 
 
 def test_a_folder_that_is_not_the_archive_is_named(archive, tmp_path, capsys):
@@ -36,11 +40,11 @@ def test_a_folder_that_is_not_the_archive_is_named(archive, tmp_path, capsys):
     assert "no train and no val/images" in capsys.readouterr().err
     (archive / "val" / "images" / "val_0.JPEG").unlink()
     assert tiny_imagenet.main([str(archive), str(tmp_path / "out")]) == 1
-    assert "val_0.JPEG is listed, but missing" in capsys.readouterr().err
+    assert "val_0.JPEG is listed but missing" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_ten_of_two_hundred_classes_are_ten_of_every_fifth():
-    """What is measured on a fifth of the classes is what `classes: 10` takes from all of them."""
+    """`classes: 10` takes the same classes from all 200 as from a fifth of them."""
     names = [f"n{number:03d}" for number in range(200)]
     assert spread_classes(names, 10, Path()) == spread_classes(names[::5], 10, Path()) == names[::20]

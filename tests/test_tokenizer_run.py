@@ -1,11 +1,10 @@
-"""The tokenizer as a run of its own: trained, continued after a break, read from a released file, and used by pre-training."""
+"""The tokenizer as a run: trained, resumed, read from a released file, used by pre-training."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from project import write_params
 
 from replicate.cli import main
@@ -37,10 +36,7 @@ def inside(project, monkeypatch):
 
 
 def settle(**tokenizer) -> None:
-    path = write_params(Path.cwd())
-    content = yaml.safe_load(path.read_text())
-    content["grid"]["tokenizers"]["mae_tokens"] |= SMALL | tokenizer
-    path.write_text(yaml.safe_dump(content))
+    write_params(Path.cwd(), runs={"mae_tokens": SMALL | tokenizer})
 
 
 def results(folder: Path) -> dict:
@@ -100,7 +96,7 @@ def test_a_released_tokenizer_takes_its_place(inside, capsys):
     assert load_tokenizer(RUN / "weights/seed0.safetensors").vocabulary == 32
     settle(file="nowhere.safetensors")
     assert main(["tokenizer", "mae_tokens"]) == 2
-    assert "nowhere.safetensors, which is not there" in capsys.readouterr().err
+    assert "nowhere.safetensors, which is missing" in capsys.readouterr().err
 
 
 def test_each_run_comes_after_those_that_it_starts_from(inside):
@@ -109,10 +105,12 @@ def test_each_run_comes_after_those_that_it_starts_from(inside):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"), [({"tokenizer": "grid/mae/other"}, "which is no tokenizer"), ({"target": "pixel"}, "stand under pretrain_tokens")]
+    ("change", "told"),
+    [
+        ({"tokenizer": "other"}, "which is not a tokenizer"),
+        ({"target": "pixel"}, "target token needs a tokenizer"),
+    ],
 )
 def test_tokens_without_a_tokenizer_are_refused(inside, capsys, change, told):
-    content = yaml.safe_load(Path("params.yaml").read_text())
-    content["grid"]["pretrain_tokens"]["mae_token"] |= change
-    Path("params.yaml").write_text(yaml.safe_dump(content))
+    write_params(Path.cwd(), runs={"mae_token": change})
     assert main(["budget"]) == 2 and told in capsys.readouterr().err

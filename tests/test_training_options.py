@@ -1,22 +1,20 @@
-"""Precision and the machine's settings: each is really in force, and none changes what is learnt beyond rounding."""
+"""Precision and the machine's settings: each is in force, and none changes what is learnt beyond rounding."""
 
 import random
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from project import ROOT
-from test_engine import MemoryLoader, run_of, same
+from test_engine import MemoryLoader, losses, run_of, same
 from torch import nn
 
-from replicate.config import Machine, Stage, load
+from replicate.config import Machine, Stage
 from replicate.errors import UserError
 from replicate.pipeline.store import RunStore
-from replicate.trainers.classify import ClassifyTask
-from replicate.trainers.engine import fit
-from replicate.trainers.session import Session, open_session, seed_everything
+from replicate.trainers.accuracy import TopK
+from replicate.trainers.loop import Trainer
+from replicate.trainers.session import TORCHRUN, Session, open_session, seed_everything
 
 
 class Convolution(nn.Module):
@@ -36,15 +34,21 @@ class Convolution(nn.Module):
         return self.blow_up * nn.functional.cross_entropy(logits.float(), labels), {}
 
 
-def train(folder, precision=torch.float32, *, run=None, task=None, loader=None, optimizer=torch.optim.AdamW, **machine):
+def train(
+    folder,
+    precision=torch.float32,
+    *,
+    run=None,
+    task=None,
+    loader=None,
+    optimizer=torch.optim.AdamW,
+    **machine,
+):
     task, run = task or Convolution(), run or run_of()
     session = Session(torch.device("cpu"), precision, **machine)
-    history = fit(task, optimizer(task.parameters(), lr=1.0), loader or MemoryLoader(16), run, session, RunStore("run", folder), seed=3, name="test")
-    return task, history
-
-
-def losses(history) -> list[float]:
-    return [row["loss"] for row in history]
+    made, store = optimizer(task.parameters(), lr=1.0), RunStore("run", folder)
+    trainer = Trainer(task, made, loader or MemoryLoader(16), run, session, store, seed=3, name="test")
+    return task, trainer.fit()
 
 
 def checkpoint(folder):
@@ -74,7 +78,9 @@ def test_gradients_that_overflow_float16_take_no_step_and_halve_the_scale(tmp_pa
 
 def test_clipped_gradients_move_weights_no_further_than_the_limit(tmp_path):
     limit, before = 1e-3, Convolution().state_dict()
-    task, history = train(tmp_path, run=run_of(epochs=1, warmup_epochs=0.0, clip_grad=limit), optimizer=torch.optim.SGD)
+    task, history = train(
+        tmp_path, run=run_of(epochs=1, warmup_epochs=0.0, clip_grad=limit), optimizer=torch.optim.SGD
+    )
     moved = torch.cat([(task.state_dict()[key] - before[key]).flatten() for key in before]).norm()
     assert 0 < moved <= 4 * 0.16 * 16 / 256 * limit and history[0]["grad_norm"] > limit
 
@@ -108,37 +114,66 @@ def test_deterministic_mode_lasts_as_long_as_the_session_that_asked_for_it():
 
 def test_every_epoch_states_its_throughput_and_memory(tmp_path):
     _, history = train(tmp_path)
-    assert all(row["images_per_second"] > 0 and row["peak_memory_gib"] > 0 and row["images"] == 64 for row in history)
+    assert all(
+        row["images_per_second"] > 0 and row["peak_memory_gib"] > 0 and row["images"] == 64 for row in history
+    )
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_mixing_keeps_every_image_of_a_batch(count):
-    """timm mixes pairs; an image without a partner keeps its pixels and its smoothed label, and a batch of one has a loss."""
-    run = load(ROOT / "params.yaml").run("light_90_llrd_80").model_copy(update={"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.0})
-    torch.manual_seed(0)
-    task = ClassifyTask(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)), run, 4, torch.device("cpu"))
-    pixels, labels = torch.randn(count, 3, 8, 8), torch.arange(count) % 4
-    mixed, targets = task._mixed(pixels.clone(), labels)
-    assert mixed.shape == pixels.shape and targets.shape == (count, 4)
-    torch.testing.assert_close(targets.sum(dim=1), torch.ones(count))
-    if count % 2:
-        smooth = run.label_smoothing / 4
-        assert torch.equal(mixed[-1], pixels[-1])
-        assert targets[-1, labels[-1]] == pytest.approx(1 - run.label_smoothing + smooth) and targets[-1].min() == pytest.approx(smooth)
-    assert torch.isfinite(task(torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8), labels, labels, 0, 0.0)[0])
-
-
-def test_every_process_draws_its_own_numbers_and_the_first_those_of_a_run_alone():
+def test_a_step_draws_the_same_numbers_whenever_it_is_taken():
     drawn = []
-    for parts in ((1, 2, 3), (1, 2, 3, 0), (1, 2, 3, 1)):
+    for parts in ((1, 2, 3), (1, 2, 3, 0), (1, 2, 4)):
         seed_everything(*parts)
         drawn.append((torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()))
     assert drawn[0] == drawn[1] and all(one != other for one, other in zip(drawn[0], drawn[2], strict=True))
 
 
 def test_a_stage_that_the_processes_cannot_share_is_refused_before_the_first_step(tmp_path):
-    run = run_of(epochs=2)
-    stages = (Stage(until=0.5), Stage(until=1.0, batch_size=run.batch_size + 1))
+    run = run_of(stages=(Stage(until=0.5), Stage(until=1.0, batch_size=17)))
     session = Session(torch.device("cpu"), torch.float32, world_size=2)
-    with pytest.raises(UserError, match=f"batch_size {run.batch_size + 1} cannot be shared by 2 processes"):
-        fit(nn.Linear(1, 1), None, None, SimpleNamespace(batch_size=run.batch_size, stages=stages), session, None, seed=0, name="run")
+    with pytest.raises(UserError, match="batch_size 17 cannot be shared by 2 processes"):
+        Trainer(Convolution(), None, None, run, session, None, seed=0, name="run").fit()
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is '2', but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is missing"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "1"}, "MASTER_ADDR is missing"),
+        ({"WORLD_SIZE": "two", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE is 'two', but WORLD_SIZE"),
+    ],
+)
+def test_half_of_torchruns_environment_is_one_error(monkeypatch, environment, told):
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    opened = open_session(Machine(device="cpu"), "float32")
+    with pytest.raises(UserError, match=f"{told}.*start several processes with torchrun, or unset"), opened:
+        pass
+
+
+def test_one_process_needs_no_torchrun(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with open_session(Machine(device="cpu"), "float32") as session:
+        assert session.world_size == 1
+
+
+def test_accuracy_counts_the_first_five(tmp_path):
+    """Against sorting by hand, with three classes and with seven."""
+    session = Session(torch.device("cpu"), torch.float32)
+    for classes in (3, 7):
+        scores, labels = torch.randn(50, classes), torch.randint(0, classes, (50,))
+        found = TopK()
+        for part in (slice(0, 20), slice(20, 50)):
+            found.add(scores[part], labels[part])
+        ranks = [
+            sorted(row, reverse=True).index(row[label])
+            for row, label in zip(scores.tolist(), labels, strict=True)
+        ]
+        expected = {f"top{k}": 100 * sum(rank < k for rank in ranks) / 50 for k in (1, 5)}
+        assert found.percent(session) == pytest.approx(expected)
+
+
+def test_the_accuracy_of_no_image_is_an_error():
+    with pytest.raises(UserError, match="no validation image can be read"):
+        TopK().percent(Session(torch.device("cpu"), torch.float32))

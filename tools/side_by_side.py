@@ -1,8 +1,9 @@
-"""Run two commands at the same time: the first in view, the second's output shown when both are done. Fails if either does.
+"""Run two commands at once: show the first, then what the second printed. Fails if either fails.
 
     python tools/side_by_side.py python -m pytest -n 2 -- python tools/smoke_pipeline.py
 
-The pipeline runs one process after another and leaves a core free, so that together they take little longer than it does alone.
+The pipeline runs one process after another and leaves a core free, so both together take little longer than
+it alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import tempfile
 
 
 def run(shown: list[str], beside: list[str]) -> int:
-    """Exit status: the first command's, or the second's where the first succeeds. Interrupted, both are stopped."""
+    """Exit status of the first command, or of the second where the first succeeds. Stops both when
+    interrupted.
+    """
     with tempfile.TemporaryFile() as log:
         background = subprocess.Popen(beside, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         try:

@@ -1,13 +1,14 @@
-"""Writes a SLURM submission: one job a DVC stage (inputs, data, pre-training, evaluation), and one job at the end for tables and pages.
+"""Write a SLURM submission: one job a DVC stage (inputs, data, pre-training, evaluation), and one for tables
+and pages.
 
     python tools/slurm.py --gpus 8 --time 24:00:00 > submit.sh
-    bash submit.sh                       # sbatch once a stage, with the jobs that it has to wait for
+    bash submit.sh                       # submits every job with those it waits for
 
     python tools/slurm.py light_90 light_90_llrd_80 --nodes 2 --gpus 8 --partition a100
 
-A job trains its run under torchrun on all its devices, into the store of resumable runs; `dvc repro` of that one stage then takes the finished
-result, which costs seconds. DVC allows one of itself at a time in a checkout, so these seconds take turns (flock). A job that runs out of time is
-submitted again as it is: the run continues from its checkpoint.
+A job trains its run under torchrun on all its devices, into the store of resumable runs. Then `dvc repro` of
+that one stage takes the finished result, which costs seconds. DVC runs once at a time in a checkout, so jobs
+take turns (flock). Submit a job that ran out of time again: the run continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -15,84 +16,105 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from replicate.config import Params, load
 from replicate.errors import UserError
-from replicate.config import PretrainRun, load
+from replicate.pipeline.stages import group_of
 
 LOCK = ".replicate/dvc.flock"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A DVC stage as a job: its target, the command that trains it (None: DVC alone runs it), and the stages that come first."""
+    """A DVC stage as a job. train: the arguments of python that train it; None: DVC runs it alone."""
 
     target: str
     train: tuple[str, ...] | None = None
-    after: tuple[str, ...] = field(default_factory=tuple)
+    after: tuple[str, ...] = ()
 
 
-def stages(params, names: list[str]) -> list[Stage]:
-    """The chosen headline runs (default: all), what they start from, and the tables. Raises UserError for a run that dvc.yaml does not hold."""
-    headline = params.headline
+def stages(params: Params, names: list[str]) -> list[Stage]:
+    """Headline runs (default: all) with what they start from, in order. Raises UserError for another run."""
     for name in names:
-        if name not in headline:
-            raise UserError(f"{name} is not a headline run; they are {', '.join(headline)}")
-    chosen = {name: headline[name] for name in names or headline}
-    chosen = {run.pretrain: params.run(run.pretrain) for run in chosen.values() if not isinstance(run, PretrainRun)} | chosen
-    datasets = dict.fromkeys(run.dataset for run in chosen.values())
-    found = [Stage("inputs"), *(Stage(f"data@{dataset}", after=("inputs",)) for dataset in datasets)]
-    for name, run in chosen.items():
-        kind = "pretrain" if isinstance(run, PretrainRun) else "evaluate"
-        after = ("inputs", f"data@{run.dataset}") + (() if kind == "pretrain" else (f"pretrain@{run.pretrain}",))
-        found.append(Stage(f"{kind}@{name}", ("-m", "replicate", kind, name), after))
-    return sorted(found, key=lambda stage: ("inputs", "data", "pretrain", "evaluate").index(stage.target.partition("@")[0]))
+        if name not in params.headline:
+            raise UserError(f"{name} is not a headline run; they are {', '.join(params.headline)}")
+    chosen = dict.fromkeys(one for name in names or params.headline for one in _chain(params, name))
+    datasets = dict.fromkeys(f"data@{params.run(name).dataset}" for name in chosen)
+    return [
+        Stage("inputs"),
+        *(Stage(target, after=("inputs",)) for target in datasets),
+        *(_training(params, name) for name in chosen),
+    ]
 
 
-def batch(stage: Stage, options: argparse.Namespace) -> str:
-    """The batch script of one stage."""
-    lines = ["#!/bin/bash", f"#SBATCH --job-name={stage.target}", f"#SBATCH --output=.replicate/slurm/{stage.target}.%j.log"]
+def _chain(params: Params, name: str) -> list[str]:
+    """A run behind all that it starts from."""
+    upstream = params.upstream_of(name)
+    return [*_chain(params, upstream), name] if upstream else [name]
+
+
+def _training(params: Params, name: str) -> Stage:
+    group, upstream = group_of(params, name), params.upstream_of(name)
+    after = ("inputs", f"data@{params.run(name).dataset}")
+    if upstream:
+        after += (f"{group_of(params, upstream)}@{upstream}",)
+    return Stage(f"{group}@{name}", ("-m", "replicate", group, name), after)
+
+
+def batch(stage: Stage, repro: str, options: argparse.Namespace) -> str:
+    """The batch script of one stage; `repro` is its DVC command."""
+    log = f".replicate/slurm/{stage.target}.%j.log"
+    lines = ["#!/bin/bash", f"#SBATCH --job-name={stage.target}", f"#SBATCH --output={log}"]
     if stage.train:
-        lines += [f"#SBATCH --nodes={options.nodes}", "#SBATCH --ntasks-per-node=1", f"#SBATCH --gpus-per-node={options.gpus}"]
-        lines += [f"#SBATCH --time={options.time}", "#SBATCH --requeue", "#SBATCH --signal=TERM@120"]
+        lines += [f"#SBATCH --nodes={options.nodes}", "#SBATCH --ntasks-per-node=1"]
+        lines += [f"#SBATCH --gpus-per-node={options.gpus}", f"#SBATCH --time={options.time}"]
+        lines += ["#SBATCH --requeue", "#SBATCH --signal=TERM@120"]
     if options.partition:
         lines.append(f"#SBATCH --partition={options.partition}")
     lines += ["set -euo pipefail", f"cd {shlex.quote(str(options.folder))}"]
     if stage.train:
-        train = " ".join(shlex.quote(word) for word in stage.train)
-        lines += [
-            'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-            f"srun torchrun --nnodes {options.nodes} --nproc-per-node {options.gpus} --rdzv-id $SLURM_JOB_ID --rdzv-backend c10d "
-            f"--rdzv-endpoint $head:29500 {train}",
-        ]
-    alone = "" if stage.target == "inputs" else "--single-item "  # the inputs come with the stripped notebooks that they are read from
-    return "\n".join([*lines, f"flock {LOCK} dvc repro {alone}{shlex.quote(stage.target)}", ""])
+        lines.append('head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)')
+        rendezvous = "--rdzv-id $SLURM_JOB_ID --rdzv-backend c10d --rdzv-endpoint $head:29500"
+        shape = f"--nnodes {options.nodes} --nproc-per-node {options.gpus}"
+        lines.append(f"srun torchrun {shape} {rendezvous} {shlex.join(stage.train)}")
+    return "\n".join([*lines, f"flock {LOCK} {repro}", ""])
 
 
 def submission(found: list[Stage], options: argparse.Namespace) -> str:
     """A shell script that submits every stage with the jobs it waits for."""
-    lines = ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(options.folder))}", "mkdir -p .replicate/slurm", "declare -A job"]
-    known = {stage.target for stage in found}
+    folder = shlex.quote(str(options.folder))
+    lines = [
+        "#!/bin/bash",
+        "set -euo pipefail",
+        f"cd {folder}",
+        "mkdir -p .replicate/slurm",
+        "declare -A job",
+    ]
     for stage in found:
-        waits = "".join(f":${{job[{target}]}}" for target in stage.after if target in known)
+        waits = "".join(f":${{job[{target}]}}" for target in stage.after)
         depend = f" --dependency=afterok{waits}" if waits else ""
-        lines += [f"job[{stage.target}]=$(sbatch --parsable{depend} <<'BATCH'", batch(stage, options) + "BATCH", ")"]
+        script = batch(stage, f"dvc repro --single-item {shlex.quote(stage.target)}", options)
+        lines += [f"job[{stage.target}]=$(sbatch --parsable{depend} <<'BATCH'", script + "BATCH", ")"]
     everything = "".join(f":${{job[{stage.target}]}}" for stage in found)
-    last = batch(Stage("tables"), options).replace("dvc repro --single-item tables", "dvc repro")
+    last = batch(Stage("tables"), "dvc repro", options)
     lines += [f"sbatch --parsable --dependency=afterany{everything} <<'BATCH'", last + "BATCH", ""]
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", help="headline runs of params.yaml (default: all)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", help="headline runs (default: all)")
     parser.add_argument("--params", default="params.yaml")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus", type=int, default=8, help="a node (default: %(default)s)")
     parser.add_argument("--time", default="24:00:00", help="limit of one job (default: %(default)s)")
     parser.add_argument("--partition", help="SLURM partition")
-    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="the checkout, on a file system that all nodes share")
+    where = "the checkout, on a file system that all nodes share"
+    parser.add_argument("--folder", type=Path, default=Path.cwd(), help=where)
     options = parser.parse_args(arguments)
     try:
         print(submission(stages(load(options.params), options.runs), options), end="")

@@ -1,7 +1,7 @@
 """Lay out Tiny-ImageNet as the class folders that the budgets `brief`, `tiny` and `gpu` read.
 
-The archive (http://cs231n.stanford.edu/tiny-imagenet-200.zip) has train/<class>/images/*.JPEG, and validation images in one folder beside
-val_annotations.txt. From them:
+The archive (http://cs231n.stanford.edu/tiny-imagenet-200.zip) has train/<class>/images/*.JPEG, and all
+validation images in one folder beside val_annotations.txt.
 
     python tools/tiny_imagenet.py UNPACKED [data/tiny-imagenet]
 """
@@ -15,12 +15,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from replicate.errors import UserError
+from replicate.loaders.listing import LeftOut
+from replicate.loaders.sources import class_folders, images_in
+
 
 def images(source: Path) -> Iterator[tuple[str, str, Path]]:
-    """Split, class and file of every labelled image of the unpacked archive. Raises ValueError for a line without file and class."""
-    for folder in sorted((source / "train").iterdir()):
-        for path in sorted((folder / "images").glob("*.JPEG")):
-            yield "train", folder.name, path
+    """(split, class, file) of every labelled image. Raises ValueError for a line without file and class."""
+    left_out = LeftOut(source)
+    for name in class_folders(source / "train", left_out):
+        for path in images_in(source / "train" / name / "images", left_out):
+            yield "train", name, path
+    left_out.report()
     annotations = source / "val" / "val_annotations.txt"
     for number, line in enumerate(annotations.read_text().splitlines(), 1):
         words = line.split("\t")
@@ -30,15 +36,20 @@ def images(source: Path) -> Iterator[tuple[str, str, Path]]:
 
 
 def lay_out(source: Path, target: Path) -> int:
-    """Hard links (or copies, across file systems) under `target`, which appears only when all are there. Returns their number.
+    """Make hard links (copies across file systems) under `target`, which appears when all are there; count
+    them.
 
-    Raises ValueError where `source` is not the unpacked archive or `target` exists already.
+    Raises ValueError where `source` is not the unpacked archive or `target` exists.
     """
-    missing = [part for part in ("train", "val/images", "val/val_annotations.txt") if not (source / part).exists()]
+    missing = [
+        part for part in ("train", "val/images", "val/val_annotations.txt") if not (source / part).exists()
+    ]
     if missing:
-        raise ValueError(f"{source} is not the unpacked Tiny-ImageNet archive: it has no {' and no '.join(missing)}")
+        raise ValueError(
+            f"{source} is not the unpacked Tiny-ImageNet archive: it has no {' and no '.join(missing)}"
+        )
     if target.exists():
-        raise ValueError(f"{target} exists already; remove it to lay it out again")
+        raise ValueError(f"{target} exists; remove it to lay it out again")
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     count = 0
@@ -48,7 +59,7 @@ def lay_out(source: Path, target: Path) -> int:
         try:
             os.link(path, place)
         except FileNotFoundError:
-            raise ValueError(f"{path} is listed, but missing: unpack the archive again") from None
+            raise ValueError(f"{path} is listed but missing: unpack the archive again") from None
         except OSError:
             shutil.copyfile(path, place)
         count += 1
@@ -57,13 +68,15 @@ def lay_out(source: Path, target: Path) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, metavar="UNPACKED")
     parser.add_argument("target", type=Path, nargs="?", default=Path("data/tiny-imagenet"))
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        print(f"{lay_out(given.source, given.target):,} images under {given.target}")
-    except ValueError as error:
+        print(f"{lay_out(options.source, options.target):,} images under {options.target}")
+    except (UserError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,6 +1,7 @@
-"""Writes requirements.lock from what is installed beside the running interpreter, and the same versions into environment.yml.
+"""Write requirements.lock from the packages of this environment, and the same versions into environment.yml.
 
-Run it (`make lock`) in an environment whose tests pass. FFCV stays out: it is built from source by tools/setup_env.py.
+Run it (`make lock`) in an environment whose tests pass. FFCV stays out: tools/setup_env.py builds it from
+source.
 """
 
 from __future__ import annotations
@@ -14,25 +15,27 @@ LOCK = ROOT / "requirements.lock"
 CONDA = ROOT / "environment.yml"
 OUTSIDE = {"crop-decode", "ffcv", "pip", "replicate"}
 HEADER = """\
-# The exact set that is tested, every transitive dependency included. Written by `make lock`; do not edit by hand.
+# The exact set that is tested, with all transitive dependencies. Written by `make lock`; do not edit by hand.
 # torch is named without its build (+cpu, +cu...), so that either satisfies it.
 """
 PIN = re.compile(r"^(?P<lead>\s*- )(?P<name>[A-Za-z0-9._-]+)==(?P<version>\S+)$", re.MULTILINE)
 
 
 def normalise(name: str) -> str:
-    """PEP 503: one spelling for a distribution's name."""
+    """A distribution's name as PEP 503 spells it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def installed() -> dict[str, str]:
-    """Name -> public version (PEP 440, without the local build part) of every installed distribution that belongs in the lock."""
-    found = {normalise(each.metadata["Name"]): each.version.split("+")[0] for each in metadata.distributions()}
+    """Name -> public version (PEP 440, without the local build part) of every distribution for the lock."""
+    found = {
+        normalise(each.metadata["Name"]): each.version.split("+")[0] for each in metadata.distributions()
+    }
     return {name: found[name] for name in sorted(found) if name not in OUTSIDE}
 
 
 def repin(conda: str, versions: dict[str, str]) -> str:
-    """environment.yml's text with each `- name==version` set to the locked version."""
+    """The text of environment.yml with each `- name==version` at the locked version."""
 
     def replace(match: re.Match[str]) -> str:
         version = versions.get(normalise(match["name"]), match["version"])
@@ -43,7 +46,9 @@ def repin(conda: str, versions: dict[str, str]) -> str:
 
 def main() -> None:
     versions = installed()
-    LOCK.write_text(HEADER + "".join(f"{name}=={version}\n" for name, version in versions.items()), encoding="utf-8")
+    LOCK.write_text(
+        HEADER + "".join(f"{name}=={version}\n" for name, version in versions.items()), encoding="utf-8"
+    )
     CONDA.write_text(repin(CONDA.read_text(encoding="utf-8"), versions), encoding="utf-8")
     print(f"{LOCK.name}: {len(versions)} pins")
 

@@ -33,6 +33,7 @@ UNITS_ACROSS = 2
 class Budget(Strict):
     """What each number of a budget maps.
 
+    interpolation                        how crops are resized, where it is not the paper's way
     image_scale, patch_scale             pixels of the image, of the patch; P2Dist thresholds and HOG cells
                                          follow the patch; size and caps of a data set that states its image
                                          size
@@ -63,6 +64,7 @@ class Budget(Strict):
     seeds: Count = 1
     precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     loader: Literal["auto", "ffcv", "beton", "folder"] = "auto"
+    interpolation: Literal["area", "bicubic"] | None = None
     image_scale: Positive = 1.0
     patch_scale: Positive = 1.0
     backbones: dict[str, dict[str, Any]] = {}
@@ -288,6 +290,7 @@ def _optimisation(
         "warmup_epochs": run.warmup_epochs / run.epochs * epochs if run.epochs else 0.0,
         "batch_size": _batch(run.batch_size, budget),
         "base_lr": run.base_lr * lr_factor,
+        "interpolation": budget.interpolation or run.interpolation,
         "stages": tuple(_stage(stage, budget, grain, least) for stage in run.stages),
     }
 

@@ -10,12 +10,7 @@ from replicate.config.schema import Count, Strict
 
 
 class Machine(Strict):
-    """Settings that make a run faster or smaller on the machine at hand; none of them is meant to change a
-    result.
-
-    One does: mixup and cutmix pair the images that a process holds at once, so `micro_batch` decides the
-    pairs.
-    """
+    """Settings that make a run faster or smaller on the machine at hand; none of them changes a result."""
 
     device: str = "auto"
     workers: Annotated[int, Field(ge=0)] = 2

@@ -109,26 +109,37 @@ def matches(cell: Mapping[str, Any], condition: Mapping[str, Any]) -> bool:
     A condition's value is one text, a list of them, or "*" (the key exists). Numbers compare as numbers.
     """
     keys = setting(cell["row"])
-    return all(
-        _fits(keys.get(key) if key not in COLUMNS else cell[key], wanted) for key, wanted in condition.items()
-    )
+    for key, wanted in condition.items():
+        if not _fits(cell[key] if key in COLUMNS else keys.get(key), wanted):
+            return False
+    return True
+
+
+def cells(condition: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every number that fits the condition, as a dictionary of its columns."""
+    place = {key: value for key in ("paper", "table") if isinstance(value := condition.get(key), str)}
+    return [cell for cell in _cells_of(**place) if matches(cell, condition)]
 
 
 def select(condition: Mapping[str, Any]) -> pd.DataFrame:
     """Every number that fits the condition."""
-    frame = values()
-    for name in ("paper", "table", "column"):
-        if isinstance(condition.get(name), str):
-            frame = frame[frame[name] == condition[name]]
-    return frame[[matches(cell, condition) for cell in frame.to_dict("records")]]
+    return values().loc[[cell["id"] for cell in cells(condition)]]
 
 
-def one(condition: Mapping[str, Any]) -> pd.Series:
+def one(condition: Mapping[str, Any]) -> dict[str, Any]:
     """The one number that fits the condition. Raises UserError for none or several."""
-    found = select(condition)
+    found = cells(condition)
     if len(found) != 1:
         raise UserError(f"papers/*/values.csv: {len(found)} numbers fit {dict(condition)}, where one should")
-    return found.iloc[0]
+    return found[0]
+
+
+@functools.cache
+def _cells_of(paper: str | None = None, table: str | None = None) -> list[dict[str, Any]]:
+    if table is not None:
+        return [cell for cell in _cells_of(paper) if cell["table"] == table]
+    frame = values()
+    return frame[frame["paper"] == paper if paper else slice(None)].to_dict("records")
 
 
 @functools.cache
@@ -163,9 +174,7 @@ def sweeps() -> dict[str, Sweep]:
 
 @functools.cache
 def contradictions() -> list[dict[str, str]]:
-    """{paper, kind, place, printed, recomputed, note} of every contradiction; paper is "between" for two
-    papers.
-    """
+    """paper ("between" for two), kind, place, printed, recomputed, note of every contradiction."""
     own = [
         {"paper": paper} | entry for paper in papers() for entry in _read(paper, "contradictions.yaml", [])
     ]
@@ -188,25 +197,44 @@ def mapping(paper: str) -> list[dict[str, Any]]:
     return _read(paper, "mapping.yaml", [])
 
 
+@functools.cache
+def mapped(paper: str) -> dict[str, dict[str, Any]]:
+    """Number -> the first rule of `mapping` that it fits; a number that fits none is left out."""
+    return _first_rules(paper, mapping(paper))
+
+
+@functools.cache
+def recomputed(paper: str) -> dict[str, dict[str, Any]]:
+    """Number -> the first rule of `computed` that it fits; a number that fits none is left out."""
+    return _first_rules(paper, [rule for rule in computed() if rule["match"]["paper"] == paper])
+
+
+def _first_rules(paper: str, rules: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    found = {
+        cell["id"]: next((rule for rule in rules if matches(cell, rule["match"])), None)
+        for cell in _cells_of(paper)
+    }
+    return {name: rule for name, rule in found.items() if rule is not None}
+
+
 def _read(paper: str, name: str, fallback: Any) -> Any:
     path = ROOMS / paper / name
     return (read_yaml(path) or fallback) if path.exists() else fallback
 
 
 def _fits(value: str | None, wanted: Any) -> bool:
-    if value is None:
-        return False
-    if wanted == ANY:
-        return True
+    if value is None or wanted == ANY:
+        return value is not None
     options = wanted if isinstance(wanted, list | tuple) else [wanted]
-    return any(value == str(option) or _same_number(value, option) for option in options)
+    return value in options or any(_same_number(value, option) for option in options)
 
 
+@functools.lru_cache(maxsize=None, typed=True)
 def _same_number(left: Any, right: Any) -> bool:
     try:
         return float(left) == float(right)
     except (TypeError, ValueError):
-        return False
+        return str(left) == str(right)
 
 
 def texts(value: Any) -> Iterator[str]:

@@ -183,6 +183,8 @@ class EvaluateRun(Optimisation):
     """One evaluation of a pre-training's weights: end-to-end or partial fine-tuning, linear probe, or k-NN.
 
     keep_view      a budget with light regularisation leaves the run's crops and augmentation alone
+    pos_embed_antialias   filter while position embeddings are resampled to the run's image size, as timm and
+                          DailyMAE do; MAE's and FastMIM's code does not
     keep_weights   keep the fine-tuned weights, for runs that distil or score this classifier
     """
 
@@ -198,6 +200,7 @@ class EvaluateRun(Optimisation):
     auto_augment: AutoAugment | None = None
     random_erasing: Fraction = 0.0
     ema: Ratio | None = None
+    pos_embed_antialias: bool = True
     keep_view: bool = False
     keep_weights: bool = False
 

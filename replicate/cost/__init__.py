@@ -1,1 +1,1 @@
-"""What training costs: multiply-adds, parameters, activation memory, and how timings are taken."""
+"""What training costs: multiply-adds, parameters, activation memory, hours, and how timings are taken."""

@@ -1,23 +1,23 @@
-"""What autograd keeps of one image for the backward pass, in closed form for Vision Transformers: with the batch it decides what fits a device.
+"""Bytes that autograd keeps of one image for the backward pass: closed forms for Vision Transformers.
 
-Counted for fused attention, whose T x T matrix is never kept. Under autocast the residual stream and the norms' inputs stay float32 and everything
-else is kept in two bytes.
+They hold for fused attention, which never keeps the T x T matrix. Under autocast the residual stream and the
+inputs of norms stay float32; everything else takes two bytes a value.
 """
 
 from __future__ import annotations
 
-FLOAT32 = 4
+from replicate.cost.image_cost import FLOAT32
 
 
-def block_activations(tokens: float, width: int, heads: int, mlp_ratio: float = 4.0, bytes_per_value: int = 2) -> float:
-    """Bytes of one Transformer block for one image of `tokens` tokens; `bytes_per_value` is 2 under autocast, 4 in float32.
-
-    In tokens x width: two norms' inputs, which stay float32; inputs of qkv and fc1, q, k, v, attention's output, and GELU's input and output.
-    """
-    residual = 2 * FLOAT32 * width
-    low = bytes_per_value * width * (2 + 3 + 1 + 2 * mlp_ratio)
+def block_activations(
+    tokens: float, width: int, heads: int, mlp_ratio: float = 4.0, bytes_per_value: int = 2
+) -> float:
+    """Bytes of one Transformer block for one image; `bytes_per_value` is 2 under autocast, 4 in float32."""
+    norm_inputs = 2 * FLOAT32 * width
+    qkv_and_fc1_inputs, q_k_v, attention, gelu = 2, 3, 1, 2 * mlp_ratio
+    low_precision = bytes_per_value * width * (qkv_and_fc1_inputs + q_k_v + attention + gelu)
     statistics = FLOAT32 * (4 + heads)
-    return tokens * (residual + low + statistics)
+    return tokens * (norm_inputs + low_precision + statistics)
 
 
 def mae_activations(
@@ -35,17 +35,31 @@ def mae_activations(
     bytes_per_value: int = 2,
     mlp_ratio: float = 4.0,
 ) -> float:
-    """Bytes of a masked autoencoder's step for one image, its loss included. `visible` is what enters the encoder; the decoder sees every patch, or
-    the visible ones and `kept` masked ones (decoder masking).
+    """Bytes of a masked autoencoder's step for one image, its loss included.
+
+    visible: patches that enter the encoder. kept: masked patches that enter the decoder (decoder masking);
+    None: all.
     """
     tokens = 1 + (patches if kept is None else visible + kept)
-    encoder = depth * block_activations(1 + visible, embed_dim, num_heads, mlp_ratio, bytes_per_value)
-    decoder = decoder_depth * block_activations(tokens, decoder_embed_dim, max(1, decoder_embed_dim // 32), mlp_ratio, bytes_per_value)
-    ends = visible * patch_values * bytes_per_value + (FLOAT32 + bytes_per_value) * ((1 + visible) * embed_dim + tokens * decoder_embed_dim)
+    shared = {"mlp_ratio": mlp_ratio, "bytes_per_value": bytes_per_value}
+    decoder_heads = max(1, decoder_embed_dim // 32)
+    encoder = depth * block_activations(1 + visible, embed_dim, num_heads, **shared)
+    decoder = decoder_depth * block_activations(tokens, decoder_embed_dim, decoder_heads, **shared)
+    last_norms = (1 + visible) * embed_dim + tokens * decoder_embed_dim
+    ends = visible * patch_values * bytes_per_value + (FLOAT32 + bytes_per_value) * last_norms
     loss = 2 * FLOAT32 * patches * target_dim
     return encoder + decoder + ends + loss
 
 
-def classifier_activations(*, patches: int, embed_dim: int, depth: int, num_heads: int, bytes_per_value: int = 2, mlp_ratio: float = 4.0) -> float:
-    """Bytes of a classifier's step for one image with `depth` trainable blocks; frozen blocks below them keep nothing."""
-    return depth * block_activations(1 + patches, embed_dim, num_heads, mlp_ratio, bytes_per_value) + FLOAT32 * (1 + patches) * embed_dim
+def classifier_activations(
+    *,
+    patches: int,
+    embed_dim: int,
+    depth: float,
+    num_heads: int,
+    bytes_per_value: int = 2,
+    mlp_ratio: float = 4.0,
+) -> float:
+    """Bytes of a classifier's step for one image; `depth` blocks train and the frozen ones keep nothing."""
+    block = block_activations(1 + patches, embed_dim, num_heads, mlp_ratio, bytes_per_value)
+    return depth * block + FLOAT32 * (1 + patches) * embed_dim

@@ -1,6 +1,6 @@
-"""How timings are taken: cases interleaved in one process, medians, and ratios with their spread.
+"""How timings are taken: cases take turns in one process; results are medians, and ratios with their spread.
 
-On a machine that others use too, seconds wander; the ratio of two cases that take turns wanders far less.
+On a shared machine seconds vary a lot; the ratio of two cases that take turns varies far less.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from replicate.files import atomic_write
 from replicate.provenance import git_state, machine, versions
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -33,20 +34,24 @@ class Timing(NamedTuple):
 
 
 def interleave(
-    cases: Mapping[str, Callable[[], object]], rounds: int = 7, warmup: int = 1, clock: Callable[[], float] = time.perf_counter
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int = 7,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time the cases in turn, round after round, each round in another order; a GPU is waited for.
+    """Time the cases in turn, each round in another order, waiting for the GPU.
 
-    With `time.process_time` for a clock (and one thread) the time that other processes took from this one does not count.
+    With `time.process_time` and one thread, other processes do not count.
     """
+    timed = {name: partial(_timed, case, clock) for name, case in cases.items()}
     for _ in range(warmup):
-        for case in cases.values():
-            timed(case, clock)
-    return take_turns({name: partial(timed, case, clock) for name, case in cases.items()}, rounds)
+        for case in timed.values():
+            case()
+    return take_turns(timed, rounds)
 
 
 def take_turns(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:
-    """Let cases that return their own seconds take turns, round after round, each round beginning with another."""
+    """Run cases that return their own seconds in turn; each round begins with another case."""
     names = list(cases)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for index in range(rounds):
@@ -56,17 +61,16 @@ def take_turns(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
-def timed(case: Callable[[], object], clock: Callable[[], float]) -> float:
-    """Seconds of one call; a GPU is waited for."""
-    _wait()
+def _timed(case: Callable[[], object], clock: Callable[[], float]) -> float:
+    _synchronize()
     begin = clock()
     case()
-    _wait()
+    _synchronize()
     return clock() - begin
 
 
 def timed_window(begin: Callable[[], Iterable[object]], skip: int, clock: Callable[[], float]) -> float:
-    """Seconds of an epoch from the arrival of its `skip`-th batch to that of its last: what a loader does once it runs."""
+    """Seconds of an epoch from its `skip`-th batch to the last: a loader's speed once it runs."""
     batches = iter(begin())
     for _ in islice(batches, skip):
         pass
@@ -76,25 +80,36 @@ def timed_window(begin: Callable[[], Iterable[object]], skip: int, clock: Callab
     return clock() - start
 
 
-def _wait() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def compare(name: str, case: str, ours: Timing, theirs: Timing, **extra: Any) -> dict[str, Any]:
-    """One line of a benchmark's file. ratio = median of theirs / ours round by round (> 1: ours is faster); spread =
-    its quartiles.
-    """
+    """One row of a benchmark's file. ratio: median over rounds of theirs / ours; spread: its quartiles."""
     ratios = [their / our for our, their in zip(ours.seconds, theirs.seconds, strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return row(name, case, ours.median, theirs.median, statistics.median(ratios), [low, high], **extra)
+
+
+def row(
+    name: str,
+    case: str,
+    ours: float,
+    theirs: float,
+    ratio: float,
+    spread: list[float] | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
+    """One row of a benchmark's file. A ratio above 1 means that ours is better."""
     return {
         "name": name,
         "case": case,
-        "ours": ours.median,
-        "theirs": theirs.median,
-        "ratio": statistics.median(ratios),
+        "ours": ours,
+        "theirs": theirs,
+        "ratio": ratio,
         "unit": "s",
-        "spread": [quartiles[0], quartiles[2]],
+        "spread": spread or [ratio, ratio],
         "machine": describe_machine(),
         "revision": git_state()["revision"],
         **extra,
@@ -105,7 +120,8 @@ def describe_machine() -> str:
     """Processor or GPU, cores and threads in use, torch's version."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     threads = torch.get_num_threads()
-    return f"{device}, {machine()['cores']} cores, {threads} thread{'s' * (threads > 1)}, torch {versions()['torch']}"
+    plural = "s" * (threads > 1)
+    return f"{device}, {machine()['cores']} cores, {threads} thread{plural}, torch {versions()['torch']}"
 
 
 def _processor() -> str:
@@ -118,12 +134,12 @@ def _processor() -> str:
 
 
 def write_results(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -> Path:
-    """Write benchmarks/results/<name>.json, and print a line for every row."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write benchmarks/results/<name>.json and print a line a row."""
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(rows, indent=2) + "\n")
-    for row in rows:
-        low, high = row["spread"]
-        values = f"ours {row['ours']:.4g} {row['unit']}, theirs {row['theirs']:.4g} {row['unit']}"
-        print(f"{row['name']} | {row['case']}: {values}, ratio {row['ratio']:.2f} ({low:.2f} - {high:.2f})")
+    atomic_write(path, lambda part: part.write_text(json.dumps(rows, indent=2) + "\n"))
+    for found in rows:
+        low, high = found["spread"]
+        ours, theirs = (f"{side} {found[side]:.4g} {found['unit']}" for side in ("ours", "theirs"))
+        ratio = f"ratio {found['ratio']:.2f} ({low:.2f} - {high:.2f})"
+        print(f"{found['name']} | {found['case']}: {ours}, {theirs}, {ratio}")
     return path

@@ -1,10 +1,11 @@
-"""Numbers of parameters, in closed form and counted.
+"""Numbers of parameters of Vision Transformers, in closed form.
 
-Fixed position embeddings are in the released checkpoints, and so they are in the papers' counts.
+Fixed position embeddings count: the released checkpoints hold them, and the papers' counts include them.
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 from torch import nn
@@ -43,15 +44,15 @@ def mae_parameters(
     target_dim: int | None = None,
     mask_tokens_in_encoder: bool = False,
 ) -> Parameters:
-    """Closed form for a masked autoencoder; the arguments are `MAE`'s (the numbers of heads cost nothing)."""
-    pixels = patch_size**2 * 3
-    outputs = pixels if target_dim is None else target_dim
-    encoder = _encoder(image_size, patch_size, embed_dim, depth, mlp_ratio) + 2 * embed_dim
-    decoder = embed_dim * decoder_embed_dim + decoder_embed_dim
-    decoder += (1 + _patches(image_size, patch_size)) * decoder_embed_dim
-    decoder += decoder_depth * block_parameters(decoder_embed_dim, mlp_ratio) + 2 * decoder_embed_dim
-    decoder += decoder_embed_dim * outputs + outputs
-    return Parameters(encoder, decoder + (embed_dim if mask_tokens_in_encoder else decoder_embed_dim))
+    """A masked autoencoder; the arguments are `MAE`'s (heads have no parameters of their own)."""
+    patches = prod(grid_of(image_size, patch_size))
+    outputs = patch_size**2 * 3 if target_dim is None else target_dim
+    width = decoder_embed_dim
+    decoder = (
+        embed_dim * width + width + (1 + patches) * width + (embed_dim if mask_tokens_in_encoder else width)
+    )
+    decoder += decoder_depth * block_parameters(width, mlp_ratio) + 2 * width + width * outputs + outputs
+    return Parameters(_encoder(patches, patch_size, embed_dim, depth, mlp_ratio), decoder)
 
 
 def classifier_parameters(
@@ -64,20 +65,17 @@ def classifier_parameters(
     image_size: int | tuple[int, int] = 224,
     mlp_ratio: float = 4.0,
 ) -> int:
-    """Closed form for the fine-tuning model: encoder, one norm, head."""
-    return _encoder(image_size, patch_size, embed_dim, depth, mlp_ratio) + 2 * embed_dim + (embed_dim + 1) * num_classes
+    """The fine-tuning model: encoder, one norm, head."""
+    patches = prod(grid_of(image_size, patch_size))
+    return _encoder(patches, patch_size, embed_dim, depth, mlp_ratio) + (embed_dim + 1) * num_classes
 
 
 def count_parameters(model: nn.Module, trainable: bool = False) -> int:
-    """Parameters of any module; `trainable` leaves out frozen ones."""
+    """Parameters of any module, or those that train."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
-def _encoder(image_size: int | tuple[int, int], patch_size: int, width: int, depth: int, mlp_ratio: float) -> int:
-    tokens = (1 + _patches(image_size, patch_size)) * width + width
-    return tokens + (patch_size**2 * 3 + 1) * width + depth * block_parameters(width, mlp_ratio)
-
-
-def _patches(image_size: int | tuple[int, int], patch_size: int) -> int:
-    rows, columns = grid_of(image_size, patch_size)
-    return rows * columns
+def _encoder(patches: int, patch_size: int, width: int, depth: int, mlp_ratio: float) -> int:
+    """Patch projection, positions, class token, blocks, one norm."""
+    embedding = (patch_size**2 * 3 + 1) * width + (1 + patches) * width + width
+    return embedding + depth * block_parameters(width, mlp_ratio) + 2 * width

@@ -1,4 +1,4 @@
-"""FFCV's own pipeline, as it comes, for comparison: whole image, crop, area resize, RandomHorizontalFlip."""
+"""FFCV's own pipeline for comparison: whole image, crop, area resize, RandomHorizontalFlip."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 AHEAD = 3
-"""Batches that it prepares in advance, FFCV's default. An epoch begins with new buffers for `AHEAD + 2` batches of whole images."""
+"""Batches prepared in advance, FFCV's default. An epoch allocates buffers for `AHEAD + 2` batches."""
 WARM = 2 * (AHEAD + 2)
-"""Batches after which every buffer was filled twice, so that hardly a page of them is still to be touched for the first time."""
+"""Batches after which every buffer has been filled twice, so that few of its pages are still untouched."""
 
 
 def has_ffcv() -> bool:
@@ -24,10 +24,17 @@ def has_ffcv() -> bool:
     return True
 
 
-def stock_ffcv(path: Path, boxes: np.ndarray | None, size: int, batch_size: int, threads: int, order: np.ndarray | None = None) -> Iterable[object]:
-    """The batches of a .beton, its samples in `order` (as stored where None is given).
+def stock_ffcv(
+    path: Path,
+    boxes: np.ndarray | None,
+    size: int,
+    batch_size: int,
+    threads: int,
+    order: np.ndarray | None = None,
+) -> Iterable[object]:
+    """The batches of a .beton, its samples in `order`; None: as stored.
 
-    `boxes` (N, 4) = top, left, height, width of every sample replace the crops that FFCV would draw.
+    boxes: (N, 4) top, left, height, width of every sample, instead of the crops that FFCV draws.
     """
     warnings.simplefilter("ignore")
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
@@ -39,7 +46,7 @@ def stock_ffcv(path: Path, boxes: np.ndarray | None, size: int, batch_size: int,
     given = None if boxes is None else boxes.astype(np.int64)
 
     class GivenCrops(RandomResizedCropRGBImageDecoder):
-        """The stock decoder with a table of boxes where it draws one."""
+        """The stock decoder with given boxes."""
 
         def generate_code(self) -> Callable[..., np.ndarray]:
             read, spread = self.memory_read, Compiler.get_iterator()
@@ -51,7 +58,20 @@ def stock_ffcv(path: Path, boxes: np.ndarray | None, size: int, batch_size: int,
                     field = metadata[batch_indices[i]]
                     height, width = np.uint32(field["height"]), np.uint32(field["width"])
                     pixels = whole[i]
-                    decode_image(read(field["data_ptr"], storage_state), pixels, height, width, height, width, 0, 0, 1, 1, False, False)
+                    decode_image(
+                        read(field["data_ptr"], storage_state),
+                        pixels,
+                        height,
+                        width,
+                        height,
+                        width,
+                        0,
+                        0,
+                        1,
+                        1,
+                        False,
+                        False,
+                    )
                     pixels = pixels.reshape(-1)[: 3 * height * width].reshape(height, width, 3)
                     top, left, tall, wide = given[batch_indices[i]]
                     resize(pixels, top, top + tall, left, left + wide, images[i])

@@ -1,4 +1,5 @@
-"""What the explore notebooks draw. Each module is one notebook: `controls()` gives its widgets by name, `draw(...)` takes their values.
+"""What the explore notebooks draw. A module is one notebook: `controls()` names its widgets, `draw(...)`
+takes their values.
 
-The drawing functions are the pipeline's own (`replicate.report`) wherever both show the same thing. Nothing in the pipeline imports this.
+Where the pipeline's pages show the same thing, both call the same drawing function of `replicate.report`.
 """

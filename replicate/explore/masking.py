@@ -1,6 +1,8 @@
-"""Masking: which patches are hidden, how far each is from what is visible, what decoder masking drops and how the loss weighs the rest.
+"""Masking: hidden patches, their distance to visible ones, what decoder masking drops, and their weights in
+the loss.
 
-MAE section 3 and Figure 6 (sampling), Efficient MAE Eq. 1 (P2Dist), section 4.2 (decoder masking at beta), Eq. 2 (weights d**-gamma).
+MAE section 3 and Figure 6 (sampling); Efficient MAE Eq. 1 (P2Dist), section 4.2 (beta), Eq. 2 (weights
+d**-gamma).
 """
 
 from __future__ import annotations
@@ -16,9 +18,8 @@ from replicate.explore import images
 from replicate.explore.panel import choice, real, whole
 from replicate.losses.flatten import Weighting
 from replicate.masking import sample_mask
-from replicate.report.difficulty_figures import PIXELS
-from replicate.report.figures import new, p2dist_map
-from replicate.report.loss_maps import faded
+from replicate.report.figures import P2DIST, new, p2dist_map
+from replicate.report.reconstruct import faded
 from replicate.report.style import HEATMAP, OURS, REFERENCE, WIDTH, Figure
 
 SIDE, PATCH = 224, 16
@@ -27,7 +28,13 @@ NO_BETA = 120.0
 
 
 class Masked(NamedTuple):
-    """One image's patches (rows, columns): mask (1 = hidden), P2Dist in pixels, decoded (1 = the decoder predicts it), weight in the loss."""
+    """One image's patches, each (rows, columns).
+
+    mask       1 = hidden
+    distance   P2Dist in pixels
+    decoded    1 = the decoder predicts it
+    weight     in the loss
+    """
 
     mask: np.ndarray
     distance: np.ndarray
@@ -47,7 +54,7 @@ def controls() -> dict[str, widgets.Widget]:
 
 
 def masked(sampling: str, mask_ratio: float, beta: float, gamma: float, seed: int) -> Masked:
-    """Draw one mask of 14 x 14 patches and all that follows from it."""
+    """One mask of 14 x 14 patches and what follows from it."""
     noise = torch.rand(1, GRID[0] * GRID[1], generator=torch.Generator().manual_seed(seed))
     mask = sample_mask(sampling, noise, mask_ratio, GRID).mask
     distance = p2dist(mask, GRID, PATCH)
@@ -57,28 +64,26 @@ def masked(sampling: str, mask_ratio: float, beta: float, gamma: float, seed: in
 
 
 def draw(sampling: str, mask_ratio: float, beta: float, gamma: float, image: str, seed: int) -> Figure:
-    """The image as the encoder sees it, P2Dist with a cross on what the decoder drops, the weights of the loss, and both as counts."""
+    """What the encoder sees; P2Dist, dropped patches crossed; weights in the loss; a histogram of P2Dist."""
     found = masked(sampling, mask_ratio, beta, gamma, seed)
-    figure, axes = new(2, 2, width=WIDTH * 1.3, height=WIDTH * 1.05)
-    (seen, distance), (weight, counts) = axes
-    seen.imshow(faded(images.square(image, SIDE), torch.from_numpy(found.mask).flatten(), GRID).clip(0, 1))
+    figure, ((seen, distance), (weight, histogram)) = new(2, 2, width=WIDTH * 1.3, height=WIDTH * 1.05)
+    hidden = torch.from_numpy(found.mask).flatten()
+    seen.imshow(faded(images.square(image, SIDE), hidden, GRID).clip(0, 1))
     visible = int((found.mask == 0).sum())
     seen.set(title=f"{visible} visible of {found.mask.size} patches", xticks=[], yticks=[])
     p2dist_map(found.distance, beta, distance)
-    shares = np.where(found.decoded > 0, found.weight * found.decoded.sum(), np.nan)
-    drawn = weight.imshow(shares, cmap=HEATMAP)
-    figure.colorbar(drawn, ax=weight, label="weight, mean 1")
+    relative = np.where(found.decoded > 0, found.weight * found.decoded.sum(), np.nan)
+    figure.colorbar(weight.imshow(relative, cmap=HEATMAP), ax=weight, label="weight, mean 1")
     weight.set(title=f"weights in the loss, d^-{gamma:g}", xticks=[], yticks=[])
-    _histogram(counts, found, beta)
+    _histogram(histogram, found, beta)
     return figure
 
 
 def _histogram(axes, found: Masked, beta: float) -> None:
     hidden = found.distance[found.mask > 0]
-    bins = np.arange(0, max(hidden.max(), beta) + 6, 4)
-    axes.hist(hidden, bins=bins, color=OURS)
+    axes.hist(hidden, bins=np.arange(0, max(hidden.max(), beta) + 6, 4), color=OURS)
     axes.axvline(beta, color=REFERENCE, linestyle="--", label=f"beta {beta:g}")
     dropped = int((found.mask - found.decoded).sum())
-    tokens = found.mask.size - dropped
-    axes.set(xlabel=PIXELS, ylabel="masked patches", title=f"{dropped} dropped: decoder reads {tokens} tokens")
+    title = f"{dropped} dropped: decoder reads {found.mask.size - dropped} tokens"
+    axes.set(xlabel=P2DIST, ylabel="masked patches", title=title)
     axes.legend()

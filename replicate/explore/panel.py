@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -12,20 +12,20 @@ from IPython.display import display
 from replicate.errors import UserError
 
 WIDE = {"style": {"description_width": "8rem"}, "layout": widgets.Layout(width="26rem")}
-"""Room for a name of two words and a slider that a finger can move."""
-MANY = 5
-"""A longer list of choices is tried at its first and its last."""
 
 
-def real(low: float, high: float, step: float, value: float, name: str, digits: int = 2) -> widgets.FloatSlider:
-    """A slider over real numbers; it reports when it is let go, because a picture takes a moment."""
+def real(
+    low: float, high: float, step: float, value: float, name: str, digits: int = 2
+) -> widgets.FloatSlider:
+    """A slider over real numbers. It reports its value on release, because drawing takes a moment."""
     options = {"readout_format": f".{digits}f", "continuous_update": False, **WIDE}
     return widgets.FloatSlider(value=value, min=low, max=high, step=step, description=name, **options)
 
 
 def whole(low: int, high: int, value: int, name: str, step: int = 1) -> widgets.IntSlider:
     """A slider over whole numbers."""
-    return widgets.IntSlider(value=value, min=low, max=high, step=step, description=name, continuous_update=False, **WIDE)
+    options = {"description": name, "continuous_update": False, **WIDE}
+    return widgets.IntSlider(value=value, min=low, max=high, step=step, **options)
 
 
 def choice(options: list[Any], value: Any, name: str) -> widgets.Dropdown:
@@ -33,15 +33,16 @@ def choice(options: list[Any], value: Any, name: str) -> widgets.Dropdown:
     return widgets.Dropdown(options=options, value=value, description=name, **WIDE)
 
 
-def panel(module: ModuleType) -> widgets.Widget:
-    """A module's controls above its picture. What its user asks of it in vain is told in one line where the picture would be."""
+def panel(module: ModuleType) -> widgets.VBox:
+    """A module's controls above its picture."""
     controls = module.controls()
     output = widgets.interactive_output(shown(module.draw), controls)
-    return widgets.VBox([widgets.HBox(list(controls.values()), layout=widgets.Layout(flex_flow="row wrap")), output])
+    row = widgets.Layout(flex_flow="row wrap")
+    return widgets.VBox([widgets.HBox(list(controls.values()), layout=row), output])
 
 
 def shown(draw: Callable[..., Any]) -> Callable[..., None]:
-    """`draw`, its picture displayed; a UserError is one line of text."""
+    """`draw` with its picture displayed; a UserError prints as one line."""
 
     def show(**values: Any) -> None:
         try:
@@ -50,19 +51,3 @@ def shown(draw: Callable[..., Any]) -> Callable[..., None]:
             print(error)
 
     return show
-
-
-def extremes(controls: Mapping[str, widgets.Widget]) -> Iterator[dict[str, Any]]:
-    """The values that a hand can set at the ends: all lowest, all highest, then mixtures in which every end of every control comes up."""
-    ends = {name: _ends(control) for name, control in controls.items()}
-    yield {name: found[0] for name, found in ends.items()}
-    yield {name: found[-1] for name, found in ends.items()}
-    for turn in range(max(map(len, ends.values()))):
-        yield {name: found[(turn + place) % len(found)] for place, (name, found) in enumerate(ends.items())}
-
-
-def _ends(control: widgets.Widget) -> list[Any]:
-    if hasattr(control, "options"):
-        found = [option[1] if isinstance(option, tuple) else option for option in control.options]
-        return found if len(found) <= MANY else [found[0], found[-1]]
-    return [control.min, control.max] if hasattr(control, "min") else [False, True]

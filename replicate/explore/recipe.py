@@ -1,6 +1,8 @@
-"""Mix your own recipe: any combination of the papers' options, what it will cost, and how it does at the `smoke` budget.
+"""Mix your own recipe: any combination of the papers' options, its cost, and its training at the `smoke`
+budget.
 
-A mix is a pre-training and a fine-tuning in a `params.yaml` of its own, checked and trained by the same code as every other run.
+A mix is a paper's room of its own, with one pre-training and one fine-tuning. The same code checks and trains
+it as every other run.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from functools import lru_cache
@@ -31,11 +34,13 @@ from replicate.report.book import repository
 from replicate.report.figures import new
 from replicate.report.style import OURS, PAPER, WIDTH, Figure
 
-OWN = "own"
+ROOM = "own"
 BUDGET, PRICED_AT = "smoke", "paper"
 DEVICE, DEVICES = "a100", 8
 BETA_OFF = 0
-HIERARCHY = 32  # pixels between the last tokens of a hierarchical backbone
+HIERARCHY = 32
+"""Pixels between the last tokens of a hierarchical backbone."""
+BACKBONES = ("vit_base_patch16", "vit_large_patch16", "swin_base", "convnext_tiny", "pvt_v2_b2")
 TARGETS = {
     "pixels, normalised": ("pixel", {"norm_pix": True}),
     "pixels": ("pixel", {"norm_pix": False}),
@@ -43,14 +48,33 @@ TARGETS = {
     "HOG": ("hog", {}),
 }
 WEIGHTINGS = {"uniform": {}, "flatten": {"gamma": 0.6}, "thresholding": {}, "curriculum": {}}
-KNOWN = {"MAE": "full_75", "Efficient Learners": "light_90", "Efficient MAE": "emae_85", "FastMIM": "fastmim_vit_hog_128"}
-"""One recipe of each paper to compare with, beside DailyMAE's, which is the first that params.yaml has."""
+KNOWN = {
+    "MAE": "full_75",
+    "Efficient Learners": "light_90",
+    "Efficient MAE": "emae_85",
+    "FastMIM": "fastmim_vit_hog_128",
+    "DailyMAE": "daily_224",
+}
+"""One recipe of each paper to compare with."""
+TAKEN = (
+    "method",
+    "backbone",
+    "mask",
+    "mask_ratio",
+    "decoder_depth",
+    "objective",
+    "epochs",
+    "batch_size",
+    "weighting",
+)
+"""Options that a control states as the run does."""
 
 
 def controls() -> dict[str, widgets.Widget]:
+    methods = [("MAE: visible patches only", "mae"), ("MIM: mask in image space", "mim")]
     return {
-        "method": choice([("MAE: visible patches only", "mae"), ("MIM: mask in image space", "mim")], "mae", "method"),
-        "backbone": choice(["vit_base_patch16", "vit_large_patch16", "swin_base", "convnext_tiny", "pvt_v2_b2"], "vit_base_patch16", "backbone"),
+        "method": choice(methods, "mae", "method"),
+        "backbone": choice(list(BACKBONES), BACKBONES[0], "backbone"),
         "mask": choice(["random", "block", "grid"], "random", "sampling"),
         "mask_ratio": real(0.1, 0.95, 0.05, 0.9, "mask ratio"),
         "target": choice(list(TARGETS), "HOG", "target"),
@@ -69,146 +93,138 @@ def controls() -> dict[str, widgets.Widget]:
 
 
 def mix(**values: Any) -> dict[str, dict[str, Any]]:
-    """What the widgets say as the entries of `params.yaml`: {"pretrain": {...}, "evaluate": {...}}, each one run."""
-    name = name_of(values)
-    params = parameters(repository())
-    light, tuning = (params.run(run).model_dump(mode="json", exclude_unset=True) for run in ("light_75", "light_75_llrd_80"))
-    low, high = sorted((values["low"], values["image_size"]))
+    """The controls' values as a `runs.yaml` has them: {"pretrain": {...}, "evaluate": {...}}, a run each."""
+    name, params = name_of(values), parameters(repository())
+    light, tuning = (
+        params.run(run).model_dump(mode="json", exclude_unset=True, exclude={"paper"})
+        for run in ("light_75", "light_75_llrd_80")
+    )
     target, options = TARGETS[values["target"]]
-    grain = PATCH if values["backbone"].startswith("vit") else HIERARCHY
-    sizes = low, high, values["mask_ratio"], values["mask_ratio"]
-    staged = stages(values["schedule"], *sizes, grain) if values["schedule"] != FIXED else ()
-    taken = {key: values[key] for key in ("method", "backbone", "mask", "mask_ratio", "decoder_depth", "objective", "epochs", "batch_size")}
-    pretrain = light | taken | {
-        "paper": OWN,
+    pretrain = light | {key: values[key] for key in TAKEN} | {
         "target": target,
         "target_options": options,
-        "weighting": values["weighting"],
         "weighting_options": WEIGHTINGS[values["weighting"]],
         "decoder_beta": float(values["beta"]) or None,
-        "image_size": high,
-        "stages": [stage.model_dump(exclude_none=True) for stage in staged],
+        "image_size": max(values["low"], values["image_size"]),
+        "stages": _stages(values),
         "warmup_epochs": min(5, values["epochs"]),
     }  # fmt: skip
-    tuned = {"paper": OWN, "layer_decay": values["layer_decay"], "epochs": values["finetune_epochs"]}
-    evaluate = tuning | tuned | {"pretrain": name, "warmup_epochs": 5}
-    return {"pretrain": {name: pretrain}, "evaluate": {f"{name}_ft": evaluate}}
+    own = {"layer_decay": values["layer_decay"], "epochs": values["finetune_epochs"], "warmup_epochs": 5}
+    return {"pretrain": {name: pretrain}, "evaluate": {f"{name}_ft": tuning | own | {"pretrain": name}}}
+
+
+def _stages(values: dict[str, Any]) -> list[dict[str, Any]]:
+    if values["schedule"] == FIXED:
+        return []
+    low, high = sorted((values["low"], values["image_size"]))
+    stride = PATCH if values["backbone"].startswith("vit") else HIERARCHY
+    ratio = values["mask_ratio"]
+    found = stages(values["schedule"], low, high, ratio, ratio, stride)
+    return [stage.model_dump(exclude_none=True) for stage in found]
 
 
 def name_of(values: dict[str, Any]) -> str:
-    """The name that a mix's runs have: equal mixes share it."""
+    """The name of a mix's pre-training; equal mixes share it."""
     return "mix_" + hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def write(values: dict[str, Any], root: Path | None = None) -> Path:
-    """Write the `params.yaml` of a mix under .replicate/explore and check it; returns the file. Raises UserError for what does not fit."""
+    """Write the configuration of a mix under .replicate/explore and check it; returns its params.yaml.
+
+    Raises UserError for options that do not fit together.
+    """
     root = root or repository()
-    params = parameters(root)
-    budgets = {name: params.budget_named(name).model_dump(exclude_unset=True) for name in (BUDGET, PRICED_AT)}
-    datasets = {"full": params.datasets["full"].model_dump(exclude_unset=True)}
-    room = {"title": "A mix of the papers' options", **mix(**values)}
-    path = root / ".replicate" / "explore" / "params.yaml"
-    files = {
-        "params.yaml": {"budget": BUDGET, "datasets": datasets},
-        "budgets.yaml": budgets,
-        f"papers/{OWN}/runs.yaml": room,
+    params, folder = parameters(root), root / ".replicate" / "explore"
+    contents = {
+        "params.yaml": {
+            "budget": BUDGET,
+            "datasets": {"full": params.datasets["full"].model_dump(exclude_unset=True)},
+        },
+        "budgets.yaml": {
+            name: params.budget_named(name).model_dump(exclude_unset=True) for name in (BUDGET, PRICED_AT)
+        },
+        f"papers/{ROOM}/runs.yaml": {"title": "A mix of the papers' options", **mix(**values)},
     }
-    for file, content in files.items():
-        target = path.parent / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False))
+    for file, content in contents.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False))
     try:
-        load(path)
+        load(folder / "params.yaml")
     except UserError as error:
-        raise UserError("this mix does not fit together: " + re.sub(r"^.*?\.yaml: (pretrain|evaluate)?\.?\w+[:.] ?", "", str(error))) from None
-    return path
-
-
-@lru_cache(maxsize=64)
-def _costs(text: str) -> pd.DataFrame:
-    path = repository() / ".replicate" / "explore" / "params.yaml"
-    return costs_of(load(path), [])
+        reason = re.sub(r"^.*?\.yaml: (pretrain|evaluate)?\.?\w+[:.] ?", "", str(error))
+        raise UserError(f"this mix does not fit together: {reason}") from None
+    return folder / "params.yaml"
 
 
 def costs_of(params: Params, names: list[str]) -> pd.DataFrame:
-    """The plan of some runs at the papers' own scale on eight A100: one line a run."""
+    """The plan of some runs (default: all) at the papers' own scale on eight A100, a line a run."""
     return plan.plan(params, names, PRICED_AT, rates_of(DEVICE), DEVICES)
 
 
 @lru_cache(maxsize=1)
 def known_costs() -> pd.DataFrame:
-    """One pre-training of each paper: multiply-adds and hours."""
-    params = parameters(repository())
-    named = {label: run for label, run in KNOWN.items() if run in params.pretrain_runs}
-    daily = next((name for name, run in params.pretrain_runs.items() if run.paper == "dailymae"), None)
-    named |= {"DailyMAE": daily} if daily else {}
-    return costs_of(params, list(named.values())).assign(label=list(named))
+    """The plan of `KNOWN`."""
+    return costs_of(parameters(repository()), list(KNOWN.values())).assign(label=list(KNOWN))
 
 
 def draw(**values: Any) -> Figure:
-    """Predicted pre-training cost of the mix beside one recipe of each paper; the title adds the fine-tuning."""
-    own = _costs(write(values).read_text())
-    lines = pd.concat([known_costs(), own[own["kind"] == "pretrain"].assign(label="your mix")])
+    """Planned cost of the mix's pre-training beside one recipe a paper; the title adds its fine-tuning."""
+    own = costs_of(load(write(values)), [])
+    trains = own["kind"] == "pretrain"
+    lines = pd.concat([known_costs(), own[trains].assign(label="your mix")])
     figure, axes = new(height=0.9 + 0.42 * len(lines), width=WIDTH * 1.2)
     axis = axes[0, 0]
     bars = axis.barh(lines["label"], lines["exa_macs"], color=[PAPER] * (len(lines) - 1) + [OURS])
     axis.bar_label(bars, [f" {hours:.1f} h" for hours in lines["hours"]])
     axis.invert_yaxis()
     axis.margins(x=0.15)
-    tuning = own[own["kind"] != "pretrain"]
-    axis.set(
-        xscale="log",
-        xlabel="pre-training, 10^18 multiply-adds; hours on eight A100",
-        title=f"fine-tuning your mix: {tuning['hours'].sum():.1f} h; model {tuning['params_m'].iloc[0]:.1f} M parameters",
-    )
+    hours, millions = own.loc[~trains, "hours"].sum(), own.loc[~trains, "params_m"].iloc[0]
+    title = f"fine-tuning your mix: {hours:.1f} h; model {millions:.1f} M parameters"
+    axis.set(xscale="log", xlabel="pre-training, 10^18 multiply-adds; hours on eight A100", title=title)
     return figure
 
 
 def train(**values: Any) -> pd.DataFrame:
-    """Train a mix at `smoke` (seconds; it shows that the mix runs, and finds nothing) and return `trained`.
+    """Train a mix at `smoke` and return `trained`. It takes seconds and shows that the mix runs, no more.
 
-    Raises UserError with the last line of what a failed run printed.
+    Raises UserError with the last line that a failed run printed.
     """
     path = write(values)
     package = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "replicate", "--params", path.name, "grid"]
+    environment = os.environ | {"PYTHONPATH": paths}
     done = subprocess.run(command, cwd=path.parent, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise UserError((done.stderr.strip() or f"{' '.join(command)}: exit status {done.returncode}").splitlines()[-1])
+        printed = done.stderr.strip() or f"{' '.join(command)}: exit status {done.returncode}"
+        raise UserError(printed.splitlines()[-1])
     (path.parent / f"{name_of(values)}.json").write_text(json.dumps(values))
     return trained(path.parent)
 
 
 def trained(folder: Path | None = None) -> pd.DataFrame:
-    """The mixes that have been trained at `smoke`, each with what sets it apart from the others, and its accuracy on each seed."""
+    """The mixes that were trained at `smoke`: what sets each apart, its loss, accuracy and time."""
     folder = folder or repository() / ".replicate" / "explore"
     found = results.load(BUDGET, folder / "results").runs
     mixes = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("mix_*.json"))}
     mixes = {name: values for name, values in mixes.items() if f"{name}_ft" in found}
     varying = [key for key in controls() if len({str(values[key]) for values in mixes.values()}) > 1]
-    lines = [
-        {key: mixes[name][key] for key in varying}
-        | {
-            "pre-training loss": _mean(found[name], "loss"),
-            "top-1 (%), smoke": _mean(found[f"{name}_ft"], "top1"),
-            "seconds": found[name].provenance["wall_seconds"] + found[f"{name}_ft"].provenance["wall_seconds"],
+    lines = []
+    for name, values in mixes.items():
+        runs = found[name], found[f"{name}_ft"]
+        measured = {
+            "pre-training loss": statistics.mean(runs[0].values("loss").values()),
+            "top-1 (%), smoke": statistics.mean(runs[1].values("top1").values()),
+            "seconds": sum(run.provenance["wall_seconds"] for run in runs),
         }
-        for name in mixes
-    ]
+        lines.append({key: values[key] for key in varying} | measured)
     return pd.DataFrame(lines, index=list(mixes)).round(3)
 
 
-def _mean(run: results.Run, metric: str) -> float:
-    seeds = list(run.values(metric).values())
-    return sum(seeds) / len(seeds)
-
-
 def bench() -> widgets.VBox:
-    """The panel of the mix, a button that trains it at `smoke`, and the mixes that have been trained."""
-    view = panel(sys.modules[__name__])
+    """The panel, and a button that trains the mix at `smoke` and lists all mixes trained so far."""
+    view, output = panel(sys.modules[__name__]), widgets.Output()
     button = widgets.Button(description="train at smoke", button_style="primary")
-    output = widgets.Output()
     whole_bench = widgets.VBox([view, button, output])
 
     def pressed(_: widgets.Button) -> None:
@@ -223,5 +239,6 @@ def bench() -> widgets.VBox:
 
 
 def values_of(bench: widgets.VBox) -> dict[str, Any]:
-    """What the controls of a bench say now."""
-    return {name: control.value for name, control in zip(controls(), bench.children[0].children[0].children, strict=True)}
+    """The controls' values of a bench."""
+    row = bench.children[0].children[0]
+    return {name: control.value for name, control in zip(controls(), row.children, strict=True)}

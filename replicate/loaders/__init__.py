@@ -1,13 +1,14 @@
-"""Images into batches: one interface, three kinds of loader, the same images, crops and order from each.
+"""From images to batches: three kinds of loader with one interface, the same images, crops and order.
 
-    augmentation = Augmentation(scale=(0.2, 1.0))
-    with open_loader("auto", "data/photos/train.beton", batch_size=128, image_size=56, augmentation=augmentation, ...) as loader:
+    options = {"batch_size": 128, "image_size": 56, "augmentation": Augmentation(scale=(0.2, 1.0)), ...}
+    with open_loader("auto", "data/photos/train.beton", **options) as loader:
         for images, labels, index in loader.epoch(0):
             ...
 
-The kind is the name of the module that serves it: `beton` (our own reader of FFCV's files), `ffcv` (FFCV's pipeline around the
-same crop decoder), `folder` (Pillow and a plain DataLoader over the source images). `auto` is beton: the same pixels as ffcv at
-the same speed, without the seconds that importing ffcv and compiling its pipeline cost in every process.
+A kind is the name of its module: `beton` (our own reader of FFCV's files), `ffcv` (FFCV's pipeline with the
+same crop decoder), `folder` (Pillow and a plain DataLoader over the source images). `auto` is beton: it
+yields ffcv's pixels at the same speed, but saves each process the seconds of importing ffcv and compiling its
+pipeline.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from replicate.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
+    from replicate.loaders.base import BaseLoader
     from replicate.loaders.crop_decode import Decoding
 
 KINDS = ("ffcv", "beton", "folder")
@@ -32,16 +33,19 @@ CROPS = ("random_resized", "fixed", "center", "none")
 AUTOS = (None, "rand-m9-mstd0.5-inc1", "three_augment", "three_augment_plus")
 INTERPOLATIONS = ("area", "bicubic")
 UNCHANGED: Any = object()
-"""A setting that stays as it is, where None is a setting of its own."""
+"""Keeps a setting for which None is a value."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to an image between the file and the network, all of it on 8-bit pixels.
+    """Augmentation of one image, on 8-bit pixels. Raises UserError for an unknown value.
 
-    `crop`: random_resized (scale and ratio as torchvision's), fixed (one size, random place), center, or none (resized whole).
-    `color_jitter`: strength of brightness, contrast and saturation, 0 = off. `auto`: RandAugment in timm's notation, or DeiT
-    III's three_augment, three_augment_plus (with colour jitter .3). Raises UserError for a value outside those."""
+    crop          random_resized (scale and ratio as in torchvision), fixed (one size, random place), center,
+                  or none (the whole image, resized)
+    color_jitter  strength for brightness, contrast and saturation; 0 = off
+    auto          RandAugment in timm's notation, or DeiT III's three_augment or three_augment_plus (with
+                  colour jitter .3)
+    """
 
     crop: str = "random_resized"
     scale: tuple[float, float] = (0.2, 1.0)
@@ -54,17 +58,19 @@ class Augmentation:
     def __post_init__(self) -> None:
         for key, allowed in (("crop", CROPS), ("auto", AUTOS), ("interpolation", INTERPOLATIONS)):
             if getattr(self, key) not in allowed:
-                raise UserError(f"augmentation {key}: {getattr(self, key)!r} is none of {', '.join(map(str, allowed))}")
+                known = ", ".join(map(str, allowed))
+                raise UserError(f"augmentation {key}: {getattr(self, key)!r} is none of {known}")
         for key, highest in (("scale", 1.0), ("ratio", float("inf"))):
             low, high = getattr(self, key)
             if not 0 < low <= high <= highest:
-                raise UserError(f"augmentation {key}: ({low}, {high}) must be two ascending numbers above 0 (scale: at most 1)")
+                limits = "two ascending numbers above 0 (scale: at most 1)"
+                raise UserError(f"augmentation {key}: ({low}, {high}) must be {limits}")
         if self.color_jitter < 0:
             raise UserError(f"augmentation color_jitter: {self.color_jitter} must be 0 or more")
 
     @property
     def colours(self) -> bool:
-        """Whether pixel values change, not only which pixels are taken."""
+        """Whether the augmentation changes pixel values, beyond cropping and flipping."""
         return self.color_jitter > 0 or self.auto is not None
 
 
@@ -72,43 +78,21 @@ EVALUATION = Augmentation(crop="center", flip=False)
 
 
 class Batch(NamedTuple):
-    """images uint8 (n, 3, S, S) · labels int64 (n,) · index int64 (n,), each sample's number in the data set."""
+    """images uint8 (n, 3, S, S); labels int64 (n,); index int64 (n,), sample numbers."""
 
     images: torch.Tensor
     labels: torch.Tensor
     index: torch.Tensor
 
 
-class Loader(Protocol):
-    """What every kind offers. `epoch` may be called again for the same number and then yields the same batches."""
-
-    num_images: int
-    num_classes: int
-    class_names: list[str]
-    num_batches: int
-    num_skipped: int
-
-    def epoch(self, epoch: int) -> Iterator[Batch]: ...
-    def set_stage(
-        self,
-        image_size: int | None = None,
-        scale: tuple[float, float] | None = None,
-        batch_size: int | None = None,
-        auto: str | None = UNCHANGED,
-    ) -> None: ...
-    def close(self) -> None: ...
-    def __enter__(self) -> Loader: ...
-    def __exit__(self, *exception: object) -> None: ...
-
-
 def resolve_kind(kind: str) -> str:
-    """The kind that will serve. A missing ffcv falls back to beton, which reads the same files, and a warning says so once a
-    process.
-    """
+    """The kind that `open_loader` uses. Without ffcv, warn and use beton, which reads the same files."""
     if kind != "auto" and kind not in KINDS:
         raise UserError(f"loader: {kind!r} is none of auto, {', '.join(KINDS)}")
     if kind == "ffcv" and importlib.util.find_spec("ffcv") is None:
-        warnings.warn("ffcv is not installed here: its .beton files are read by the package's own reader instead", stacklevel=3)
+        warnings.warn(
+            "ffcv is not installed; the loader `beton` reads the .beton files instead", stacklevel=3
+        )
         return "beton"
     return "beton" if kind == "auto" else kind
 
@@ -128,14 +112,16 @@ def open_loader(
     drop_last: bool | None = None,
     on_error: str = "raise",
     decoding: Decoding | None = None,
-) -> Loader:
-    """Opens `path` (a .beton file; for `folder` also a folder of class folders) and checks it before the first batch.
+) -> BaseLoader:
+    """Open and check `path`: a .beton file, or for `folder` also a folder of class folders.
 
-    train=True: shuffled anew each epoch, this rank's share of every global batch; drop_last defaults to True.
-    train=False: storage order, every image exactly once over all ranks, nothing dropped.
-    on_error: "raise" stops at a damaged image and names it, "skip" leaves it out and counts it in `num_skipped`.
-    decoding: how the crop decoder works (kinds beton and ffcv; see `crop_decode.Decoding`), exact by default.
-    Raises UserError for an unknown kind, a missing or damaged file, or a batch larger than a data set whose rest is dropped.
+    train=True   random order; this rank's share of each global batch; drop_last defaults to True
+    train=False  storage order; every image exactly once over all ranks
+    on_error     "raise" stops at a damaged image and names it, "skip" counts it in `num_skipped`
+    decoding     options of the crop decoder for beton and ffcv (see `crop_decode.Decoding`); exact if None
+
+    Raises UserError for an unknown kind, a missing or damaged file, or a training batch larger than the data
+    set.
     """
     module = importlib.import_module(f"replicate.loaders.{resolve_kind(kind)}")
     return module.open_loader(

@@ -1,12 +1,11 @@
-"""What all kinds of loader share: which samples, boxes and flips make up an epoch, stages, and the bounded look-ahead of worker
-threads.
-"""
+"""What all kinds of loader share: samples, boxes and flips of an epoch, stages, and worker threads."""
 
 import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,12 +19,13 @@ from replicate.loaders.beton_format import FileCutError
 
 S, T = TypeVar("S"), TypeVar("T")
 ON_ERROR = ("raise", "skip")
-# Boxes are computed for this many samples at a time: ImageNet's 1.28 million at once would take some gigabytes of random numbers.
+# Samples whose boxes are computed at a time. All of ImageNet's at once would take gigabytes of random
+# numbers.
 _CHUNK = 1 << 16
 
 
 class Epoch(NamedTuple):
-    """One epoch of this rank: sample numbers of each batch, and boxes (N, 4) and flips (N,) of every sample in the data set."""
+    """One epoch: sample numbers of this rank's batches; boxes (N, 4) and flips (N,) of the whole data set."""
 
     number: int
     batches: list[np.ndarray]
@@ -33,31 +33,17 @@ class Epoch(NamedTuple):
     flips: np.ndarray
 
 
-def boxes_for(sizes: np.ndarray, index: np.ndarray, augmentation: Augmentation, *, seed: int, epoch: int) -> np.ndarray:
-    """Boxes (n, 4) of the samples numbered `index` (n,), whose height and width are `sizes` (n, 2)."""
-    if augmentation.crop == "random_resized":
-        scale, ratio = augmentation.scale, augmentation.ratio
-        return crops.random_resized_crop_boxes(sizes, index, seed=seed, epoch=epoch, scale=scale, ratio=ratio)
-    if augmentation.crop == "fixed":
-        return crops.fixed_size_boxes(sizes, index, seed=seed, epoch=epoch)
-    return crops.center_boxes(sizes) if augmentation.crop == "center" else crops.whole_boxes(sizes)
-
-
-def flips_for(index: np.ndarray, augmentation: Augmentation, *, seed: int, epoch: int) -> np.ndarray:
-    """(n,) bool for the samples numbered `index`; all False where the augmentation has no flip."""
-    return crops.flips(index, seed=seed, epoch=epoch) if augmentation.flip else np.zeros(len(index), bool)
-
-
 def as_batch(images: np.ndarray, labels: np.ndarray, index: np.ndarray, planar: bool) -> Batch:
-    """images uint8 (n, 3, S, S) if planar, else (n, S, S, 3) -> a Batch in the network's order of axes."""
+    """images uint8 (n, 3, S, S) if planar, else (n, S, S, 3) -> a Batch with (n, 3, S, S)."""
     pixels = torch.from_numpy(images if planar else np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     return Batch(pixels, torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(index.astype(np.int64)))
 
 
 def ahead(work: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[T]:
-    """work(item) for every item, in order, by `workers` threads, one item in the making for each.
+    """Yield work(item) for every item, in order. Each of `workers` threads works on one item at a time.
 
-    An exception of `work` surfaces here at its item; leaving early waits for the items in work and leaves no thread behind.
+    Raises an exception of `work` in place of its result. Closing the iterator waits for running items and
+    ends the threads.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
     pending: deque[Future[T]] = deque()
@@ -73,16 +59,17 @@ def ahead(work: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[
 
 
 def _first(pending: deque[Future[T]]) -> T:
-    """The first one's result. It leaves the queue only then: who is interrupted while waiting must still know what is in work."""
+    """The first future's result. It stays in the queue meanwhile, so that an interruption can cancel it."""
     wait([pending[0]])
     return pending.popleft().result()
 
 
 def _end(pool: ThreadPoolExecutor, pending: Iterable[Future]) -> None:
-    """Cancels what has not begun and waits for the rest."""
+    """Cancel what has not started and wait for the rest."""
 
     def stop() -> None:
-        # Cancelled one by one: an interrupted shutdown may have taken one from the pool's queue that nobody would ever finish.
+        # One by one: an interrupted `shutdown` may have taken a future from the pool's queue, and nobody
+        # would finish it.
         in_work = [future for future in pending if not future.cancel()]
         pool.shutdown(wait=False)
         wait(in_work)
@@ -92,9 +79,9 @@ def _end(pool: ThreadPoolExecutor, pending: Iterable[Future]) -> None:
 
 
 def despite_ctrl_c(wait_for_work: Callable[[], object]) -> None:
-    """Waits, and where Ctrl-C comes meanwhile waits again before that is raised; only a second one leaves work undone.
+    """Call `wait_for_work`, and again after a Ctrl-C before raising it. A second Ctrl-C ends the wait.
 
-    What waits must not join threads: Python counts a thread as ended whose join was interrupted.
+    `wait_for_work` must not join threads: Python considers a thread ended when its join was interrupted.
     """
     try:
         wait_for_work()
@@ -104,7 +91,10 @@ def despite_ctrl_c(wait_for_work: Callable[[], object]) -> None:
 
 
 class BaseLoader(ABC):
-    """See `replicate.loaders.Loader`. Subclasses know how to read; `sizes` (N, 2) is None where only reading tells."""
+    """What every kind of loader offers; `open_loader` documents the options. Subclasses read the images.
+
+    `sizes` (N, 2) holds the images' heights and widths, or is None if they are unknown before reading.
+    """
 
     def __init__(
         self,
@@ -131,9 +121,11 @@ class BaseLoader(ABC):
         self.path, self.labels, self.class_names, self.sizes = path, labels, class_names, sizes
         self.num_images, self.num_classes = len(labels), len(class_names)
         self.batch_size, self.augmentation, self.seed, self.train = batch_size, augmentation, seed, train
-        self.workers = workers if workers > 0 else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self.workers = workers if workers > 0 else cores
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
         self.on_error, self.num_skipped = on_error, 0
+        self._last_failure: UserError | None = None
         self._refuse_too_large(batch_size)
         self.set_stage(image_size=image_size)
         self.num_batches = len(self.batches(0))
@@ -145,9 +137,9 @@ class BaseLoader(ABC):
         batch_size: int | None = None,
         auto: str | None = UNCHANGED,
     ) -> None:
-        """Output side in pixels, crop scale, batch and automatic augmentation from the next epoch on.
+        """Change output side (pixels), crop scale, batch size or `auto` augmentation from the next epoch on.
 
-        None, or a value not given, leaves one as it is, but for `auto`: None is no augmentation.
+        None keeps a setting. For `auto`, None means no augmentation, and leaving it out keeps it.
         """
         if image_size is not None:
             if image_size < 1:
@@ -164,15 +156,16 @@ class BaseLoader(ABC):
             self.num_batches = len(self.batches(0))
             self._rebuild()
 
-    def _rebuild(self) -> None:  # noqa: B027  (a hook, not a duty)
-        """Renew what was made for another batch or augmentation, in kinds that make something."""
+    def _rebuild(self) -> None:  # noqa: B027  (optional to override)
+        """Rebuild what depends on batch size or augmentation."""
 
     def _refuse_too_large(self, batch_size: int) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size: {batch_size} must be at least 1")
         if self.train and self.drop_last and batch_size * self.world_size > self.num_images:
             total = f"{batch_size} x {self.world_size} ranks" if self.world_size > 1 else f"{batch_size}"
-            raise UserError(f"{self.path}: holds {self.num_images} images, fewer than one batch of {total}; use a smaller batch_size")
+            fewer = f"holds {self.num_images} images, fewer than one batch of {total}"
+            raise UserError(f"{self.path}: {fewer}; use a smaller batch_size")
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Sample numbers of this rank's batches in `epoch`."""
@@ -183,20 +176,30 @@ class BaseLoader(ABC):
         return crops.training_batches(order, self.batch_size, drop_last=self.drop_last, **share)
 
     def boxes(self, index: np.ndarray, sizes: np.ndarray, epoch: int) -> np.ndarray:
-        return boxes_for(sizes, index, self.augmentation, seed=self.seed, epoch=epoch)
+        """Boxes (n, 4) of the samples numbered `index` (n,), whose heights and widths are `sizes` (n, 2)."""
+        crop, key = self.augmentation.crop, {"seed": self.seed, "epoch": epoch}
+        if crop == "random_resized":
+            limits = {"scale": self.augmentation.scale, "ratio": self.augmentation.ratio}
+            return crops.random_resized_crop_boxes(sizes, index, **key, **limits)
+        if crop == "fixed":
+            return crops.fixed_size_boxes(sizes, index, **key)
+        return crops.center_boxes(sizes) if crop == "center" else crops.whole_boxes(sizes)
 
     def flips(self, index: np.ndarray, epoch: int) -> np.ndarray:
-        return flips_for(index, self.augmentation, seed=self.seed, epoch=epoch)
+        """Flips (n,) bool of the samples numbered `index`; all False when the augmentation has no flip."""
+        if not self.augmentation.flip:
+            return np.zeros(len(index), bool)
+        return crops.flips(index, seed=self.seed, epoch=epoch)
 
     def plan(self, epoch: int) -> Epoch:
-        """Everything that is random about `epoch`, settled before its first image is read."""
+        """All random choices of `epoch`, made before its first image is read."""
         everyone = np.arange(self.num_images)
         chunks = [everyone[start : start + _CHUNK] for start in range(0, self.num_images, _CHUNK)]
         boxes = np.concatenate([self.boxes(chunk, self.sizes[chunk], epoch) for chunk in chunks])
         return Epoch(epoch, self.batches(epoch), boxes, self.flips(everyone, epoch))
 
     def augment(self, images: np.ndarray, index: np.ndarray, epoch: int) -> np.ndarray:
-        """Colour augmentation of uint8 (n, S, S, 3), in place where there is any; keyed by sample, like the crops."""
+        """Augment the colours of uint8 (n, S, S, 3), possibly in place. Keyed by sample, like the crops."""
         if not self.augmentation.colours:
             return images
         from replicate.loaders.augment import augment_batch
@@ -204,20 +207,41 @@ class BaseLoader(ABC):
         return augment_batch(images, index, self.augmentation, seed=self.seed, epoch=epoch)
 
     def sample_failed(self, error: UserError) -> None:
-        """The error policy for one damaged image: raise, or count it in `num_skipped` and leave it out of its batch."""
+        """Handle a damaged image by `on_error`: raise, or count it in `num_skipped` and leave it out."""
         if isinstance(error, FileCutError):
             raise error
         if self.on_error == "raise":
-            raise UserError(f"{error}; `on_error: skip` in the data set's settings leaves such images out of training and evaluation") from error
+            advice = "`on_error: skip` in the data set's settings leaves out such images in every run"
+            raise UserError(f"{error}; {advice}") from error
         self.num_skipped += 1
+        self._last_failure = error
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Batches of `epoch`; the same ones whenever it is called with the same number.
+
+        A batch whose images are all damaged is empty in training, so that all ranks take the same number of
+        steps. In evaluation it is left out. Raises UserError after an epoch in which this rank could not read
+        any image.
+        """
+        return self._readable(self._epoch(epoch))
+
+    def _readable(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        planned = served = 0
+        with closing(batches):
+            for batch in batches:
+                planned, served = planned + 1, served + len(batch.index)
+                if len(batch.index) or self.train:
+                    yield batch
+        if planned and not served:
+            raise UserError(f"{self.path}: no image can be read; for example {self._last_failure}")
 
     @abstractmethod
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Batches of `epoch`, the same ones whenever it is called with the same number."""
+    def _epoch(self, epoch: int) -> Iterator[Batch]:
+        """Batches of `epoch` without the images that `sample_failed` leaves out; some may be empty."""
 
     @abstractmethod
     def close(self) -> None:
-        """Frees files and threads."""
+        """Close files and end threads."""
 
     def __enter__(self) -> "BaseLoader":
         return self

@@ -49,7 +49,7 @@ class BetonLoader(BaseLoader):
             return False
         return True
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def _epoch(self, epoch: int) -> Iterator[Batch]:
         plan = self.plan(epoch)
         return ahead(partial(self._load, plan, self.image_size), plan.batches, self.workers)
 

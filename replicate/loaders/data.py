@@ -1,14 +1,13 @@
-"""The `data` stage: source images -> train.beton, val.beton and their manifest; and the checks that tell damage before a run
-reads it.
-"""
+"""The `data` stage: write source images as .beton files with a manifest; check and describe such files."""
 
 import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from inspect import signature
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +17,11 @@ from replicate.loaders.decode import END_OF_IMAGE
 from replicate.loaders.manifest import FILE_NAME, Manifest, read_samples, sha256, write_samples
 from replicate.loaders.photos import LAYOUTS, PhotosSource
 from replicate.loaders.reader import BetonReader
-from replicate.loaders.sources import Source, open_folder
+from replicate.loaders.sources import Source, open_folder, source_folder
 from replicate.loaders.writer import SEEK_SUFFIX, WriteSettings, Written, write_beton
 
 SPLITS = ("train", "val")
 PHOTOS = "photos"
-SOURCE_SETTINGS = ("source", "classes", "class_fraction", "fraction", "train_images", "val_images", "image_size", "seed")
 PHOTOS_TRAIN, PHOTOS_VAL = 2400, 1200
 
 
@@ -40,15 +38,15 @@ def open_sources(
 ) -> tuple[Source, Source]:
     """Training and validation images of `source`: "photos", or a folder with train/ and val/.
 
-    `classes` (a number) or `class_fraction`, `fraction` (of each class's training images) and the image counts take a part;
-    `image_size` is for photos alone. Raises UserError as the sources do.
+    `classes` or `class_fraction` select classes, `fraction` a share of each class's training images. The
+    image counts cap the totals. `image_size` applies to photos only. Raises UserError as the sources do.
     """
     for name, share in (("class_fraction", class_fraction), ("fraction", fraction)):
         if not 0 < share <= 1:
             raise UserError(f"data {name}: {share} must be above 0 and at most 1")
     if source != PHOTOS:
         part = {"fraction": fraction, "train_images": train_images, "val_images": val_images, "seed": seed}
-        return open_folder(Path(source), classes=classes, class_fraction=class_fraction, **part)
+        return open_folder(source_folder(source), classes=classes, class_fraction=class_fraction, **part)
     classes = classes or max(round(len(LAYOUTS) * class_fraction), 2)
     common = {"image_size": image_size, "seed": seed, "num_classes": classes}
     train = PhotosSource("train", num_images=round((train_images or PHOTOS_TRAIN) * fraction), **common)
@@ -68,11 +66,15 @@ def _record(path: Path, written: Written, settings: WriteSettings) -> dict[str, 
     } | ({"skipped": written.skipped} if written.skipped else {})
 
 
-def _write_split(path: Path, source: Source, settings: WriteSettings, workers: int, progress: bool, on_error: str) -> dict[str, Any]:
+def _write_split(
+    path: Path, source: Source, settings: WriteSettings, workers: int, progress: bool, on_error: str
+) -> dict[str, Any]:
     written = write_beton(path, source, settings, workers=workers, progress=progress, on_error=on_error)
     if written.skipped:
-        print(f"{path}: {len(written.skipped)} of {len(source)} images left out; manifest.json names them", file=sys.stderr)
-    rows = zip(written.names, source.labels[written.index].tolist(), written.lengths, written.checksums, written.how, strict=True)
+        count = f"{len(written.skipped)} of {len(source)} images left out"
+        print(f"{path}: {count}; {FILE_NAME} names them", file=sys.stderr)
+    labels = source.labels[written.index].tolist()
+    rows = zip(written.names, labels, written.lengths, written.checksums, written.how, strict=True)
     write_samples(path, list(rows))
     return _record(path, written, settings)
 
@@ -88,46 +90,28 @@ def write_dataset(
     progress: bool = True,
     on_error: str = "raise",
 ) -> Manifest:
-    """Writes both splits to `out` and the manifest last; `description` are the arguments that `open_sources` took.
+    """Write both splits to `out`, then the manifest. `description` holds the arguments of `open_sources`.
 
-    An older manifest goes first, so a killed run leaves a folder without one, which every reader refuses in a sentence.
+    Deletes an older manifest first. A killed run leaves a folder without one, which every reader refuses.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / FILE_NAME).unlink(missing_ok=True)
     settings = dict(zip(SPLITS, (train, val), strict=True))
     splits = {}
     for split, source in zip(SPLITS, sources, strict=True):
-        splits[split] = _write_split(out / f"{split}.beton", source, settings[split], workers, progress, on_error)
+        path = out / f"{split}.beton"
+        splits[split] = _write_split(path, source, settings[split], workers, progress, on_error)
     manifest = Manifest(description, sources[0].class_names, splits)
     manifest.write(out / FILE_NAME)
     return manifest
 
 
-class EncodingLike(Protocol):
-    """How a split is stored; `mode`, `proportion` and `keep` of WriteSettings are read too where the object has them."""
-
-    resolution: int | None
-    quality: int | None
-
-
-class DatasetLike(Protocol):
-    """What `write` reads of a data set's settings, whoever parsed them; see `open_sources` and WriteSettings for the meaning."""
-
-    source: str
-    classes: int | None
-    class_fraction: float
-    fraction: float
-    train_images: int | None
-    val_images: int | None
-    image_size: int
-    seed: int
-    train: EncodingLike
-    val: EncodingLike
-
-
 @dataclass(frozen=True)
 class DataSettings:
-    """The plain form of DatasetLike, for scripts and notebooks."""
+    """A data set's settings that `write` reads, for scripts and notebooks; see `open_sources`, WriteSettings.
+
+    `params.Dataset` has the same attributes, and those of WriteSettings that it lacks keep their defaults.
+    """
 
     source: str = PHOTOS
     classes: int | None = None
@@ -137,57 +121,49 @@ class DataSettings:
     val_images: int | None = None
     image_size: int = 64
     seed: int = 0
-    train: EncodingLike = WriteSettings()
-    val: EncodingLike = WriteSettings()
+    train: Any = WriteSettings()
+    val: Any = WriteSettings()
+    on_error: str = "raise"
 
 
-def _write_settings(encoding: EncodingLike, seed: int) -> WriteSettings:
+def _write_settings(encoding: Any, seed: int) -> WriteSettings:
     names = {field.name for field in fields(WriteSettings)} - {"seed"}
-    return WriteSettings(**{name: getattr(encoding, name) for name in names if hasattr(encoding, name)}, seed=seed)
+    return WriteSettings(
+        **{name: getattr(encoding, name) for name in names if hasattr(encoding, name)}, seed=seed
+    )
 
 
-def write(dataset: DatasetLike, out: Path, *, workers: int = 2, progress: bool = True) -> Manifest:
-    """`python -m replicate data write`: `out`/train.beton, val.beton and manifest.json.
+def write(dataset: DataSettings, out: Path, *, workers: int = 2, progress: bool = True) -> Manifest:
+    """`python -m replicate data write`: write `out`/train.beton, val.beton and manifest.json.
 
-    Raises UserError for an impossible setting before anything is written, and for a missing folder or a damaged image by name.
+    Raises UserError for an impossible setting before it writes anything, and for a missing folder or damaged
+    image.
     """
     encodings = [_write_settings(encoding, dataset.seed) for encoding in (dataset.train, dataset.val)]
-    description = {name: getattr(dataset, name) for name in SOURCE_SETTINGS}
-    policy = getattr(dataset, "on_error", "raise")
-    return write_dataset(open_sources(**description), out, *encodings, description=description, workers=workers, progress=progress, on_error=policy)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a data folder as a run's provenance needs it: its own sha256, num_classes, class_names, source and
-    splits.
-    """
-    path = folder / FILE_NAME
-    manifest = Manifest.read(path)
-    return {
-        "sha256": sha256(path),
-        "num_classes": len(manifest.class_names),
-        "class_names": manifest.class_names,
-        "source": manifest.source,
-        "splits": manifest.splits,
-    }
+    description = {name: getattr(dataset, name) for name in signature(open_sources).parameters}
+    options = {"workers": workers, "progress": progress, "on_error": dataset.on_error}
+    return write_dataset(open_sources(**description), out, *encodings, description=description, **options)
 
 
 def betons_in(path: Path) -> list[Path]:
-    """`path` itself, or the files that the manifest in folder `path` lists."""
+    """`path` itself, or the files that the manifest in the folder `path` lists."""
     if not path.is_dir():
         return [path]
     return [path / record["file"] for record in Manifest.read(path / FILE_NAME).splits.values()]
 
 
 def _check_samples(reader: BetonReader) -> None:
-    """Reads every sample: end marker of each JPEG, and the checksum where there is a table of them."""
+    """Read every sample. Check each JPEG's end marker, and the checksums of the table if there is one."""
     rows = chain(read_samples(reader.path), repeat(None))
     for index, row in zip(range(len(reader)), rows, strict=False):
         data = reader.read(index)
         if reader.tables.modes[index] == fmt.JPG and not data.endswith(END_OF_IMAGE):
-            raise UserError(f"{reader.name(index)}: damaged JPEG (it does not end with an end-of-image marker); write the data again")
+            what = "damaged JPEG (it does not end with an end-of-image marker)"
+            raise UserError(f"{reader.name(index)}: {what}; write the data again")
         if row is not None and zlib.crc32(data) != int(row["crc32"]):
-            raise UserError(f"{reader.name(index)}: its bytes are not those that were written; write the data again")
+            raise UserError(
+                f"{reader.name(index)}: its bytes are not those that were written; write the data again"
+            )
 
 
 def _check_sums(file: Path, record: dict[str, Any]) -> None:
@@ -197,9 +173,10 @@ def _check_sums(file: Path, record: dict[str, Any]) -> None:
 
 
 def check(path: Path) -> list[Path]:
-    """`python -m replicate data check`: tables, size, every sample and the checksum of a .beton file, or of all in a data folder.
+    """`python -m replicate data check`: check a .beton file, or those of a data folder.
 
-    Returns the files that passed. Raises UserError naming the first damaged file, and the sample where one is to blame.
+    Checks tables, size, every sample and the checksum. Returns the files that passed. Raises UserError that
+    names the first damaged file, and the damaged sample.
     """
     files = betons_in(path)
     for file in files:
@@ -211,7 +188,9 @@ def check(path: Path) -> list[Path]:
 
 
 def _quantiles(values: np.ndarray) -> dict[str, int]:
-    return {name: int(np.quantile(values, q)) for name, q in (("smallest", 0), ("median", 0.5), ("largest", 1))}
+    return {
+        name: int(np.quantile(values, q)) for name, q in (("smallest", 0), ("median", 0.5), ("largest", 1))
+    }
 
 
 def _describe(file: Path) -> dict[str, Any]:
@@ -241,12 +220,12 @@ def _describe(file: Path) -> dict[str, Any]:
 
 
 def describe(path: Path) -> list[dict[str, Any]]:
-    """What each .beton of a file or data folder holds and how it was written."""
+    """What each .beton file of a data folder holds and how it was written; `path` may also be one file."""
     return [_describe(file) for file in betons_in(path)]
 
 
 def info(path: Path, show: Callable[[str], None] = print) -> list[dict[str, Any]]:
-    """`python -m replicate data info`: `describe`, shown line by line and returned."""
+    """`python -m replicate data info`: print what `describe` returns, and return it."""
     described = describe(path)
     for content in described:
         show(content["file"])

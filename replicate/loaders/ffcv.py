@@ -389,7 +389,7 @@ class FfcvLoader(BaseLoader):
         images = self.augment(images, index, epoch)
         return as_batch(images, self.labels[index], index, self.decoder.decoding.planar)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def _epoch(self, epoch: int) -> Iterator[Batch]:
         plan = self.plan(epoch)
         with closing(self._raw_batches(plan)) as raw:
             if self.augmentation.colours:

@@ -1,11 +1,12 @@
 """Loader kind `folder`: image files through Pillow and torch's DataLoader, the baseline that everyone knows.
 
-Opened on a .beton file, it serves the source images that the manifest says the file was made from, so that one parameter
-switches loaders; opened on a folder, it serves its class folders. Pixels equal the .beton's where the writer kept the bytes;
-where it resized or encoded again they differ by that loss, and boxes by rounding, since they are counted in pixels of the image
-that is read.
+Opened on a folder, it serves its class folders. Opened on a .beton file, it serves the source files of its
+samples, so that one parameter switches loaders. Pixels equal the .beton's where the writer kept a file's
+bytes. Elsewhere they differ by what resizing and encoding lose, and crop boxes by rounding, because they
+count the source image's pixels.
 
-The made-up photos have no files: their JPEGs in the .beton stand for them, since drawing each anew would time the drawing.
+The source `photos` has no files. The .beton's own JPEGs stand for them, because drawing them would dominate
+the time.
 """
 
 import threading
@@ -21,37 +22,47 @@ from replicate.errors import UserError
 from replicate.loaders import Batch
 from replicate.loaders.base import BaseLoader, as_batch
 from replicate.loaders.beton_format import JPG
-from replicate.loaders.data import open_sources
+from replicate.loaders.data import PHOTOS, open_sources
 from replicate.loaders.decode import decode_image, resize_crop
-from replicate.loaders.manifest import Manifest
+from replicate.loaders.manifest import FILE_NAME, Manifest, read_samples
 from replicate.loaders.photos import PhotosSource
 from replicate.loaders.reader import BetonReader
-from replicate.loaders.sources import FolderSource, Source, class_folders, images_in
+from replicate.loaders.sources import FolderSource, Source, open_classes, source_folder
 
-# How long an ended epoch waits for a thread that feeds a worker's queue.
+# Longest wait for a thread that feeds a worker's queue, after the epoch has ended.
 _JOIN_SECONDS = 2.0
 
 
 def source_behind(path: Path) -> Source:
-    """The images of a folder of class folders, or those that the .beton file `path` was made from."""
+    """The images of a folder of class folders, or the source images of a .beton file's samples.
+
+    Raises UserError when a .beton file has no manifest or no table of samples.
+    """
     if path.suffix != ".beton":
-        names = class_folders(path)
-        return FolderSource(path, names, [images_in(path / name) for name in names])
-    manifest = Manifest.read(path.parent / "manifest.json")
-    train, val = open_sources(**manifest.source)
-    return train if path.name == manifest.splits["train"]["file"] else val
+        return open_classes(path)
+    manifest = Manifest.read(path.parent / FILE_NAME)
+    if manifest.source["source"] == PHOTOS:
+        train, val = open_sources(**manifest.source)
+        return train if path.name == manifest.splits["train"]["file"] else val
+    samples = [(row["name"], int(row["label"])) for row in read_samples(path)]
+    if not samples:
+        raise UserError(f"{path.with_suffix('.csv')}: missing; write the data set again")
+    names, labels = zip(*samples, strict=True)
+    return FolderSource(source_folder(manifest.source["source"]), manifest.class_names, names, labels)
 
 
 class StoredSource:
-    """The JPEGs of a .beton file, one by one, as if each were a file."""
+    """The JPEGs of a .beton file, read as if each were a file."""
 
     def __init__(self, path: Path) -> None:
         self.reader = BetonReader(path)
         self.class_names, self.labels = self.reader.class_names, self.reader.tables.labels
-        self.names = [self.reader.name(index) for index in range(len(self.reader))]
+        self.names = [
+            f"{path}: sample {index} ({row['name']})" for index, row in enumerate(read_samples(path))
+        ]
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.reader)
 
     def read(self, index: int) -> bytes:
         return bytes(self.reader.read(index))
@@ -61,9 +72,7 @@ class StoredSource:
 
 
 def served(path: Path) -> Source:
-    """What the loader reads: the files behind `path`, or the .beton's own JPEGs where there are none. A StoredSource is the
-    caller's to close.
-    """
+    """What the loader reads: `source_behind`, or a StoredSource, which the caller closes."""
     source = source_behind(path)
     if not isinstance(source, PhotosSource):
         return source
@@ -84,7 +93,8 @@ class _Crops(Dataset):
         try:
             return self._crop(index)
         except UserError as error:
-            # Returned, not raised: torch would wrap a worker's exception in its traceback, and the policy belongs to the consumer.
+            # Returned, not raised: torch would wrap it in the worker's traceback, and the consumer decides
+            # what to do.
             return error
 
     def _crop(self, index: int) -> np.ndarray:
@@ -99,9 +109,9 @@ class _Crops(Dataset):
 
 @contextmanager
 def _running(images: DataLoader) -> Iterator[Iterator[list[np.ndarray | UserError]]]:
-    """Its iterator, whose worker processes and threads have ended when the epoch is left, by whatever way.
+    """An iterator over `images` whose worker processes and threads end with the block, however it is left.
 
-    By itself the iterator lives for as long as an exception's traceback holds it, and the threads that feed its queues a moment
+    Otherwise the iterator lives as long as an exception's traceback holds it, and its queues' threads even
     longer.
     """
     before = set(threading.enumerate())
@@ -109,12 +119,15 @@ def _running(images: DataLoader) -> Iterator[Iterator[list[np.ndarray | UserErro
     try:
         yield running
     finally:
-        feeders = [thread for thread in set(threading.enumerate()) - before if thread.name == "QueueFeederThread"]
+        feeders = [
+            thread for thread in set(threading.enumerate()) - before if thread.name == "QueueFeederThread"
+        ]
         try:
             if hasattr(running, "_shutdown_workers"):
                 running._shutdown_workers()
         finally:
-            # Torch does this last, and not at all where it was interrupted: a feeder ends once its queue is closed.
+            # Torch closes the queues last, and not at all after an interruption. A feeder ends once its queue
+            # is closed.
             for queue in getattr(running, "_index_queues", ()):
                 queue.cancel_join_thread()
                 queue.close()
@@ -123,7 +136,7 @@ def _running(images: DataLoader) -> Iterator[Iterator[list[np.ndarray | UserErro
 
 
 class FolderLoader(BaseLoader):
-    """`workers` processes as DataLoader's num_workers; with one, the images are read in the training process."""
+    """`workers` is DataLoader's num_workers; with one, the training process itself reads the images."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         self.source = served(path)
@@ -142,16 +155,18 @@ class FolderLoader(BaseLoader):
         pixels = np.stack([images[position] for position in good]) if good else empty
         return as_batch(pixels, self.labels[index[good]], index[good], planar=False)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def _epoch(self, epoch: int) -> Iterator[Batch]:
         batches = self.batches(epoch)
-        workers = self.workers if self.workers > 1 else 0
-        images = DataLoader(_Crops(self, epoch), batch_sampler=[batch.tolist() for batch in batches], num_workers=workers, collate_fn=list)
+        options = {"num_workers": self.workers if self.workers > 1 else 0, "collate_fn": list}
+        images = DataLoader(
+            _Crops(self, epoch), batch_sampler=[batch.tolist() for batch in batches], **options
+        )
         with _running(images) as running:
             for index, crops_of_batch in zip(batches, running, strict=True):
                 yield self._collate(index, crops_of_batch)
 
     def close(self) -> None:
-        """Worker processes end with their epoch; what is left is the .beton, where it stands for the files."""
+        """Close the .beton file, if it stands for the source files. Worker processes end with their epoch."""
         if isinstance(self.source, StoredSource):
             self.source.close()
 

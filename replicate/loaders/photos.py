@@ -1,12 +1,12 @@
-"""The offline data set `photos`: real photographic texture, and a label that only the global layout gives away.
+"""The offline data set `photos`: real photographic texture, and a label that only the global layout reveals.
 
-Each image weaves two textures, cut from photographs that scikit-image carries, along a mask. The mask's layout (bands, rings, a
-spiral, ...) is the class; which photographs, where the mask lies, how fine it is and in which colours are drawn anew for each
-image. So colour says nothing, a patch shows at most an edge, and a network has to relate distant patches. It is a stand-in
-for natural images on a machine without a data set, not a benchmark: numbers on it compare methods with each other, not with
-published ones.
+Each image combines two textures along a mask. The textures are cuts of photographs that scikit-image ships.
+The mask's layout (bands, rings, a spiral, ...) is the class. Photographs, colours, and the mask's place and
+period are random. So colour says nothing about the class, a patch shows at most an edge, and a network has to
+relate distant patches. The set replaces natural images on a machine without a data set. It compares methods,
+but its numbers do not compare with published ones.
 
-Everything is a function of (seed, split, index) in relative coordinates: the same image at 64 and at 256 pixels differs in
+An image is a function of (seed, split, index) in relative coordinates: at 64 and at 256 pixels it differs in
 resolution only. Training and validation cut their textures from different parts of the photographs.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from replicate.errors import UserError
 from replicate.loaders import crops
+from replicate.loaders.decode import decode_image
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -40,24 +41,28 @@ PHOTOGRAPHS = (
 # Training cuts from the left of each photograph, validation from the rest.
 TRAIN_SHARE = 0.75
 
-# Side of a texture's cut in photograph pixels: from fine grain (wide cut) to single objects (narrow cut).
+# Side of a texture's cut in pixels of the photograph: a wide cut gives fine grain, a narrow one single
+# objects.
 CUT_SIDES = (48, 200)
-# The main knobs: difference of the two textures' colours, and each texture's own deviation, in grey levels, log-uniform.
-# Measured once, with a ViT of 12 blocks, 96 wide, on 1,600 images of 64 pixels, batch 32: from scratch these give 26 % after
-# 200 steps, 51 % after 400 and 53 % after 500; from 40 epochs of MAE on the same images 47 % after 200 and 63 % after 400.
-# (60, 120) against (4, 14): 26, 57 and 59 % from scratch, but the photographs hardly show. (40, 100) against (6, 20), with more
-# tilt and light and patches laid over: 21 % after 500.
+# These two set the difficulty: difference between the two textures' colours, and deviation within a texture,
+# in grey levels, log-uniform. Measured with a ViT of 12 blocks and width 96 on 1,600 images of 64 pixels,
+# batch 32. These values: 26 % from scratch after 200 steps, 51 % after 400, 53 % after 500; after 40 epochs
+# of MAE on the same images 47 % and 63 % after 200 and 400. (60, 120) with (4, 14): 26, 57, 59 % from
+# scratch, but the photographs hardly show. (40, 100) with (6, 20), more tilt and light, and overlaid patches:
+# 21 % after 500.
 COLOUR_STEP = (80.0, 140.0)
 TEXTURE_CONTRAST = (8.0, 20.0)
-# Direction of the colour step, each channel uniform: the first texture is mostly, not always, the brighter one. The more often
-# it is, the more a linear template of pixels can tell: 27 % at (-.3, 1), 25 % here, of 12 classes.
+# Direction of the colour step, uniform per channel. The first texture is mostly the brighter one. A more
+# frequent majority helps a linear template of pixels: 27 % at (-.3, 1), 25 % here, of 12 classes.
 TINT = (-0.5, 1.0)
-# Periods of the layout across the image: below 1.5 bands and blobs look alike, above 4 an 8-pixel patch averages them away.
+# Periods of the layout across the image. Below 1.5, bands and blobs look alike; above 4, an 8-pixel patch
+# averages them.
 PERIODS = (1.5, 3.5)
-# Tilt of the layout in radians and its bend as a share of the image: no column of pixels is always an edge.
+# Tilt of the layout in radians and bend as a share of the image, so that no column of pixels is always an
+# edge.
 TILT = 0.1
 BEND = 0.03
-# Grey levels that the light changes by from the middle to each border, at most.
+# Largest change of brightness from the middle to a border, in grey levels.
 LIGHT = 5.0
 
 DRAWS = 64
@@ -66,10 +71,12 @@ _STREAM = 11
 
 
 class Draws:
-    """A finite tape of uniform numbers that belongs to one image; each call reads the next."""
+    """A finite sequence of uniform random numbers of one image; each call takes the next."""
 
     def __init__(self, seed: int, split: str, index: int) -> None:
-        self._tape = iter(crops.uniforms(seed, SPLITS.index(split), _STREAM, np.asarray(index), np.arange(DRAWS)).tolist())
+        self._tape = iter(
+            crops.uniforms(seed, SPLITS.index(split), _STREAM, np.asarray(index), np.arange(DRAWS)).tolist()
+        )
 
     def between(self, low: float, high: float) -> float:
         return low + (high - low) * next(self._tape)
@@ -88,11 +95,13 @@ Layout = Callable[[np.ndarray, np.ndarray, Draws], np.ndarray]
 
 
 def _wave(phase: np.ndarray, draws: Draws) -> np.ndarray:
-    """Cosine of `phase`, counted in periods over the unit interval, at a random shift."""
+    """Cosine of `phase`, which counts periods over the unit interval, with a random shift."""
     return np.cos(2 * np.pi * (phase * draws.between(*PERIODS) + draws.between(-0.5, 0.5)))
 
 
-def _off_centre(x: np.ndarray, y: np.ndarray, draws: Draws, by: float = 0.15) -> tuple[np.ndarray, np.ndarray]:
+def _off_centre(
+    x: np.ndarray, y: np.ndarray, draws: Draws, by: float = 0.15
+) -> tuple[np.ndarray, np.ndarray]:
     return x + draws.between(-by, by), y + draws.between(-by, by)
 
 
@@ -105,7 +114,7 @@ def _vertical(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
 
 
 def _diagonal(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
-    """Either diagonal: a flip must not change the class."""
+    """Either diagonal, because a flip must not change the class."""
     return _wave((x + draws.sign() * y) * 0.7071, draws)
 
 
@@ -139,7 +148,8 @@ def _dots(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
 
 
 def _cross(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
-    # Further off than the others: a bright bar that is always in the middle could be told by a template.
+    # Further off than the other layouts: a template would recognise a bright bar that is always in the
+    # middle.
     x, y = _off_centre(x, y, draws, by=0.25)
     return draws.between(0.08, 0.16) - np.minimum(np.abs(x), np.abs(y))
 
@@ -175,20 +185,22 @@ LAYOUTS: dict[str, Layout] = {
 
 @cache
 def _photographs() -> list[np.ndarray]:
-    """The photographs, uint8 (H, W, 3) RGB, read from scikit-image's own files: nothing is downloaded."""
+    """The photographs, uint8 (H, W, 3) RGB, from files of the scikit-image package. Downloads nothing."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("data source 'photos' needs scikit-image's photographs: pip install scikit-image")
     folder = Path(spec.submodule_search_locations[0]) / "data"
-    images = [cv2.imread(str(folder / name), cv2.IMREAD_COLOR) for name in PHOTOGRAPHS]
-    missing = [name for name, image in zip(PHOTOGRAPHS, images, strict=True) if image is None]
+    missing = [name for name in PHOTOGRAPHS if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"data source 'photos': {folder / missing[0]} is missing from this scikit-image; its 0.26 wheel carries it")
-    return [np.ascontiguousarray(image[..., ::-1]) for image in images]
+        advice = "install the wheel of scikit-image 0.26, which holds it"
+        raise UserError(
+            f"data source 'photos': {folder / missing[0]} is missing from this scikit-image; {advice}"
+        )
+    return [decode_image((folder / name).read_bytes(), name) for name in PHOTOGRAPHS]
 
 
 def _cut(split: str, size: int, draws: Draws) -> np.ndarray:
-    """A square cut of a random photograph, float32 (size, size, 3), zero mean a channel and unit deviation over all."""
+    """A square cut of a random photograph, float32 (size, size, 3): zero mean per channel, unit deviation."""
     photographs = _photographs()
     photograph = photographs[draws.integer(len(photographs))]
     border = int(photograph.shape[1] * TRAIN_SHARE)
@@ -203,19 +215,25 @@ def _cut(split: str, size: int, draws: Draws) -> np.ndarray:
 
 
 def _coordinates(size: int, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
-    """x and y in -.5..+.5, tilted and bent: float32 (size, size) each."""
+    """Tilted and bent x and y in -.5..+.5, float32 (size, size) each."""
     axis = ((np.arange(size, dtype=np.float32) + 0.5) / size - 0.5)[None]
     tilt = draws.between(-TILT, TILT)
     x = np.cos(tilt) * axis + np.sin(tilt) * axis.T
     y = np.cos(tilt) * axis.T - np.sin(tilt) * axis
-    bend_x, bend_y = (draws.between(-BEND, BEND) * np.cos(2 * np.pi * (axis * draws.between(0.5, 1.5) + draws.between(0, 1))) for _ in "xy")
+    bend_x, bend_y = (_bend(axis, draws) for _ in "xy")
     return (x + bend_x.T).astype(np.float32), (y + bend_y).astype(np.float32)
 
 
+def _bend(axis: np.ndarray, draws: Draws) -> np.ndarray:
+    strength = draws.between(-BEND, BEND)
+    return strength * np.cos(2 * np.pi * (axis * draws.between(0.5, 1.5) + draws.between(0, 1)))
+
+
 def draw_mask(layout: str, size: int, draws: Draws) -> np.ndarray:
-    """Float32 (size, size) in 0..1: where the first texture shows. Edges are one pixel soft, and either side may be the first."""
+    """Share of the first texture, float32 (size, size) in 0..1. Edges are one pixel wide."""
     field = LAYOUTS[layout](*_coordinates(size, draws), draws)
-    slope = np.maximum(np.abs(np.gradient(field, axis=0)) + np.abs(np.gradient(field, axis=1)), 1e-3)
+    slope = sum(np.abs(np.gradient(field, axis=axis)) for axis in (0, 1))
+    slope = np.maximum(slope, 1e-3)
     return np.clip(field / slope + 0.5, 0, 1).astype(np.float32)
 
 
@@ -234,9 +252,11 @@ def draw_image(layout: str, size: int, split: str, draws: Draws) -> np.ndarray:
 
 
 class PhotosSource:
-    """`num_images` pictures of `split`, classes in turn (so any prefix is balanced), drawn when they are read."""
+    """`num_images` pictures of `split`, drawn by `read`. Classes alternate: any prefix is balanced."""
 
-    def __init__(self, split: str, *, num_images: int, image_size: int, seed: int = 0, num_classes: int | None = None) -> None:
+    def __init__(
+        self, split: str, *, num_images: int, image_size: int, seed: int = 0, num_classes: int | None = None
+    ) -> None:
         if split not in SPLITS:
             raise UserError(f"photos split: {split!r} is none of {', '.join(SPLITS)}")
         if not 1 <= (num_classes or 1) <= len(LAYOUTS):
@@ -246,7 +266,8 @@ class PhotosSource:
         self.split, self.image_size, self.seed = split, image_size, seed
         self.class_names = list(LAYOUTS)[:num_classes]
         if num_images < len(self.class_names):
-            raise UserError(f"photos {split} images: {num_images} must be at least the number of classes, {len(self.class_names)}")
+            least = f"at least the number of classes, {len(self.class_names)}"
+            raise UserError(f"photos {split} images: {num_images} must be {least}")
         self.labels = np.arange(num_images, dtype=np.int64) % len(self.class_names)
         self.names = [f"{split}/{self.class_names[label]}/{i:06d}" for i, label in enumerate(self.labels)]
 

@@ -1,4 +1,4 @@
-"""Between stored 8-bit pixels and the numbers that a network sees (ImageNet mean and standard deviation, as all five papers)."""
+"""From 8-bit pixels to the network's input and back: ImageNet's mean and deviation, as in all papers."""
 
 import torch
 
@@ -11,16 +11,17 @@ def _per_channel(values: tuple[float, float, float], like: torch.Tensor, scale: 
 
 
 def normalise(raw: torch.Tensor) -> torch.Tensor:
-    """Raw uint8 (N, 3, H, W) in 0..255 -> float32 (N, 3, H, W) with zero mean and unit deviation on ImageNet."""
-    return raw.to(torch.float32).sub_(_per_channel(IMAGENET_MEAN, raw, 255.0)).div_(_per_channel(IMAGENET_STD, raw, 255.0))
+    """uint8 (N, 3, H, W) in 0..255 -> float32 (N, 3, H, W), zero mean and unit deviation on ImageNet."""
+    mean, std = _per_channel(IMAGENET_MEAN, raw, 255.0), _per_channel(IMAGENET_STD, raw, 255.0)
+    return raw.to(torch.float32).sub_(mean).div_(std)
 
 
 def as_normalised(images: torch.Tensor) -> torch.Tensor:
-    """Raw uint8 images (N, 3, H, W) in the normalised space; float images are taken to be there already."""
+    """uint8 images (N, 3, H, W) normalised; float images are normalised already and stay as they are."""
     return images if images.is_floating_point() else normalise(images)
 
 
 def denormalise(images: torch.Tensor) -> torch.Tensor:
     """Inverse of `normalise`: float (N, 3, H, W) -> uint8 (N, 3, H, W), rounded and clipped to 0..255."""
-    pixels = images.to(torch.float32) * _per_channel(IMAGENET_STD, images, 255.0) + _per_channel(IMAGENET_MEAN, images, 255.0)
-    return pixels.round_().clamp_(0, 255).to(torch.uint8)
+    mean, std = _per_channel(IMAGENET_MEAN, images, 255.0), _per_channel(IMAGENET_STD, images, 255.0)
+    return (images.to(torch.float32) * std + mean).round_().clamp_(0, 255).to(torch.uint8)

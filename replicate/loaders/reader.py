@@ -1,4 +1,4 @@
-"""Reads .beton files without ffcv: NumPy for the tables, one positioned read an image, and a decoder for the crop."""
+"""Read .beton files without ffcv: NumPy for the tables, one positioned read per image, a crop decoder."""
 
 import os
 from pathlib import Path
@@ -13,10 +13,10 @@ from replicate.loaders.restart import SeekIndex
 
 
 class BetonReader:
-    """Random access to one .beton file; safe to share between threads.
+    """Random access to one .beton file. Threads can share it.
 
-    Opening checks header, tables and, where a manifest lies beside the file, size and counts. Raises UserError naming the file,
-    and the sample with its source file where one image is damaged.
+    Opening checks header and tables, and size and counts where a manifest lies beside the file. Raises
+    UserError that names the file, and for a damaged image also the sample and its source file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,8 +34,12 @@ class BetonReader:
             raise
 
     def _open_seek(self) -> SeekIndex | None:
-        """The index beside the file, where the manifest says that it was written with this one and the C library can use it."""
-        if self.manifest is None or not self.manifest.record(self.path)["settings"].get("seek") or not available():
+        """The seek index, if it was written with this file and the C library can use it."""
+        if (
+            self.manifest is None
+            or not self.manifest.record(self.path)["settings"].get("seek")
+            or not available()
+        ):
             return None
         return SeekIndex(self.path.with_suffix(".seek"), len(self.tables))
 
@@ -44,13 +48,13 @@ class BetonReader:
 
     @property
     def class_names(self) -> list[str]:
-        """From the manifest; numbers where there is none."""
+        """From the manifest; the labels as text without one."""
         if self.manifest is not None:
             return self.manifest.class_names
         return [str(label) for label in range(int(self.tables.labels.max()) + 1)]
 
     def name(self, index: int) -> str:
-        """How messages call sample `index`: its number, this file, and the file it was made from where that is known."""
+        """Sample `index` in messages: this file, the sample's number, and its source file if known."""
         return f"{self.path}: sample {index}{sample_name(self.path, index)}"
 
     @property
@@ -59,15 +63,16 @@ class BetonReader:
         return self._file
 
     def check_unchanged(self) -> None:
-        """Raises FileCutError when this file, or the seek index beside it, has shrunk since it was opened."""
+        """Raise FileCutError when this file or its seek index has shrunk since it was opened."""
         if os.fstat(self._file).st_size < self.tables.num_bytes:
             raise fmt.FileCutError(self.path)
         if self.seek is not None:
             self.seek.check_unchanged()
 
     def read(self, index: int) -> bytes:
-        """The stored bytes of sample `index`. A positioned read, not a memory map: a file that shrinks is a message then, not a
-        crash.
+        """The stored bytes of sample `index`.
+
+        Not through a memory map: there, a file that shrinks ends the process instead of raising FileCutError.
         """
         length = int(self.tables.lengths[index])
         data = os.pread(self._file, length, int(self.tables.pointers[index]))
@@ -75,12 +80,19 @@ class BetonReader:
             raise fmt.FileCutError(self.path, f"sample {index}")
         return data
 
-    def crop(self, index: int, box: np.ndarray, flip: bool, image_size: int, decoding: Decoding = EXACT, out: np.ndarray | None = None) -> np.ndarray:
-        """The part `box` (top, left, height, width) of sample `index`, resized to (image_size, image_size, 3), mirrored if
-        `flip`.
+    def crop(
+        self,
+        index: int,
+        box: np.ndarray,
+        flip: bool,
+        image_size: int,
+        decoding: Decoding = EXACT,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The part `box` (top, left, height, width) of sample `index`, resized, and mirrored if `flip`.
 
-        `decoding` says how (planar: (3, image_size, image_size)); `out` receives the pixels if given. Raises UserError naming
-        the sample.
+        uint8 (image_size, image_size, 3), or (3, image_size, image_size) if `decoding.planar`. `out` receives
+        the pixels if given. Raises UserError that names the sample.
         """
         data = self.read(index)
         seek = self.seek.read(index) if self.seek is not None else None
@@ -90,8 +102,8 @@ class BetonReader:
         except UserError as error:
             raise UserError(f"{self.name(index)}{error}") from error
         top, left, height, width = (int(side) for side in box)
-        pixels = np.frombuffer(data, np.uint8).reshape(*self.tables.sizes[index], 3)[top : top + height, left : left + width]
-        resized = resize_pixels(pixels, flip, image_size, decoding)
+        pixels = np.frombuffer(data, np.uint8).reshape(*self.tables.sizes[index], 3)
+        resized = resize_pixels(pixels[top : top + height, left : left + width], flip, image_size, decoding)
         if out is None:
             return resized
         out[...] = resized

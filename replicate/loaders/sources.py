@@ -1,6 +1,7 @@
-"""Where images come from: the offline `photos` set, or any folder of class folders, whole or in part."""
+"""Sources of images: any folder of class folders, whole or in part. `photos.py` has the one without files."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -8,14 +9,14 @@ import numpy as np
 
 from replicate.errors import UserError
 from replicate.loaders import crops
+from replicate.loaders.listing import LeftOut, list_folder, list_images
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")
 TINY_IMAGENET = Path("data/tiny-imagenet")
 _STREAM = 12
 
 
 class Source(Protocol):
-    """A labelled list of images. `read` gives a file's bytes, or pixels uint8 (H, W, 3) where there is no file."""
+    """A labelled list of images. `read` returns a file's bytes, or pixels uint8 (H, W, 3) without a file."""
 
     class_names: list[str]
     labels: np.ndarray
@@ -26,63 +27,113 @@ class Source(Protocol):
 
 
 class FolderSource:
-    """The JPEG and PNG files under `root`/<class>/, classes and files in alphabetical order.
+    """Image files below the folder `base`. `names` are their paths relative to it, `labels` int64 (N,)."""
 
-    `names` are paths relative to `root`'s parent. Raises UserError where the folder, its class folders or their images are
-    missing.
-    """
+    def __init__(
+        self, base: Path, class_names: Sequence[str], names: Sequence[str], labels: Sequence[int]
+    ) -> None:
+        self.base, self.class_names, self.names = base, list(class_names), list(names)
+        self.labels = np.asarray(labels, np.int64)
 
-    def __init__(self, root: Path, class_names: Sequence[str], files: Sequence[Sequence[Path]]) -> None:
-        self.root = root
-        self.class_names = list(class_names)
-        self.paths = [path for group in files for path in group]
-        self.labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(group) for group in files])
-        self.names = [path.relative_to(root.parent).as_posix() for path in self.paths]
+    @classmethod
+    def of_classes(
+        cls, root: Path, class_names: Sequence[str], files: Sequence[Sequence[Path]]
+    ) -> "FolderSource":
+        """`files` holds the images of each class below `root`. A name is train/cat/1.jpg, for example."""
+        names = [path.relative_to(root.parent).as_posix() for group in files for path in group]
+        labels = np.repeat(np.arange(len(files)), [len(group) for group in files])
+        return cls(root.parent, class_names, names, labels)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def read(self, index: int) -> bytes:
+        """The file's bytes. Raises UserError when it cannot be read."""
+        path = self.base / self.names[index]
         try:
-            return self.paths[index].read_bytes()
+            return path.read_bytes()
         except OSError as error:
-            raise UserError(f"{self.paths[index]}: cannot be read ({error.strerror})") from error
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def class_folders(root: Path) -> list[str]:
-    """Names of the class folders in `root`, sorted. Raises UserError when `root` is no folder or holds none."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; expected class folders with JPEG or PNG files in it")
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise UserError(f"{root}: no class folders in it; expected {root.name}/<class>/<image>.jpg")
-    return names
+def source_folder(source: str | Path) -> Path:
+    """The folder that `data.source` names; "~" is the home folder. Raises UserError for an unknown user."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"data source {source}: no such user; write the full path") from error
 
 
-def images_in(folder: Path) -> list[Path]:
-    """The images anywhere below a class folder, sorted. Raises UserError when there are none.
+def class_folders(root: Path, left_out: LeftOut) -> list[str]:
+    """Names of the class folders in `root`, sorted.
 
-    Below, not in: Tiny-ImageNet as downloaded keeps its training images in <class>/images/.
+    Raises UserError when `root` is not a folder, holds no class folder, or one whose name is not text.
     """
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; expected class folders with images in it")
+    folders, files = list_folder(root, left_out)
+    for file in files:
+        left_out.add("outside class folders", file)
+    if not folders:
+        raise UserError(f"{root}: no class folders in it; expected {root.name}/<class>/<image>.jpg")
+    for folder in folders:
+        try:
+            folder.encode()
+        except UnicodeEncodeError:
+            name = os.fsencode(folder)
+            raise UserError(f"{name!r}: the class folder's name is not valid UTF-8; rename it") from None
+    return [os.path.basename(folder) for folder in folders]
+
+
+def images_in(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
+    """The images at any depth below `folder`, sorted. Tiny-ImageNet, for one, has them in <class>/images/.
+
+    Adds what it leaves out to `left_out`, or reports it when that is None. Raises UserError when there is no
+    image.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected one with images in it, at any depth")
+    found = LeftOut(folder) if left_out is None else left_out
+    images = list_images(folder, found)
+    if left_out is None or not images:
+        found.report()
     if not images:
-        raise UserError(f"{folder}: empty class folder; expected at least one {', '.join(EXTENSIONS)} file")
+        raise UserError(f"{folder}: no image in it, such as a JPEG or PNG file")
     return images
 
 
+def open_classes(root: Path) -> FolderSource:
+    """All images of a folder of class folders. Raises UserError as `class_folders` and `images_in` do."""
+    left_out = LeftOut(root)
+    names = class_folders(root, left_out)
+    source = FolderSource.of_classes(root, names, [images_in(root / name, left_out) for name in names])
+    left_out.report()
+    return source
+
+
+def count_images(root: Path) -> dict[str, int]:
+    """Number of `classes` in `root`/train, and of images in `train` and `val`; 0 for a missing folder."""
+    left_out, counts = LeftOut(root), {}
+    for split in ("train", "val"):
+        folders = list_folder(root / split, left_out)[0] if (root / split).is_dir() else []
+        counts[split] = sum(len(list_images(Path(folder), left_out)) for folder in folders)
+        counts.setdefault("classes", len(folders))
+    left_out.report()
+    return counts
+
+
 def spread_classes(names: Sequence[str], count: int | None, root: Path) -> list[str]:
-    """`count` of the sorted class names, evenly spread, so that a subset spans ImageNet's sorted hierarchy instead of holding
-    only fish.
-    """
+    """`count` of the sorted class names, evenly spread: ImageNet's first classes are all fish."""
     if count is None:
         return list(names)
     if not 1 <= count <= len(names):
-        raise UserError(f"data classes: {count} must lie between 1 and {len(names)}, the number of class folders in {root}")
+        limits = f"between 1 and {len(names)}, the number of class folders in {root}"
+        raise UserError(f"data classes: {count} must lie {limits}")
     return [names[i * len(names) // count] for i in range(count)]
 
 
 def take_share(paths: Sequence[Path], label: int, fraction: float, seed: int) -> list[Path]:
-    """A random `fraction` of a class, at least one image, in the same order: 1 % of the images is part of the 10 %."""
+    """A random `fraction` of a class, at least one image, in the same order. The 10 % contain the 1 %."""
     if not 0 < fraction <= 1:
         raise UserError(f"data fraction: {fraction} must be above 0 and at most 1")
     count = max(round(len(paths) * fraction), 1)
@@ -91,22 +142,16 @@ def take_share(paths: Sequence[Path], label: int, fraction: float, seed: int) ->
 
 
 def cap_evenly(files: Sequence[Sequence[Path]], limit: int | None, seed: int) -> list[list[Path]]:
-    """At most `limit` images over all classes, the same number of each class (the first classes get one more where it does not
-    divide).
-    """
+    """At most `limit` images over all classes, equally many from each; the first classes may get one more."""
     if limit is None or limit >= sum(map(len, files)):
         return [list(group) for group in files]
     if limit < len(files):
         raise UserError(f"data images: {limit} must be at least the number of classes, {len(files)}")
     quotas = [limit // len(files) + (label < limit % len(files)) for label in range(len(files))]
-    return [take_share(group, label, min(quota / len(group), 1.0), seed) for label, (group, quota) in enumerate(zip(files, quotas, strict=True))]
-
-
-def _how_to_get(root: Path) -> str:
-    """What to do about a source that is not there; budgets that git holds read Tiny-ImageNet from `TINY_IMAGENET`."""
-    if root == TINY_IMAGENET:
-        return f"`python tools/tiny_imagenet.py UNPACKED` lays the unpacked Tiny-ImageNet archive out as {root} (the README has its address)"
-    return "data source must be 'photos' or a folder with train/ and val/ in it"
+    return [
+        take_share(group, label, min(quota / len(group), 1.0), seed)
+        for label, (group, quota) in enumerate(zip(files, quotas, strict=True))
+    ]
 
 
 def open_folder(
@@ -119,25 +164,43 @@ def open_folder(
     val_images: int | None = None,
     seed: int = 0,
 ) -> tuple[FolderSource, FolderSource]:
-    """Training and validation images of `root`/train and `root`/val.
+    """Training and validation images of `root`/train and `root`/val. Prints what it leaves out in one line.
 
-    `classes` or `class_fraction` takes that many classes, `fraction` that share of each class's training images, `train_images`
-    and `val_images` cap the totals evenly. Raises UserError for a missing or empty folder and for classes that train and val do
-    not share.
+    `classes` or `class_fraction` takes that many classes, `fraction` that share of each class's training
+    images. `train_images` and `val_images` cap the totals evenly. Raises UserError for a missing or empty
+    folder, and for classes that train and val do not share.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; {_how_to_get(root)}")
-    train_root, val_root = root / "train", root / "val"
-    names = class_folders(train_root)
-    odd = sorted(set(names) ^ set(class_folders(val_root)))
-    if odd:
-        where, other = ("train", "val") if odd[0] in names else ("val", "train")
-        raise UserError(f"{root}: class {odd[0]!r} is in {where}/ and not in {other}/; both need the same class folders")
-    count = classes if classes is not None or class_fraction == 1 else max(round(len(names) * class_fraction), 2)
-    chosen = spread_classes(names, count, train_root)
-    train = [take_share(images_in(train_root / name), label, fraction, seed) for label, name in enumerate(chosen)]
-    val = [images_in(val_root / name) for name in chosen]
-    return (
-        FolderSource(train_root, chosen, cap_evenly(train, train_images, seed)),
-        FolderSource(val_root, chosen, cap_evenly(val, val_images, seed)),
+    train_root, val_root, left_out = root / "train", root / "val", LeftOut(root)
+    names = class_folders(train_root, left_out)
+    _refuse_different(root, names, class_folders(val_root, left_out))
+    count = (
+        classes if classes is not None or class_fraction == 1 else max(round(len(names) * class_fraction), 2)
     )
+    chosen = spread_classes(names, count, train_root)
+    train = [
+        take_share(images_in(train_root / name, left_out), label, fraction, seed)
+        for label, name in enumerate(chosen)
+    ]
+    val = [images_in(val_root / name, left_out) for name in chosen]
+    left_out.report()
+    return (
+        FolderSource.of_classes(train_root, chosen, cap_evenly(train, train_images, seed)),
+        FolderSource.of_classes(val_root, chosen, cap_evenly(val, val_images, seed)),
+    )
+
+
+def _refuse_different(root: Path, train: Iterable[str], val: Iterable[str]) -> None:
+    odd = sorted(set(train) ^ set(val))
+    if odd:
+        where, other = ("train", "val") if odd[0] in set(train) else ("val", "train")
+        only = f"class {odd[0]!r} is in {where}/ and not in {other}/"
+        raise UserError(f"{root}: {only}; both need the same class folders")
+
+
+def _how_to_get(root: Path) -> str:
+    if root == TINY_IMAGENET:
+        command = "`python tools/tiny_imagenet.py UNPACKED`"
+        return f"{command} writes it from the unpacked Tiny-ImageNet archive (see the README)"
+    return "data source must be 'photos' or a folder with train/ and val/ in it"

@@ -1,12 +1,14 @@
-"""Training objectives: the reconstruction loss, how its units are weighted, and what is added to it.
+"""Training objectives: the reconstruction loss, the weights of its units, and what a run adds to it.
 
-A weighting's name is the name of its file, so that a process loads, and a pipeline stage depends on, only the one that it uses.
+A weighting is a file of this folder with a class `Weighting`; its name is the file's. Adding a file adds an
+option. An objective is a file with a function `build`.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replicate.errors import UserError
@@ -14,17 +16,17 @@ from replicate.errors import UserError
 if TYPE_CHECKING:
     from replicate.losses.uniform import Weighting
 
-WEIGHTINGS = ("uniform", "flatten", "thresholding", "curriculum", "normalisation")
+_SOURCES = {path.stem: path.read_text("utf-8") for path in Path(__file__).parent.glob("*.py")}
+WEIGHTINGS = tuple(sorted(name for name, source in _SOURCES.items() if "\nclass Weighting" in source))
 
 
 def build_weighting(name: str, patch_size: int = 16, difficulty: str = "p2dist", **options: Any) -> Weighting:
-    """The weighting called `name`: Efficient MAE's loss (`flatten`), its rivals of Table 6, or the plain mean (`uniform`).
+    """The weighting called `name`: DFLoss of Efficient MAE (`flatten`), a rival of its Table 6, or `uniform`.
 
-    Every weighting has `needs_p2dist` (whether P2Dist must be computed) and is called as
-    `weighting(p2dist (N, L), scored (N, L), progress in 0..1) -> weights (N, L)`. `patch_size` and
-    `difficulty`, the metric that is called p2dist here, go to those that need them.
-    Options in pixels (`beta`, `start`, `end`, `interval`) are meant for that patch size.
-    Raises UserError when the name or an option does not exist.
+    A weighting has `needs_difficulty` and is called as `weighting(difficulty (N, L), scored (N, L), progress
+    in 0..1) -> weights (N, L)`. `patch_size` and `difficulty`, the metric's name, go to the weightings that
+    take them. Options in pixels (`beta`, `start`, `end`, `interval`) are for this patch size. Raises
+    UserError for an unknown name or option.
     """
     if name not in WEIGHTINGS:
         raise UserError(f"weighting: {name!r} does not exist; choose one of {', '.join(WEIGHTINGS)}")

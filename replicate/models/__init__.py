@@ -1,3 +1,6 @@
-"""The models: masked autoencoder, masked image modelling with any backbone, classifiers. Import the module that you
-need; nothing is imported here.
+"""The models: masked autoencoder, masked image modelling with any backbone, classifiers.
+
+`replicate.models.build` builds every one of them from a run.
 """
+
+import replicate.compat  # noqa: F401

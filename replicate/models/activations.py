@@ -1,7 +1,7 @@
-"""What autograd keeps for the backward pass.
+"""Memory that autograd keeps for the backward pass.
 
-The count of saved tensors depends on the model alone, not on the device, its allocator or what else runs: it is the same number
-on every machine, and it grows exactly in proportion to the batch.
+The saved tensors depend on the model alone. So the number is the same on every machine, and it grows in exact
+proportion to the batch.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from torch import Tensor
 
 
 def activation_bytes(forward: Callable[[], object], parameters: Iterable[Tensor] = ()) -> int:
-    """Bytes that autograd saves while `forward()` runs: every storage once, those of `parameters` left out.
+    """Bytes that autograd saves while `forward()` runs: every storage once, without those of `parameters`.
 
-    Views count as the storage they look into. Under autocast the low-precision copies of weights are saved too, and
-    count.
+    Views count as their storage. Low-precision copies of weights, which autocast saves, count too.
     """
     owned = {_key(parameter) for parameter in parameters}
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         if _key(tensor) not in owned:
-            saved.setdefault(_key(tensor), tensor)  # held, so that no later storage can take its identity
+            saved.setdefault(_key(tensor), tensor)  # held, so that no later storage takes its identity
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

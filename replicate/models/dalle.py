@@ -1,7 +1,7 @@
-"""The encoder of DALL-E's discrete VAE (Ramesh et al. 2021), the tokenizer that BEiT and MAE's Table 1d use, to load its
-weights into.
+"""The encoder of DALL-E's discrete VAE (Ramesh et al. 2021), the tokenizer of BEiT and of MAE's Table 1d.
 
-Four groups of residual blocks with max pooling between them, stride 8, 8,192 tokens. Its weights are not part of this project.
+Four groups of residual blocks with max pooling between them; stride 8, 8,192 tokens. This project does not
+include its weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from replicate.errors import UserError
 from replicate.loaders.pixels import IMAGENET_MEAN, IMAGENET_STD
 
-_MARGIN = 0.1  # pixels in 0..1 are squeezed into .1 .. .9, where the model's logit-Laplace likelihood is defined
+_MARGIN = 0.1  # maps pixels from 0..1 to .1 .. .9, where the model's logit-Laplace likelihood is defined
 _WIDENING = (1, 2, 4, 8)
 
 
@@ -64,12 +64,13 @@ class DalleEncoder(nn.Module):
     @torch.no_grad()
     def ids(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, H / 8 * W / 8) int64 tokens in raster order."""
-        pixels = images * images.new_tensor(IMAGENET_STD).view(3, 1, 1) + images.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
+        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        pixels = images * std + mean
         return self.blocks((1 - 2 * _MARGIN) * pixels.clamp(0, 1) + _MARGIN).argmax(dim=1).flatten(1)
 
 
-def from_state(state: dict[str, Tensor], source: str) -> DalleEncoder:
-    """The encoder that a state dict describes, its sizes read from the shapes. Raises UserError when something is missing."""
+def from_state(state: dict[str, Tensor], path: str) -> DalleEncoder:
+    """The encoder that a state dict describes, by its shapes. Raises UserError if a tensor is missing."""
     state = {_our_name(name): tensor for name, tensor in state.items() if name.startswith("blocks.")}
     blocks = {match[1] for name in state if (match := re.match(r"blocks\.group_1\.block_(\d+)\.", name))}
     try:
@@ -77,11 +78,12 @@ def from_state(state: dict[str, Tensor], source: str) -> DalleEncoder:
         encoder = DalleEncoder(width, vocabulary, len(blocks))
         encoder.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{source} is no complete encoder of DALL-E's discrete VAE: {str(error).splitlines()[-1].strip()}") from None
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path} is no complete encoder of DALL-E's discrete VAE: {reason}") from None
     return encoder
 
 
 def _our_name(name: str) -> str:
-    """The release calls weights w and b; FLAVA's copy nests them under group and path."""
+    """The release calls parameters w and b; FLAVA's copy nests them under `group` and `path`."""
     name = name.replace(".group.", ".").replace(".path.", ".")
     return re.sub(r"\.b$", ".bias", re.sub(r"\.w$", ".weight", name))

@@ -1,7 +1,4 @@
-"""What an optimiser remembers of a learned table, brought over when a resolution stage gives the table another shape (FastMIM sec 4.2).
-
-A change of resolution keeps every parameter object and gives it new data; its moments are resampled as the table itself is.
-"""
+"""Learned tables that change shape with the resolution (FastMIM, section 4.2), and their optimiser state."""
 
 from __future__ import annotations
 
@@ -11,13 +8,23 @@ import torch
 from torch import Tensor, nn
 
 Resized = dict[nn.Parameter, Callable[[Tensor], Tensor]]
-"""Parameters whose shape changed, each with the function that takes a tensor of the old shape to the new one."""
+"""Parameters whose shape changed, each with the function that resamples a tensor of the old shape."""
+
+
+def replace_data(parameter: nn.Parameter, resample: Callable[[Tensor], Tensor], resized: Resized) -> None:
+    """Resample a parameter in place; if its shape changed, record how in `resized`."""
+    old_shape = parameter.shape
+    with torch.no_grad():
+        parameter.data = resample(parameter.data)
+    if parameter.shape != old_shape:
+        parameter.grad = None
+        resized[parameter] = resample
 
 
 def carry_optimizer_state(optimizer: torch.optim.Optimizer, resized: Resized) -> None:
-    """Resamples what `optimizer` remembers of the parameters in `resized` (Adam's moments), so that training goes on as it was.
+    """Resample the optimiser's state of the parameters in `resized` (Adam's moments).
 
-    Second moments stay non-negative, which bicubic resampling alone does not promise.
+    Second moments stay non-negative, which bicubic resampling alone does not ensure.
     """
     for parameter, resample in resized.items():
         state = optimizer.state.get(parameter, {})

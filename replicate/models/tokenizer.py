@@ -1,9 +1,9 @@
-"""A small discrete autoencoder of patches, the tokenizer behind the token target.
+"""A small discrete autoencoder of patches: the tokenizer behind the token target.
 
-MAE (Table 1d) and BEiT take DALL-E's discrete VAE, trained on 250 million images. This one is trained by the workbook on
-the training set at hand: a vector-quantised autoencoder (van den Oord et al. 2017) with codes looked up on the unit sphere
-in few dimensions (Yu et al. 2022), which spreads the use of the vocabulary without moving averages or revived codes, so that
-it trains under data parallelism like any other model.
+MAE (Table 1d) and BEiT take DALL-E's discrete VAE, trained on 250 million images. This one trains on the
+training set at hand. It is a vector-quantised autoencoder (van den Oord et al. 2017) that looks codes up on
+the unit sphere in few dimensions (Yu et al. 2022). That spreads the use of the vocabulary without moving
+averages or revived codes, so it trains under data parallelism like any other model.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from replicate.errors import UserError
+from replicate.models.dalle import from_state
 from replicate.models.weights import load_safetensors, load_weights, save_weights
 from replicate.patches import patchify, unpatchify
 
-COMMITMENT = 0.25  # weight of the term that keeps the encoder near its codes, as in van den Oord et al.
+COMMITMENT = 0.25
+"""Weight of the term that keeps the encoder near its codes (van den Oord et al.)."""
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions on the grid of patches, so that a token depends on its surroundings."""
+    """Two 3x3 convolutions on the grid of patches: a token depends on its neighbours."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -37,29 +39,37 @@ class ResidualBlock(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """Images in the normalised space -> one of `vocabulary` tokens for each patch -> images."""
+    """Normalised images -> one of `vocabulary` tokens for each patch -> images."""
 
-    def __init__(self, patch_size: int, vocabulary: int = 512, width: int = 128, depth: int = 2, code_width: int = 16) -> None:
+    def __init__(
+        self, patch_size: int, vocabulary: int = 512, width: int = 128, depth: int = 2, code_width: int = 16
+    ) -> None:
         super().__init__()
-        self.config = {"patch_size": patch_size, "vocabulary": vocabulary, "width": width, "depth": depth, "code_width": code_width}
+        sizes = {"patch_size": patch_size, "vocabulary": vocabulary, "width": width, "depth": depth}
+        self.config = sizes | {"code_width": code_width}
         self.stride, self.vocabulary = patch_size, vocabulary
         values = patch_size**2 * 3
-        self.encoder = nn.Sequential(nn.Conv2d(values, width, 1), *(ResidualBlock(width) for _ in range(depth)), nn.Conv2d(width, code_width, 1))
+        self.encoder = _stack(values, width, depth, code_width)
         self.codes = nn.Parameter(functional.normalize(torch.randn(vocabulary, code_width), dim=1))
-        self.decoder = nn.Sequential(nn.Conv2d(code_width, width, 1), *(ResidualBlock(width) for _ in range(depth)), nn.Conv2d(width, values, 1))
+        self.decoder = _stack(code_width, width, depth, values)
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Training: (N, 3, H, W) -> the loss, and {"reconstruction": mean squared error, "perplexity": codes in use}."""
+        """(N, 3, H, W) -> the loss, and {"reconstruction": squared error, "perplexity": codes in use}."""
         rebuilt, features, codes, ids = self.rebuilt(images)
         reconstruction = functional.mse_loss(rebuilt.float(), images.float())
-        quantisation = functional.mse_loss(codes, features.detach()) + COMMITMENT * functional.mse_loss(features, codes.detach())
+        quantisation = functional.mse_loss(codes, features.detach())
+        quantisation = quantisation + COMMITMENT * functional.mse_loss(features, codes.detach())
         used = torch.bincount(ids.flatten(), minlength=self.vocabulary).float() / ids.numel()
         perplexity = torch.special.entr(used).sum().exp()
-        return reconstruction + quantisation, {"reconstruction": reconstruction.detach(), "perplexity": perplexity}
+        return reconstruction + quantisation, {
+            "reconstruction": reconstruction.detach(),
+            "perplexity": perplexity,
+        }
 
     def rebuilt(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(N, 3, H, W) -> the images made of their tokens again, features and codes (N, code_width, rows, columns), tokens
-        (N, rows, columns); the gradient passes the tokens by straight through.
+        """(N, 3, H, W) -> reconstructions, features and codes (N, code_width, h, w), ids (N, h, w).
+
+        The gradient passes the ids by the straight-through estimator.
         """
         features = self._features(images)
         ids = self._nearest(features)
@@ -87,23 +97,30 @@ class Tokenizer(nn.Module):
         return functional.normalize(self.encoder(patches).float(), dim=1)
 
     def _nearest(self, features: Tensor) -> Tensor:
-        """Unit vectors (N, code_width, rows, columns) -> (N, rows, columns): on the sphere the nearest code has the largest
-        product.
-        """
-        return torch.einsum("ncij,kc->nkij", features, functional.normalize(self.codes.float(), dim=1)).argmax(dim=1)
+        """Unit vectors (N, code_width, h, w) -> ids (N, h, w): the nearest code has the largest product."""
+        codes = functional.normalize(self.codes.float(), dim=1)
+        return torch.einsum("ncij,kc->nkij", features, codes).argmax(dim=1)
 
     def _look_up(self, ids: Tensor) -> Tensor:
         return functional.normalize(self.codes.float(), dim=1)[ids].permute(0, 3, 1, 2)
 
     def _decode(self, codes: Tensor) -> Tensor:
-        return unpatchify(self.decoder(codes).flatten(2).transpose(1, 2), self.stride, tuple(codes.shape[-2:]))
+        return unpatchify(
+            self.decoder(codes).flatten(2).transpose(1, 2), self.stride, tuple(codes.shape[-2:])
+        )
+
+
+def _stack(inputs: int, width: int, depth: int, outputs: int) -> nn.Sequential:
+    blocks = (ResidualBlock(width) for _ in range(depth))
+    return nn.Sequential(nn.Conv2d(inputs, width, 1), *blocks, nn.Conv2d(width, outputs, 1))
 
 
 def load_tokenizer(path: str | Path) -> nn.Module:
-    """A tokenizer from a file, in evaluation mode: the workbook's own (safetensors), or DALL-E's discrete VAE.
+    """A tokenizer from a file, in evaluation mode: the workbook's own, or DALL-E's discrete VAE.
 
-    Of the latter the encoder's state dict is read, as safetensors or a checkpoint of plain tensors, under the released names or
-    those of the FLAVA codebook; the released pickle itself holds code and is refused. Raises UserError for anything else.
+    Of the latter it reads the encoder's state dict, as safetensors or a checkpoint of plain tensors, under
+    the released names or those of the FLAVA codebook. It refuses the released pickle, which holds code.
+    Raises UserError for anything else.
     """
     if Path(path).suffix == ".safetensors":
         state, metadata = load_safetensors(path)
@@ -114,7 +131,6 @@ def load_tokenizer(path: str | Path) -> nn.Module:
     else:
         state = load_weights(path)
     if not any(name.startswith("blocks.group_1.") for name in state):
-        raise UserError(f"{path} is no tokenizer: it holds neither one of the workbook's own nor the encoder of DALL-E's discrete VAE")
-    from replicate.models.dalle import from_state  # only a foreign file needs it
-
+        holds = "neither one of the workbook's own nor the encoder of DALL-E's discrete VAE"
+        raise UserError(f"{path} is no tokenizer: it holds {holds}")
     return from_state(state, str(path)).eval()

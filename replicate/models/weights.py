@@ -1,45 +1,63 @@
-"""Weights on disk: safetensors of ours, and the checkpoints that the reference implementation releases.
+"""Weights on disk: safetensors of ours, released checkpoints of the reference, and those of transformers.
 
-Foreign files are read as tensors and plain values only. A pickle that wants to run code is refused, never run.
+Foreign files are read as tensors and plain values only. A pickle that would run code is refused.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from replicate.config.backbones import VIT_SIZES
 from replicate.errors import UserError
-from replicate.models.huggingface import from_transformers, is_transformers
-
-State = dict[str, Tensor]
+from replicate.files import atomic_write
+from replicate.models.huggingface import from_transformers, is_transformers, save_pretrained
+from replicate.models.loading import State, without_prefixes
+from replicate.models.mae import MAE
+from replicate.models.pos_embed import class_row_missing, sincos_grid
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".pth", ".pt", ".bin", ".tar")
-_CONTAINERS = ("model", "state_dict")
-_WRAPPER = "module."
+_CONTAINERS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "task",
+    "module",
+    "net",
+    "model_ema",
+    "state_dict_ema",
+    "ema",
+)
+"""Keys under which checkpoints hold their state dict, the first that is there."""
 _NAMED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-_ENCODER = ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
-_DECODER = ("mask_token", "decoder_pos_embed", "decoder_embed", "decoder_norm", "decoder_pred")
-_BLOCK = [f"{layer}.{kind}" for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2") for kind in ("weight", "bias")]
-_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+_ANCHORS = ("patch_embed.proj.weight", "vit.embeddings.cls_token", "embeddings.cls_token")
+_CLASSIFIER = ("head.", "fc_norm.", "norm.")
+"""Parts of fine-tuned checkpoints; `norm.` may be there or not."""
+_UNSUPPORTED = (
+    (r"reg_token|register", "register tokens"),
+    (r"\.ls\d?\.|gamma|lambda_", "layer scale"),
+    (r"rope|rel_pos|relative_position", "relative or rotary positions"),
+)
+_HEADS = {sizes["embed_dim"]: sizes["num_heads"] for sizes in VIT_SIZES.values()}
 
 
 def load_weights(path: str | Path) -> State:
-    """The state dict in a file, on the CPU: safetensors, or a checkpoint of the reference's kind (`{"model":
-    state_dict, ...}`).
+    """The state dict in a file, on the CPU: safetensors, or a pickle (`{"model": state_dict, ...}`).
 
-    Raises UserError naming the file when it is missing, damaged, holds no state dict, or is a pickle with code in it.
+    Raises UserError, naming the file, when it is missing or damaged, holds no state dict, or is a pickle with
+    code.
     """
     path = Path(path)
     if path.suffix == SAFETENSORS:
@@ -48,114 +66,171 @@ def load_weights(path: str | Path) -> State:
 
 
 def load_safetensors(path: str | Path) -> tuple[State, dict[str, str]]:
-    """(state dict, metadata) of a safetensors file, on the CPU. Raises UserError when the file is missing or damaged."""
+    """(state dict, metadata) of a safetensors file. Raises UserError when it is missing or damaged."""
     path = _existing(path)
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return state, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable safetensors file ({error}): it may be truncated; fetch or make it again") from None
+        raise UserError(f"{path}: no readable safetensors file ({error}); fetch or write it again") from None
 
 
 def save_weights(state: State, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a state dict: safetensors, or the reference's `{"model": state_dict}` where the suffix is .pth or .pt.
+    """Write a state dict: safetensors, or the reference's `{"model": state_dict}` for .pth and .pt.
 
-    The file appears whole or not at all. Raises UserError for another suffix, or when it cannot be written (full disk).
+    The file appears whole or not at all. Raises UserError for another suffix, or when it cannot be written.
     """
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if path.suffix == SAFETENSORS:
-        _write(path, lambda part: save_file(_unshared(tensors), part, metadata=metadata))
+        atomic_write(path, lambda part: _save_safetensors(_unshared(tensors), part, metadata))
     elif path.suffix in PICKLES:
-        _write(path, lambda part: torch.save({"model": tensors}, part))
+        atomic_write(path, lambda part: torch.save({"model": tensors}, part))
     else:
         raise UserError(f"{path}: weights are written as {SAFETENSORS} or .pth; choose one of these suffixes")
 
 
-def import_weights(source: str | Path, destination: str | Path, need_decoder: bool = False) -> None:
-    """Read a released checkpoint of a masked autoencoder, check it, and write it as ours (safetensors by default).
+def _save_safetensors(tensors: State, path: Path, metadata: dict[str, str] | None) -> None:
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
-    Understands the reference's names and those of transformers' ViTMAE. Raises UserError when the file is no masked
-    autoencoder's, or when `need_decoder` and it holds the encoder alone.
+
+def import_weights(source: str | Path, destination: str | Path, need_decoder: bool = False) -> None:
+    """Read a checkpoint of a masked autoencoder, check it, and write it as ours (safetensors by default).
+
+    Reads the reference's names and those of transformers' ViTMAE, behind any of `loading.PREFIXES`. Raises
+    UserError when the file is no masked autoencoder's, or has no decoder although `need_decoder`.
     """
-    state = load_weights(source)
-    state = {name.removeprefix(_WRAPPER): tensor for name, tensor in state.items()}
+    state = without_prefixes(load_weights(source), _ANCHORS)
     if is_transformers(state):
         state = from_transformers(state)
     check_mae(state, str(source), need_decoder)
+    _refuse_nonfinite(state, str(source))
     save_weights(state, destination, {"format": "pt", "origin": Path(source).name})
 
 
-def export_weights(source: str | Path, destination: str | Path, need_decoder: bool = False) -> None:
-    """Write weights of ours for others: .pth in the reference's released format, or safetensors; checks as
-    `import_weights`.
+def export_weights(
+    source: str | Path, destination: str | Path, need_decoder: bool = False, format: str = "reference"
+) -> None:
+    """Write weights of ours for others; checks as `import_weights` does.
+
+    format  "reference": .pth in the reference's released format, or safetensors; "hf": a folder that
+            transformers' `ViTMAEForPreTraining.from_pretrained` reads, which needs the decoder
     """
     state = load_weights(source)
+    if format == "hf":
+        model = MAE(**sizes_of(state, str(source)))
+        if model.grid[0] != model.grid[1]:
+            raise UserError(f"{source}: its images are rectangular; ViTMAE takes square ones only")
+        model.load_state_dict({name: state[name] for name in model.state_dict()})
+        save_pretrained(model, destination)
+        return
     check_mae(state, str(source), need_decoder)
+    _refuse_nonfinite(state, str(source))
     save_weights(state, destination, {"format": "pt", "origin": Path(source).name})
 
 
 def has_decoder(state: State) -> bool:
-    """True when a state dict brings any part of a decoder."""
+    """True when a state dict has any part of a decoder."""
     return any(name.startswith("decoder_") for name in state)
 
 
-def check_mae(state: State, source: str, need_decoder: bool = False) -> None:
-    """Raise UserError unless `state` is a complete masked autoencoder's encoder, with a complete decoder or none."""
-    missing = next((name for name in _expected("", state) if name not in state), None)
-    if missing:
-        raise UserError(f"{source} is no masked autoencoder's checkpoint: {missing} is missing")
-    if not has_decoder(state):
-        if need_decoder:
-            advice = "reconstruction needs a checkpoint that has the decoder"
-            raise UserError(f"{source} holds the encoder only, as files named _pretrain_ do: {advice}")
-        return
-    missing = next((name for name in _expected("decoder_", state) if name not in state), None)
-    if missing:
-        raise UserError(f"{source} holds an incomplete decoder: {missing} is missing")
-    if state["mask_token"].shape[-1] != state["decoder_pos_embed"].shape[-1]:
-        raise UserError(f"{source} was trained with mask tokens in the encoder: the reference's format has no such model")
+def check_mae(state: State, path: str, need_decoder: bool = False) -> None:
+    """Raise UserError unless `state` holds a masked autoencoder: its encoder, and a decoder or none."""
+    for pattern, what in _UNSUPPORTED:
+        if found := next((name for name in state if re.search(pattern, name)), None):
+            raise UserError(f"{path} is no masked autoencoder's checkpoint: it has {what} ({found})")
+    anchors = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
+    if missing := next((name for name in anchors if name not in state), None):
+        raise UserError(f"{path} is no masked autoencoder's checkpoint: {missing} is missing")
+    if state["patch_embed.proj.weight"].ndim != 4 or state["pos_embed"].ndim != 3:
+        raise UserError(f"{path} is no masked autoencoder's checkpoint: its embeddings have another form")
+    if class_row_missing(state["pos_embed"]):
+        raise UserError(f"{path}: pos_embed has a row for every patch, but none for the class token")
+    decoder = has_decoder(state)
+    if need_decoder and not decoder:
+        advice = "reconstruction needs a checkpoint that has the decoder"
+        raise UserError(f"{path} holds the encoder only, as files named _pretrain_ do: {advice}")
+    _compare(state, _expected(state, decoder), path)
 
 
-def sizes_of(state: State, source: str = "the checkpoint") -> dict[str, Any]:
-    """What `MAE(**sizes)` needs to load this state dict strictly: read from the shapes, heads from the papers' models.
+def _refuse_nonfinite(state: State, path: str) -> None:
+    if broken := next((name for name, tensor in state.items() if not torch.isfinite(tensor).all()), None):
+        raise UserError(f"{path}: {broken} has values that are NaN or infinite")
 
-    Widths that the papers do not use are given heads of 64 (encoder) and 32 (decoder) channels. Raises UserError when
-    the checkpoint has no decoder or its positions form no square.
+
+def _expected(state: State, decoder: bool) -> State:
+    """The tensors, without memory, of the model that the shapes in `state` describe."""
+    sizes = _encoder_sizes(state) | {"image_size": (state["patch_embed.proj.weight"].shape[-1],) * 2}
+    with torch.device("meta"):
+        expected = MAE(**sizes | (_decoder_sizes(state) if decoder else {})).state_dict()
+    positions = {name: len(state["pos_embed"][0]) for name in ("pos_embed", "decoder_pos_embed")}
+    for name, rows in positions.items():
+        expected[name] = torch.empty(1, rows, expected[name].shape[2], device="meta")
+    left_out = () if decoder else ("decoder_", "mask_token")
+    return {name: tensor for name, tensor in expected.items() if not name.startswith(left_out)}
+
+
+def _compare(state: State, expected: State, path: str) -> None:
+    optional = _CLASSIFIER if "fc_norm.weight" in state else ()  # a fine-tuned encoder may have lost its norm
+    for name, tensor in expected.items():
+        if name not in state and not name.startswith(optional):
+            in_decoder = name.startswith(("decoder_", "mask_token"))
+            fault = "holds an incomplete decoder" if in_decoder else "is no masked autoencoder's checkpoint"
+            raise UserError(f"{path} {fault}: {name} is missing")
+        if name in state and state[name].shape != tensor.shape:
+            if name == "mask_token":
+                advice = "the reference's format has no such model"
+                raise UserError(f"{path} was trained with mask tokens in the encoder: {advice}")
+            given, wanted = tuple(state[name].shape), tuple(tensor.shape)
+            raise UserError(f"{path}: {name} is {given}, where the other tensors imply {wanted}")
+    for name in state:
+        if name not in expected and not name.startswith((*_CLASSIFIER, "mask_token")):
+            raise UserError(f"{path} is no masked autoencoder's checkpoint: {name} is unknown to the model")
+
+
+def sizes_of(state: State, path: str = "the checkpoint") -> dict[str, Any]:
+    """What `MAE(**sizes)` needs to load this state dict: from its shapes, heads from the papers' models.
+
+    For widths that the papers do not use, heads are 64 (encoder) and 32 (decoder) channels wide. Raises
+    UserError when the checkpoint has no decoder, or its learned positions form no square.
     """
-    check_mae(state, source, need_decoder=True)
+    check_mae(state, path, need_decoder=True)
+    patch, count = state["patch_embed.proj.weight"].shape[-1], state["pos_embed"].shape[1] - 1
+    rows, columns = sincos_grid(state["pos_embed"]) or (round(count**0.5),) * 2
+    if rows * columns != count:
+        raise UserError(f"{path} has {count} patch positions, which are no square grid")
+    return {"image_size": (rows * patch, columns * patch)} | _encoder_sizes(state) | _decoder_sizes(state)
+
+
+def _encoder_sizes(state: State) -> dict[str, Any]:
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
-    side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
-    if side * side + 1 != state["pos_embed"].shape[1]:
-        raise UserError(f"{source} has {state['pos_embed'].shape[1] - 1} patch positions, which are no square grid")
-    decoder_width = state["decoder_pos_embed"].shape[-1]
     return {
-        "image_size": side * patch,
         "patch_size": patch,
         "embed_dim": width,
         "depth": _depth("blocks.", state),
-        "num_heads": _HEADS.get(width, max(1, width // 64)),
-        "decoder_embed_dim": decoder_width,
-        "decoder_depth": _depth("decoder_blocks.", state),
-        "decoder_num_heads": max(1, decoder_width // 32),
+        "num_heads": _HEADS.get(width) or _heads(width, 64),
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
-        "target_dim": state["decoder_pred.weight"].shape[0],
     }
 
 
-def _expected(part: str, state: State) -> Iterator[str]:
-    """Names that a complete encoder (part "") or decoder (part "decoder_") has; a fine-tuned encoder may have lost its
-    norm.
-    """
-    if part:
-        for name in _DECODER:
-            yield from [name] if name in ("mask_token", "decoder_pos_embed") else [f"{name}.weight", f"{name}.bias"]
-    else:
-        yield from _ENCODER
-        if "fc_norm.weight" not in state:
-            yield from ("norm.weight", "norm.bias")
-    for index in range(max(1, _depth(f"{part}blocks.", state))):
-        yield from (f"{part}blocks.{index}.{leaf}" for leaf in _BLOCK)
+def _decoder_sizes(state: State) -> dict[str, Any]:
+    width = state["decoder_pos_embed"].shape[-1] if "decoder_pos_embed" in state else 512
+    target = state.get("decoder_pred.weight", state.get("decoder_pred.bias"))
+    return {
+        "decoder_embed_dim": width,
+        "decoder_depth": max(1, _depth("decoder_blocks.", state)),
+        "decoder_num_heads": _heads(width, 32),
+        "target_dim": None if target is None else len(target),
+    }
+
+
+def _heads(width: int, head_width: int) -> int:
+    """The most heads of at least that width that divide a model's width."""
+    return next(heads for heads in range(max(1, width // head_width), 0, -1) if width % heads == 0)
 
 
 def _depth(prefix: str, state: State) -> int:
@@ -165,38 +240,48 @@ def _depth(prefix: str, state: State) -> int:
 
 def _load_pickle(path: Path) -> Any:
     try:
-        with _namespace_allowed():
+        with _plain_values_allowed():
             return torch.load(_existing(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = _NAMED_GLOBAL.search(str(error))
         if named is None:
-            raise UserError(f"{path} is no readable checkpoint: it is damaged or of another kind") from None
-        raise UserError(f"{path} holds pickled code ({named[1]}), which is never run: ask for a file with tensors only") from None
+            raise UserError(f"{path}: not a readable checkpoint; it is damaged or of another kind") from None
+        advice = "ask for a file with tensors only"
+        raise UserError(f"{path} holds pickled code ({named[1]}), which is never run: {advice}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is no readable checkpoint ({reason}): it may be truncated; fetch it again") from None
+        raise UserError(f"{path}: no readable checkpoint ({reason}); fetch or write it again") from None
 
 
 @contextlib.contextmanager
-def _namespace_allowed() -> Iterator[None]:
-    """Some official files carry their command line as a pickled argparse.Namespace, a bag of plain values."""
+def _plain_values_allowed() -> Iterator[None]:
+    """Allow the plain values of official files: a command line (argparse.Namespace) and numpy's numbers."""
+    functions = [np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]]
+    old_names = [(function, f"numpy.core.multiarray.{function.__name__}") for function in functions]
+    dtypes = [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
+    allowed = [argparse.Namespace, np.dtype, np.ndarray, *dtypes, *functions, *old_names]
     if hasattr(torch.serialization, "safe_globals"):
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(allowed):
             yield
-    else:  # torch 2.4
-        torch.serialization.add_safe_globals([argparse.Namespace])
+    else:  # torch 2.4 takes no (function, name) pairs
+        torch.serialization.add_safe_globals([entry for entry in allowed if not isinstance(entry, tuple)])
         yield
 
 
 def _state_in(content: Any, path: Path) -> State:
-    if isinstance(content, dict):
-        for key in _CONTAINERS:
-            if isinstance(content.get(key), dict):
-                content = content[key]
-                break
-        state = {name: tensor for name, tensor in content.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
-        if state:
-            return state
+    """The state dict in a checkpoint's nested dictionaries. Raises UserError when there is none."""
+    while isinstance(content, dict):
+        inner = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            state = {
+                n: tensor
+                for n, tensor in content.items()
+                if isinstance(n, str) and isinstance(tensor, Tensor)
+            }
+            if state:
+                return state
+            break
+        content = inner
     raise UserError(f'{path} holds no weights: expected {{"model": state_dict}} or a state dict')
 
 
@@ -208,24 +293,12 @@ def _existing(path: str | Path) -> Path:
 
 
 def _unshared(tensors: State) -> State:
-    """safetensors refuses tensors that share memory: later ones become copies."""
+    """safetensors refuses tensors that share memory: copy the later ones."""
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():
         pointer = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.clone() if pointer in seen or tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+        shares = pointer in seen or tensor.untyped_storage().nbytes() != tensor.nbytes
+        result[name] = tensor.clone() if shares else tensor
         seen.add(pointer)
     return result
-
-
-def _write(path: Path, write: Callable[[Path], None]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        os.replace(part, path)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path} could not be written: {error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()

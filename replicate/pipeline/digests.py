@@ -28,9 +28,6 @@ SHARED = (
     "losses/weights.py",
     "losses/reconstruction.py",
     "targets/similarity.py",
-    "models/backbones/features.py",
-    "models/backbones/probe.py",
-    "models/backbones/resample.py",
 )
 """Files in the folders of options that belong to the core. Trainers are options by the names of PROTOCOLS
 alone.

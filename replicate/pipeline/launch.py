@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from replicate.config import PretrainRun, TokenizerRun
+from replicate.config import EvaluateRun, PretrainRun, TokenizerRun
 from replicate.errors import UserError
 from replicate.pipeline.digests import code_of
 from replicate.pipeline.parallel import end_with_parent, seed_processes, train_seeds_in_processes
@@ -38,6 +38,7 @@ def launch(params: Params, name: str, command: Sequence[str], seed: int | None =
     budget = params.budget_named()
     with open_session(params.machine, budget.precision, budget.loader) as session:
         context = context_of(params, name, session)
+        refuse_one_class(context)
         if seed is None:
             _train_all(context, params.machine.seed_processes, command)
         elif 0 <= seed < context.seeds:
@@ -100,7 +101,21 @@ def launch_all(params: Params, papers: list[str]) -> None:
     with open_session(params.machine, budget.precision, budget.loader) as session:
         for name in with_upstream(params, runs):
             context = context_of(params, name, session)
+            refuse_one_class(context)
             train_seeds(context, trainer_of(context.run))
+
+
+def refuse_one_class(context: RunContext) -> None:
+    """Raise UserError when a run learns or scores classes and its data set has one: any model would score 100 %."""
+    run = context.run
+    if isinstance(run, PretrainRun):
+        labelled = run.objective == "supmae" or run.online_probe
+    else:
+        labelled = isinstance(run, EvaluateRun) and run.protocol != "invariance"
+    if labelled and context.num_classes < 2:
+        [name] = context.manifest.class_names
+        only = f"data set {run.dataset} has one class, {name!r}"
+        raise UserError(f"run {context.name}: {only}; classifying needs at least two")
 
 
 def with_upstream(params: Params, names: Iterable[str]) -> list[str]:

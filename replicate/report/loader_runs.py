@@ -1,10 +1,10 @@
-"""What was measured of loaders without training, as runs `loader_...` that claims and tables can speak of.
+"""Measurements of loaders, without training, as runs `loader_...` that claims and tables can name.
 
-`python -m replicate bench loader` gives a run a case, one "seed" a round; `benchmarks/crop_decoding.py` gives `loader_memory`, what an epoch's
-peak memory is less than stock FFCV's; `benchmarks/codec_differences.py` gives `loader_samples`, one "seed" a photograph.
-
-Cases were measured on this machine (`results/bench`), or, where nothing was, are those that git holds (`benchmarks/results`). Of several numbers of
-threads, tables and claims take the fewest, one as a rule, which is what Table 7 prints; `conditions` says which.
+`python -m replicate bench loader` gives a run a case, one "seed" a round. `benchmarks/crop_decoding.py` gives
+`loader_memory`, by how much an epoch's peak memory is below stock FFCV's. `benchmarks/codec_differences.py`
+gives `loader_samples`, one "seed" a photograph. Cases measured on this machine (`results/bench`) come before
+those in git (`benchmarks/results`). Of several numbers of threads, tables and claims use the fewest: Table 7
+of DailyMAE prints one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -21,49 +22,41 @@ from replicate.errors import UserError
 from replicate.report import benchmarks, results
 from replicate.report.quantities import Reader
 
-PAPER = "loader"  # a place of their own, so that a paper's list of runs holds what was trained
-FOLDER, OWN = Path("benchmarks") / "results", Path("results") / "bench"
+PAPER = "loader"  # a place of their own, so that a paper's list of runs holds trained ones only
+FOLDER, OWN = benchmarks.RESULTS, Path("results") / "bench"
 MEMORY, SAMPLES = FOLDER / "crop_decode.json", FOLDER / "codec_differences.json"
 NAME = re.compile(r"loader_(\d+)_threads?\.json")
 COMMAND = "-m replicate bench loader"
 
 
 def files(root: Path) -> dict[int, Path]:
-    """Threads -> the file that was measured with so many, fewest first; this machine's own where there is one."""
+    """Threads -> file of the cases measured with so many, fewest first; this machine's own first."""
     for folder in (root / OWN, root / FOLDER):
-        found = {int(match[1]): path for path in folder.glob("loader_*.json") if (match := NAME.fullmatch(path.name))}
+        found = {int(m[1]): path for path in folder.glob("*.json") if (m := NAME.fullmatch(path.name))}
         if found:
             return dict(sorted(found.items()))
     return {}
 
 
 def loader_runs(root: Path, threads: int | None = None) -> dict[str, results.Run]:
-    """Name -> run with the metrics `images_per_second` and `file_bytes`, with so many threads, or that of the two runs named above.
+    """Name -> run with `images_per_second` and `file_bytes`, and the two others.
 
-    Empty where nothing was measured. Raises UserError for a file that the benchmark did not write.
+    Raises UserError for a file that the benchmark did not write.
     """
     measured = files(root)
-    readers = {root / file: (f"{file.parent.parent / file.stem}.py", reader) for file, reader in ((MEMORY, _memory), (SAMPLES, _samples))}
+    found = _read(root / MEMORY, "benchmarks/crop_decoding.py", _memory)
+    found |= _read(root / SAMPLES, "benchmarks/codec_differences.py", _samples)
     cases = measured.get(min(measured, default=0) if threads is None else threads)
-    if cases is not None:
-        readers[cases] = (COMMAND, _cases)
-    found: dict[str, results.Run] = {}
-    for path, (command, reader) in readers.items():
-        if path.exists():
-            try:
-                found |= reader(path, _rows(path, command))
-            except (KeyError, TypeError, IndexError) as error:
-                raise _not_ours(path, command, error) from None
-    return found
+    return found | (_read(cases, COMMAND, _cases) if cases else {})
 
 
 def conditions(root: Path) -> str:
-    """How what tables and claims show was measured: "One thread, processor time, crops of 224 pixels, 167 photographs of ..."."""
+    """How the cases were measured: "One thread, processor time, crops of 224 pixels, ..."."""
     found = files(root)
     if not found:
         return "Nothing was measured yet: `python -m replicate bench loader --images FOLDER`."
     threads, path = next(iter(found.items()))
-    row = next(iter(_rows(path, COMMAND)), {})
+    row = _read(path, COMMAND, lambda path, rows: rows[0] if rows else {})
     images = row.get("photographs")
     parts = (
         "One thread" if threads == 1 else _words(threads),
@@ -82,57 +75,67 @@ def comparisons(root: Path) -> pd.DataFrame:
 
 def by_threads(root: Path, table: Callable[[Reader], pd.DataFrame]) -> pd.DataFrame:
     """A table of loaders for every number of threads that was measured, one below the other."""
-    found = {_words(threads): table(Reader(results.Results("", loader_runs(root, threads)))) for threads in files(root)}
+    found = {_words(n): table(Reader(results.Results("", loader_runs(root, n)))) for n in files(root)}
     return pd.concat(found) if found else table(Reader(results.Results("", {})))
+
+
+def load(budget: str, root: Path, grid: bool = True) -> results.Results:
+    """All finished runs of a budget below the repository `root`, and loaders.
+
+    Measured runs count where the repository's params.yaml still states them.
+    """
+    from replicate.config import load as load_params
+
+    stated = root / "params.yaml"
+    found = results.load(budget, root / "results", grid, load_params(stated) if stated.exists() else None)
+    return replace(found, runs=found.runs | loader_runs(root))
 
 
 def _words(threads: int) -> str:
     return f"{threads} thread{'s' * (threads > 1)}"
 
 
-def _rows(path: Path, command: str) -> list[dict]:
+def _read(path: Path, command: str, reader: Callable[[Path, list[dict[str, Any]]], Any]) -> Any:
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise _not_ours(path, command, error) from None
+        return reader(path, benchmarks.rows(path))
+    except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path}: not what `python {command}` writes ({error!r}); measure again") from None
 
 
-def _not_ours(path: Path, command: str, error: Exception) -> UserError:
-    return UserError(f"{path}: not what `python {command}` writes ({error!r}); measure again")
+def _cases(path: Path, rows: list[dict[str, Any]]) -> dict[str, results.Run]:
+    found = {}
+    for row in rows:
+        images = row.get("photographs", {}).get("count")
+        for side, name in enumerate(row["runs"]):
+            stored = float(row["file_bytes"][side])
+            rates = [
+                {"images_per_second": float(rate), "file_bytes": stored}
+                for rate in row["images_per_second"][side]
+            ]
+            found[name] = _run(path, name, row, row["images"][side] if images is None else images, rates)
+    return found
 
 
-def _cases(path: Path, rows: list[dict]) -> dict[str, results.Run]:
-    return {name: _run(path, name, row, side) for row in rows for side, name in enumerate(row["runs"])}
-
-
-def _memory(path: Path, rows: list[dict]) -> dict[str, results.Run]:
+def _memory(path: Path, rows: list[dict[str, Any]]) -> dict[str, results.Run]:
     found = [row for row in rows if row["unit"] == "bytes"]
-    savings = [100 * (1 - row["ours"] / row["theirs"]) for row in found]
-    return {"loader_memory": _one(path, "loader_memory", found, "saving_percent", savings)} if found else {}
+    savings = [{"saving_percent": float(100 * (1 - row["ours"] / row["theirs"]))} for row in found]
+    return (
+        {"loader_memory": _run(path, "loader_memory", found[0], found[0].get("images"), savings)}
+        if found
+        else {}
+    )
 
 
-def _samples(path: Path, rows: list[dict]) -> dict[str, results.Run]:
-    return {"loader_samples": _one(path, "loader_samples", rows, "mean_abs_error", rows[0]["mean_abs_error"])}
+def _samples(path: Path, rows: list[dict[str, Any]]) -> dict[str, results.Run]:
+    if not rows:
+        return {}
+    errors = [{"mean_abs_error": float(value)} for value in rows[0]["mean_abs_error"]]
+    return {"loader_samples": _run(path, "loader_samples", rows[0], rows[0].get("images"), errors)}
 
 
-def _one(path: Path, name: str, rows: list[dict], metric: str, values: list[float]) -> results.Run:
-    first, per_seed = rows[0], tuple({metric: float(value)} for value in values)
-    made = {"device": first["machine"], "git": {"revision": first["revision"]}}
-    return results.Run(PAPER, name, path, tuple(range(len(values))), per_seed, {"images": first.get("images"), "case": first["case"]}, {}, made)
-
-
-def _run(path: Path, name: str, row: dict, side: int) -> results.Run:
-    rates, stored = row["images_per_second"][side], float(row["file_bytes"][side])
-    per_seed = tuple({"images_per_second": float(rate), "file_bytes": stored} for rate in rates)
+def _run(
+    path: Path, name: str, row: dict[str, Any], images: Any, per_seed: list[dict[str, float]]
+) -> results.Run:
     made = {"device": row["machine"], "git": {"revision": row["revision"]}}
-    photographs = row.get("photographs", {}).get("count", row["images"][side])
-    return results.Run(PAPER, name, path, tuple(range(len(rates))), per_seed, {"images": photographs, "case": row["case"]}, {}, made)
-
-
-def load(budget: str, root: Path, grid: bool = True) -> results.Results:
-    """All finished runs of a budget below the repository `root`, measured ones as far as its params.yaml still states them, and loaders."""
-    from replicate.config import load as load_params
-
-    stated = root / "params.yaml"
-    found = results.load(budget, root / "results", grid, load_params(stated) if stated.exists() else None)
-    return replace(found, runs=found.runs | loader_runs(root))
+    stated = {"images": images, "case": row["case"]}
+    return results.Run(PAPER, name, path, tuple(range(len(per_seed))), tuple(per_seed), stated, {}, made)

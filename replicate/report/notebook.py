@@ -1,4 +1,4 @@
-"""Notebooks in the pipeline: stripped before anything depends on them, executed with names only, each rendered to a page."""
+"""Notebooks in the pipeline: stripped, executed with names only, rendered to a page."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from replicate.errors import UserError
 SOURCES, EXECUTED = Path("executed/source"), Path("executed")
 KERNEL = "python3"
 CELL_TIMEOUT = 1800  # seconds
-# A kernel warns that it talks over this machine's own loopback, which a user can do nothing about.
+# A kernel warns that it talks over this machine's own loopback, and a user cannot change that.
 KERNEL_ARGUMENTS = ["--log-level=ERROR"]
-# What Jupyter writes down about the machine that a notebook was last opened on; no content of it.
-_SESSION_KEYS = ["metadata.kernelspec", "metadata.language_info", "metadata.widgets", "metadata.toc", "metadata.papermill"]
+# Jupyter's notes about the machine that a notebook was last opened on.
+_SESSION_KEYS = [f"metadata.{key}" for key in ("kernelspec", "language_info", "widgets", "toc", "papermill")]
 
 
 def strip(source: str | Path, destination: str | Path) -> None:
     """Write a notebook without outputs, execution counts and session metadata.
 
-    Opening and saving it in JupyterLab leaves the copy as it was, so nothing that depends on it runs again. Raises UserError
-    for a file that is missing or no notebook.
+    Opening and saving the notebook in JupyterLab leaves the copy unchanged, so nothing that depends on it
+    runs again. Raises UserError for a file that is missing or no notebook.
     """
     from nbstripout import strip_output
 
     notebook = read(source)
-    stripped = strip_output(notebook, keep_output=False, keep_count=False, keep_id=True, extra_keys=_SESSION_KEYS)
+    options = {"keep_output": False, "keep_count": False, "keep_id": True, "extra_keys": _SESSION_KEYS}
+    stripped = strip_output(notebook, **options)
     destination = Path(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(stripped, destination)
 
 
 def execute(paper: str, budget: str, scope: str = "headline") -> Path:
-    """Run a paper's stripped notebook and render it: `executed/<budget>/<paper>.ipynb` and `.html`; returns the page.
+    """Run a paper's stripped notebook, render it to `executed/<budget>/papers/<paper>.html`, return that.
 
-    The notebook gets the names `paper`, `budget` and `scope` ("headline", or "full" with the runs of the grid, whose page lies in
-    `executed/<budget>/full/`) and reads every number through `replicate.config`. Raises UserError when a cell fails; the notebook
-    with its traceback stays where it is.
+    The notebook gets the names `paper`, `budget` and `scope` ("headline", or "full" with the runs of the
+    grid, whose page lies in `executed/<budget>/full/`) and reads every number through `replicate.config`.
+    Raises UserError when a cell fails; the notebook with its traceback stays on disk.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -48,28 +49,24 @@ def execute(paper: str, budget: str, scope: str = "headline") -> Path:
     if not source.exists():
         strip(f"notebooks/{paper}.ipynb", source)
     target = EXECUTED / budget / ("full" if scope == "full" else "papers") / f"{paper}.ipynb"
-    page = target.with_suffix(".html")
     target.parent.mkdir(parents=True, exist_ok=True)
+    page = target.with_suffix(".html")
     page.unlink(missing_ok=True)
     names = {"paper": paper, "budget": budget, "scope": scope}
-    _accepts(source, names)
-    options = {
-        "kernel_name": KERNEL,
-        "language": "python",
-        "progress_bar": False,
-        "execution_timeout": CELL_TIMEOUT,
-        "extra_arguments": KERNEL_ARGUMENTS,
-    }
+    _refuse_unknown(source, names)
+    options = {"kernel_name": KERNEL, "language": "python", "extra_arguments": KERNEL_ARGUMENTS}
+    options |= {"progress_bar": False, "execution_timeout": CELL_TIMEOUT}
     try:
         papermill.execute_notebook(str(source), str(target), parameters=names, **options)
     except PapermillExecutionError as error:
-        raise UserError(f"{target}: cell [{error.exec_count}] failed with {error.ename}: {_one_line(error.evalue)}; it holds the traceback") from None
+        failed = f"cell [{error.exec_count}] failed with {error.ename}: {_one_line(error.evalue)}"
+        raise UserError(f"{target}: {failed}; it holds the traceback") from None
     page.write_text(render(read(target)), encoding="utf-8")
     return page
 
 
 def render(notebook: nbformat.NotebookNode) -> str:
-    """An executed notebook as one HTML page that needs nothing else: light or dark as the system is, readable on a phone."""
+    """An executed notebook as one HTML page that needs nothing else."""
     from replicate.report.page import page
 
     return page(title(notebook), body(notebook))
@@ -79,27 +76,29 @@ def body(notebook: nbformat.NotebookNode) -> str:
     """An executed notebook as HTML to stand within a page; code is folded away."""
     from nbconvert import HTMLExporter
 
-    from replicate.report.page import CODE_CELLS
+    from replicate.report.page import TEMPLATES
 
-    exporter = HTMLExporter(raw_template=CODE_CELLS, exclude_input_prompt=True, exclude_output_prompt=True)
+    template = (TEMPLATES / "notebook.html.j2").read_text()
+    exporter = HTMLExporter(raw_template=template, exclude_input_prompt=True, exclude_output_prompt=True)
     return exporter.from_notebook_node(notebook)[0]
 
 
 def front(notebook: nbformat.NotebookNode) -> tuple[str, str] | None:
-    """The picture that stands for a notebook, that of its cell tagged `front`: (PNG in base64, alternative text); None where it drew none."""
-    tagged = (cell for cell in notebook.cells if "front" in cell.metadata.get("tags", []))
-    outputs = (output for cell in tagged for output in cell.get("outputs", []) if "image/png" in output.get("data", {}))
-    found = next(outputs, None)
-    return found and (found["data"]["image/png"], found.get("metadata", {}).get("image/png", {}).get("alt", ""))
+    """The picture of the cell tagged `front`: (PNG in base64, alternative text); None where it drew none."""
+    for cell in notebook.cells:
+        if "front" in cell.metadata.get("tags", []):
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    described = output.get("metadata", {}).get("image/png", {}).get("alt", "")
+                    return output["data"]["image/png"], described
+    return None
 
 
 def title(notebook: nbformat.NotebookNode) -> str:
     """The text of the first heading."""
-    for cell in notebook.cells:
-        found = re.search(r"^# (.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
-        if found:
-            return found[1].strip()
-    return "Notebook"
+    texts = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    found = (re.search(r"^# (.+)$", text, re.MULTILINE) for text in texts)
+    return next((match[1].strip() for match in found if match), "Notebook")
 
 
 def read(path: str | Path) -> nbformat.NotebookNode:
@@ -118,8 +117,8 @@ def parameters(notebook: nbformat.NotebookNode) -> list[str]:
     return [name for cell in tagged for name in re.findall(r"^(\w+)\s*=", cell.source, re.MULTILINE)]
 
 
-def _accepts(source: Path, names: dict[str, Any]) -> None:
-    """papermill only warns of a name that a notebook does not know, and the notebook would then run on its defaults."""
+def _refuse_unknown(source: Path, names: dict[str, Any]) -> None:
+    """papermill only warns of an unknown name, and the notebook would run on its defaults."""
     unknown = [name for name in names if name not in parameters(read(source))]
     if unknown:
         raise UserError(f"{source}: its cell tagged 'parameters' does not assign {', '.join(unknown)}")

@@ -1,4 +1,4 @@
-"""What a claim or a table cell takes from results: runs, differences, ratios, the best of several.
+"""What a claim or a table cell reads from results: runs, differences, ratios, the best of several.
 
 A quantity is written as data:
 
@@ -12,19 +12,23 @@ A quantity is written as data:
 | `{over: [A, B]}`               | A / B, of positive metrics                                         |
 | `{peak: SWEEP}`                | where the sweep is highest                                         |
 
-All but `peak` are linear in runs (a ratio is, in logarithms), so an expression is evaluated seed by seed and gets one interval.
+All but `peak` are linear in runs (a ratio is, in logarithms): an expression is evaluated seed by seed and
+gets one interval.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from replicate import intervals
+from replicate.config import published
 from replicate.config.published import Sweep
 from replicate.errors import UserError
 from replicate.intervals import Curve, Estimate
@@ -35,7 +39,7 @@ EXPRESSIONS = ("best", "worst", "minus", "times", "over", "peak")
 
 
 class NotRun(Exception):
-    """Runs that a quantity needs and that have not finished; `missing` names them, or the metric that a run lacks."""
+    """Runs, or metrics of runs, that a quantity needs and that are missing."""
 
     def __init__(self, missing: list[str]) -> None:
         super().__init__(", ".join(missing))
@@ -52,16 +56,13 @@ class Linear:
     def scaled(self, factor: float) -> Linear:
         return Linear(tuple((factor * c, run, metric) for c, run, metric in self.terms), self.log)
 
-    def plus(self, other: Linear) -> Linear:
+    def minus(self, other: Linear) -> Linear:
         if self.log != other.log:
-            raise UserError("published/claims.yaml: a ratio and a difference cannot be compared with one another")
+            raise UserError("papers/*/claims.yaml: a ratio and a difference cannot be compared")
         merged: dict[tuple[str, str], float] = {}
-        for c, run, metric in self.terms + other.terms:
+        for c, run, metric in self.terms + other.scaled(-1.0).terms:
             merged[run, metric] = merged.get((run, metric), 0.0) + c
         return Linear(tuple((c, *key) for key, c in merged.items() if c), self.log)
-
-    def minus(self, other: Linear) -> Linear:
-        return self.plus(other.scaled(-1.0))
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Reader:
     """Reads quantities from one budget's results."""
 
     results: Results
-    sweeps: dict[str, Sweep] = field(default_factory=dict)
+    sweeps: dict[str, Sweep] = field(default_factory=published.sweeps)
     metric: str = DEFAULT_METRIC
 
     def estimate(self, quantity: Any) -> Estimate:
@@ -78,8 +79,28 @@ class Reader:
             return intervals.argmax(self.curve(quantity["peak"]))
         return self.evaluate(self.linear(quantity))
 
+    def value(self, quantity: Any) -> float:
+        """The quantity's value; NaN when a run that it needs has not finished."""
+        try:
+            return self.estimate(quantity).value
+        except NotRun:
+            return math.nan
+
+    def text(self, quantity: Any, factor: float = 1.0, digits: int | None = None, missing: str = "") -> str:
+        """The quantity times a factor, "12.3 [11.9, 12.7]"; `missing` when a run has not finished.
+
+        Without `digits`, values from 10 on have one decimal and others two.
+        """
+        try:
+            found = self.estimate(quantity)
+        except NotRun as error:
+            return missing.format(error)
+        digits = digits if digits is not None else 1 if factor * abs(found.value) >= 10 else 2
+        value, *ends = (f"{factor * number:.{digits}f}" for number in found[:3])
+        return f"{value} [{', '.join(ends)}]" if found.has_interval else value
+
     def evaluate(self, linear: Linear, raw: bool = False) -> Estimate:
-        """The expression's interval; a ratio comes as a factor, or with `raw` in logarithms, where its interval is symmetric."""
+        """The expression's interval; a ratio is a factor, or with `raw` its logarithm."""
         found = [(c, self.values(run, metric)) for c, run, metric in linear.terms]
         self._refuse_one_recipe([(run, metric) for _, run, metric in linear.terms])
         if not found:
@@ -90,19 +111,21 @@ class Reader:
         return estimate.map(math.exp) if linear.log and not raw else estimate
 
     def _refuse_one_recipe(self, terms: list[tuple[str, str]]) -> None:
-        """A budget may cap what two runs differ in (batch sizes of 1,024 and 4,096 at a cap of 16): such a comparison says nothing."""
-        recipes = [(run, metric, recipe) for run, metric in terms if (recipe := self.results.recipe(run)) is not None]
-        for k, (left, metric, recipe) in enumerate(recipes):
-            for right, other, same in recipes[k + 1 :]:
-                if left != right and metric == other and recipe == same:
-                    raise NotRun([f"{left} and {right} are one recipe at this budget"])
+        """Raise NotRun for runs that a budget makes equal (batches of 1,024 and 4,096 at a cap of 16)."""
+        recipes = [(run, metric, self.results.recipe(run)) for run, metric in terms]
+        for (left, metric, recipe), (right, other, same) in combinations(recipes, 2):
+            if left != right and metric == other and recipe is not None and recipe == same:
+                raise NotRun([f"{left} and {right} are one recipe at this budget"])
 
     def linear(self, quantity: Any) -> Linear:
-        """The quantity as a linear expression, the best and the worst of a set resolved by their means."""
+        """The quantity as a linear expression; the means decide the best and the worst of a set."""
         if isinstance(quantity, str):
             run, _, metric = quantity.partition("/")
             return Linear(((1.0, run, metric or self.metric),))
-        kind, argument = self._expression(quantity)
+        if not isinstance(quantity, dict) or len(quantity) != 1 or next(iter(quantity)) not in EXPRESSIONS:
+            choice = ", ".join(EXPRESSIONS)
+            raise UserError(f"papers/*: {quantity!r} is no quantity; write a run's name or one of {choice}")
+        [(kind, argument)] = quantity.items()
         if kind in ("best", "worst"):
             return self.linear(self._extreme(argument, 1 if kind == "best" else -1))
         if kind == "times":
@@ -113,6 +136,7 @@ class Reader:
         return left.minus(right)
 
     def values(self, run: str, metric: str) -> dict[int, float]:
+        """Seed -> value of one run. Raises NotRun when the run has not finished or lacks the metric."""
         if run not in self.results:
             raise NotRun([run])
         try:
@@ -121,7 +145,7 @@ class Reader:
             raise NotRun([f"{run}/{metric}"]) from None
 
     def curve(self, sweep: Any, low: float = -math.inf, high: float = math.inf, least: int = 3) -> Curve:
-        """A sweep's finished points between two places. Raises NotRun when fewer than `least` have finished."""
+        """A sweep's finished points between two places. Raises NotRun for fewer than `least`."""
         points = {x: run for x, run in sorted(self.points(sweep).items()) if low <= x <= high}
         finished = {x: run for x, run in points.items() if run in self.results}
         if len(finished) < min(least, len(points)):
@@ -129,30 +153,28 @@ class Reader:
         return Curve(list(finished), [self.values(run, self.metric) for run in finished.values()])
 
     def points(self, sweep: Any) -> dict[float, str]:
-        """A named sweep, {x: run}, or a list of runs numbered in its order."""
-        if isinstance(sweep, list):
-            return {float(k): run for k, run in enumerate(sweep)}
-        if isinstance(sweep, dict):
-            return {float(x): run for x, run in sweep.items()}
+        """{x: run} of a named sweep, of such a mapping, or of a list of runs, numbered in order."""
+        if not isinstance(sweep, str):
+            pairs = sweep.items() if isinstance(sweep, dict) else enumerate(sweep)
+            return {float(x): run for x, run in pairs}
         if sweep not in self.sweeps:
-            raise UserError(f"published/claims.yaml: no sweep '{sweep}'; there are {', '.join(self.sweeps)}")
-        return self.sweeps[sweep].points | self._more(self.sweeps[sweep])
+            raise UserError(f"papers/*/claims.yaml: no sweep '{sweep}'; there are {', '.join(self.sweeps)}")
+        return self.sweeps[sweep].points | dict(self._more(self.sweeps[sweep]))
 
-    def _more(self, sweep: Sweep) -> dict[float, str]:
-        """Finished runs that belong to the sweep without being named in it."""
-        fitting = fnmatch.filter(self.results.runs, sweep.runs) if sweep.runs else []
-        return {float(self.results.runs[name].run[sweep.by]): name for name in fitting if sweep.by in self.results.runs[name].run}
+    def _more(self, sweep: Sweep) -> Iterator[tuple[float, str]]:
+        """Finished runs that fit the sweep's pattern without being named in it."""
+        for name in fnmatch.filter(self.results.runs, sweep.runs) if sweep.runs else []:
+            stated = self.results.runs[name].run
+            if sweep.by in stated:
+                yield float(stated[sweep.by]), name
 
     def _extreme(self, argument: Any, sign: int) -> str:
-        candidates = list(argument) if isinstance(argument, list) else list(self.points(argument).values())
+        candidates = list(argument if isinstance(argument, list) else self.points(argument).values())
         finished = [run for run in candidates if run.partition("/")[0] in self.results]
         if len(finished) < min(2, len(candidates)):
             raise NotRun([run for run in candidates if run not in finished])
-        means = [float(np.mean(list(self.values(*self.linear(run).terms[0][1:]).values()))) for run in finished]
-        return finished[int(np.argmax([sign * mean for mean in means]))]
-
-    @staticmethod
-    def _expression(quantity: Any) -> tuple[str, Any]:
-        if not isinstance(quantity, dict) or len(quantity) != 1 or next(iter(quantity)) not in EXPRESSIONS:
-            raise UserError(f"published: {quantity!r} is no quantity; write a run's name or one of {', '.join(EXPRESSIONS)}")
-        return next(iter(quantity.items()))
+        means = [
+            sign * float(np.mean(list(self.values(*self.linear(run).terms[0][1:]).values())))
+            for run in finished
+        ]
+        return finished[int(np.argmax(means))]

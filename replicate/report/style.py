@@ -1,4 +1,4 @@
-"""One look for every figure: seaborn's theme set once, Okabe and Ito's colours, which colour-blind readers can tell apart."""
+"""One look for every figure: seaborn's theme, and colours that colour-blind readers can tell apart."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import warnings
 from pathlib import Path
 
 import matplotlib as mpl
-import seaborn as sns
 from matplotlib import figure as mpl_figure
 from matplotlib.axes import Axes
 
-# Okabe and Ito, "Color Universal Design" (2008): blue, bluish green, reddish purple, orange, sky blue, black, and last vermilion,
-# which is kept for the papers' own numbers.
+# Okabe and Ito, "Color Universal Design" (2008): blue, bluish green, reddish purple, orange, sky blue, black.
+# The last, vermilion, is for the papers' own numbers.
 PALETTE = ["#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#D55E00"]
 OURS, PAPER, REFERENCE = PALETTE[0], PALETTE[-1], "#767676"
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
@@ -36,7 +35,11 @@ _SETTINGS = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "replicate",
 }
-_DATELESS = {".svg": {"Date": None}, ".pdf": {"CreationDate": None, "ModDate": None}, ".png": {"Software": None}}
+_DATELESS = {
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None, "ModDate": None},
+    ".png": {"Software": None},
+}
 
 
 class Figure(mpl_figure.Figure):
@@ -61,21 +64,22 @@ def _described(axes: Axes) -> str:
 
 
 def set_theme() -> None:
-    """Set the theme for this process; called by every drawing function, so that a figure looks the same wherever it is drawn."""
+    """Set the theme for this process; every drawing function calls it."""
+    import seaborn as sns
+
     sns.set_theme(context="notebook", style="ticks", palette=PALETTE, font_scale=0.9)
     mpl.rcParams.update(_SETTINGS)
 
 
 def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write `<stem>.svg`, `.pdf` and `.png`; the same figure gives the same bytes, so that nothing changes when nothing did."""
+    """Write `<stem>.svg`, `.pdf` and `.png`; the same figure gives the same bytes."""
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
     with warnings.catch_warnings():
-        # How long a legend's place takes to find is a matter of the machine, and the warning names its folders on the page.
+        # Whether placing a legend takes long depends on the machine, and the warning names its folders.
         warnings.filterwarnings("ignore", message='Creating legend with loc="best"')
         for suffix, metadata in _DATELESS.items():
-            path = stem.with_name(stem.name + suffix)
-            figure.savefig(path, metadata=metadata)
-            written.append(path)
+            written.append(stem.with_name(stem.name + suffix))
+            figure.savefig(written[-1], metadata=metadata)
     return written

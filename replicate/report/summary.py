@@ -1,119 +1,130 @@
-"""Small tables of our own results: differences between runs, and the points of a figure's curves, each with its interval."""
+"""Small tables: differences between runs, points of curves, runs, contradictions, software."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
 
 from replicate import intervals
 from replicate.config import published
+from replicate.provenance import PAGE_SOURCES, git_state, machine, versions
 from replicate.report import computed, tables
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Run
 
-if TYPE_CHECKING:
-    from replicate.config import Params
-
-COLUMNS = ["left", "right", "difference", "low", "high", "seeds"]
+CONTRASTS = ["left", "right", "difference", "low", "high", "seeds"]
+POINTS = ["curve", "place", "run", "published", "ours", "ours_low", "ours_high", "seeds", "status"]
 HEADLINES = ("top1", "val_loss", "loss", "images_per_second")
-"""What a run is summed up by: the first of these that it reports."""
+"""A run's headline number is the first of these that it reports."""
 
 
 def contrasts(reader: Reader, pairs: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
-    """One line a pair of runs: both means, left - right in points and its 95 % interval; blank where a run has not finished."""
+    """A line a pair of runs: both means, left - right in points and its 95 % interval."""
     lines = {name: _contrast(reader, *pair) for name, pair in pairs.items()}
-    return pd.DataFrame.from_dict(lines, orient="index", columns=COLUMNS)
+    return pd.DataFrame.from_dict(lines, orient="index", columns=CONTRASTS)
+
+
+def _contrast(reader: Reader, left: str, right: str) -> list[str]:
+    try:
+        means = [f"{reader.estimate(run).value:.1f}" for run in (left, right)]
+        found = reader.estimate({"minus": [left, right]})
+    except NotRun as error:
+        return [f"not run: {error}", "", "", "", "", ""]
+    bounds = [f"{bound:+.1f}" if found.has_interval else "" for bound in (found.low, found.high)]
+    return [*means, f"{found.value:+.1f}", *bounds, str(found.seeds)]
+
+
+def points(reader: Reader, sweeps: Mapping[str, str], cells: pd.DataFrame) -> pd.DataFrame:
+    """Every point of a figure's curves, one line a point with the columns `POINTS`.
+
+    `sweeps` maps a curve's legend to the sweep; `cells` are the paper's numbers of the figure.
+    """
+    printed = dict(zip(cells["run"], cells["published"], strict=True))
+    lines = []
+    for label, sweep in sweeps.items():
+        for place, run in sorted(reader.points(sweep).items()):
+            try:
+                found, status = reader.estimate(run), "run"
+            except NotRun:
+                found, status = intervals.Estimate(*[float("nan")] * 3, 0), tables.NOT_RUN
+            lines.append([label, place, run, printed.get(run, ""), *found[:4], status])
+    return pd.DataFrame(lines, columns=POINTS)
+
+
+def point_texts(table: pd.DataFrame, place: str) -> pd.DataFrame:
+    """Points for reading: a line a place on the axis, two columns a curve, ours and printed."""
+    shown = table.assign(text=[_point_text(line) for line in table.to_dict("records")])
+    wide = shown.pivot(index="place", columns="curve", values=["text", "published"]).fillna("")
+    both = [(kind, curve) for curve in dict.fromkeys(table["curve"]) for kind in ("published", "text")]
+    columns = [pair for pair in both if (wide[pair] != "").any()]
+    named = wide[columns].set_axis([name + ", printed" * (kind != "text") for kind, name in columns], axis=1)
+    named.index = [f"{x:g}" for x in named.index]
+    return named.rename_axis(place).reset_index()
+
+
+def _point_text(line: Mapping[str, Any]) -> str:
+    if not line["seeds"]:
+        return line["status"]
+    bounded = pd.notna(line["ours_low"]) and pd.notna(line["ours_high"])
+    return f"{line['ours']:.1f}" + (f" [{line['ours_low']:.1f}, {line['ours_high']:.1f}]" if bounded else "")
 
 
 def finished(runs: Sequence[Run]) -> pd.DataFrame:
-    """One line a finished run: its number with a 95 % interval over seeds, and what made it."""
+    """One line a finished run: its number with a 95 % interval over seeds, and its provenance."""
     return pd.DataFrame([_line(run) for run in runs])
 
 
 def _line(run: Run) -> dict[str, object]:
     metric = next((name for name in HEADLINES if name in run.per_seed[0]), "")
-    ours = low = high = ""
-    if metric:
-        found = intervals.mean(list(run.values(metric).values()))
-        ours = f"{found.value:.4g}"
-        low, high = (f"{bound:.4g}" if found.has_interval else "" for bound in (found.low, found.high))
-    made, versions = run.provenance, run.provenance.get("versions", {})
+    values = list(run.values(metric).values()) if metric else []
+    ours = intervals.mean(values)[:3] if metric else ()
+    texts = [f"{number:.4g}" if number == number else "" for number in ours] or ["", "", ""]
+    made = run.provenance
+    versions, git = made.get("versions", {}), made.get("git", {})
+    seconds = 3600 * sum(one.get("train_hours", 0) for one in run.per_seed)
     return {
         "run": run.name,
         "metric": metric,
-        "ours": ours,
-        "ours_low": low,
-        "ours_high": high,
+        **dict(zip(("ours", "ours_low", "ours_high"), texts, strict=True)),
         "seeds": len(run.seeds),
-        "per_seed": " ".join(f"{value:.4g}" for value in run.values(metric).values()) if metric else "",
-        "device": made.get("device", ""),
+        "per_seed": " ".join(f"{value:.4g}" for value in values),
+        "device": run.device,
         "torch": versions.get("torch", ""),
         "timm": versions.get("timm", ""),
-        "revision": str(made.get("git", {}).get("revision", ""))[:12] + (" with changes" if made.get("git", {}).get("dirty") else ""),
+        "revision": str(git.get("revision", ""))[:12] + " with changes" * bool(git.get("dirty")),
         "data": str(made.get("manifest_sha256", ""))[:12],
-        "train_seconds": f"{seconds:.0f}" if (seconds := 3600 * sum(one.get("train_hours", 0) for one in run.per_seed)) else "",
+        "train_seconds": f"{seconds:.0f}" if seconds else "",
     }
 
 
 def recomputed(cells: pd.DataFrame) -> pd.DataFrame:
-    """The printed numbers of a paper that computation contradicts: printed, computed, and how.
+    """The printed numbers of `tables.cells` that computation contradicts: printed, computed, and how.
 
-    `cells` is what `replicate.report.tables.cells` gives. No training enters: the values come from the paper's other numbers or from
-    first principles.
+    No training is involved: the values come from the paper's other numbers or from first principles.
     """
-    found = cells[cells["status"] == tables.CONTRADICTION]
-    place = found["table"].str.replace("_", " ").str.capitalize() + found["panel"].map(lambda panel: f" ({panel})" if panel else "")
-    numbers = computed.all_numbers().loc[found["id"]]
-    rows = [", ".join(f"{name}={value}" for name, value in published.setting(row).items()) for row in found["row"]]
-    shown = found.assign(place=place, row=rows, computed=[f"{value:.4g}" for value in numbers["ours"]], how=numbers["note"].tolist())
-    shown = shown.rename(columns={"column": "what", "published": "printed"})
-    return shown[["place", "row", "what", "printed", "computed", "how"]].set_index("place").rename_axis(None)
+    lines = []
+    for cell in cells[cells["status"] == tables.CONTRADICTION].to_dict("records"):
+        found = computed.numbers(cell["id"].partition(".")[0])[cell["id"]]
+        place = cell["table"].replace("_", " ").capitalize() + f" ({cell['panel']})" * bool(cell["panel"])
+        row = ", ".join(f"{name}={value}" for name, value in published.setting(cell["row"]).items())
+        lines.append([place, row, cell["column"], cell["published"], f"{found.range.value:.4g}", found.note])
+    columns = ["place", "row", "what", "printed", "computed", "how"]
+    return pd.DataFrame(lines, columns=columns).set_index("place").rename_axis(None)
 
 
-RECIPE = [
-    "backbone",
-    "mask_ratio",
-    "decoder_depth",
-    "decoder_width",
-    "target",
-    "epochs",
-    "warmup_epochs",
-    "batch_size",
-    "base_lr",
-    "min_lr",
-    "weight_decay",
-    "betas",
-    "layer_decay",
-    "drop_path",
-    "label_smoothing",
-    "mixup",
-    "cutmix",
-    "auto_augment",
-    "random_erasing",
-    "crop_scale",
-]
+def contradictions(paper: str) -> pd.DataFrame:
+    """Where a paper contradicts itself or its formulas."""
+    found = [entry for entry in published.contradictions() if entry["paper"] == paper]
+    return pd.DataFrame(found, columns=["place", "kind", "printed", "recomputed", "note"])
 
 
-def recipes(params: Params, runs: Sequence[str]) -> pd.DataFrame:
-    """The recipes of some runs in their paper's own numbers: a line a setting, a column a run, blank where a run has no such setting."""
-    columns = {name: params.run(name).model_dump() for name in runs}
-    lines = {key: [_setting(run.get(key, "")) for run in columns.values()] for key in RECIPE}
-    return pd.DataFrame.from_dict(lines, orient="index", columns=list(columns))
-
-
-def _setting(value: object) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(_setting, value))
-    return f"{value:g}" if isinstance(value, float) else "off" if value is None else str(value)
-
-
-def _contrast(reader: Reader, left: str, right: str) -> list[str]:
-    try:
-        means = [reader.estimate(run).value for run in (left, right)]
-        found = reader.estimate({"minus": [left, right]})
-    except NotRun as error:
-        return [f"not run: {error}", "", "", "", "", ""]
-    bounds = [f"{bound:+.1f}" if found.has_interval else "" for bound in (found.low, found.high)]
-    return [*(f"{mean:.1f}" for mean in means), f"{found.value:+.1f}", *bounds, str(found.seeds)]
+def software() -> dict[str, str]:
+    """What makes a page: git revision, machine and versions."""
+    git, here = git_state(paths=PAGE_SOURCES), machine()
+    return {
+        "git revision": git["revision"][:12] + (" with changes" if git["dirty"] else ""),
+        "machine": f"{here['system']} {here['architecture']}, {here['cores']} cores",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items() if version),
+    }

@@ -1,1 +1,3 @@
-"""Schedules: learning rate over iterations, learning rate over layers, resolution and mask ratio over stages."""
+"""Schedules: learning rates over iterations and over layers, resolutions and mask ratios over stages."""
+
+import replicate.compat  # noqa: F401

@@ -1,4 +1,4 @@
-"""Learning rate over iterations: linear warm-up from zero, then half a cosine (MAE Tables 7 and 8; SGDR for the cosine)."""
+"""Learning rate over iterations: linear warm-up from zero, then half a cosine (MAE Tables 7 and 8)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import math
 from torch.optim import Optimizer
 
 
-def warmup_cosine(epoch: float, *, peak: float, epochs: float, warmup_epochs: float, min_lr: float = 0.0) -> float:
-    """The learning rate at a fractional epoch, set anew at every iteration.
+def warmup_cosine(
+    epoch: float, *, peak: float, epochs: float, warmup_epochs: float, min_lr: float = 0.0
+) -> float:
+    """The learning rate at a fractional epoch.
 
-    Rises linearly from 0 to `peak` over `warmup_epochs`, then falls along half a cosine to `min_lr` at `epochs`.
+    It rises linearly from 0 to `peak` over `warmup_epochs`, then falls along half a cosine to `min_lr` at
+    `epochs`.
     """
     if epoch < warmup_epochs:
         return peak * epoch / warmup_epochs
@@ -19,6 +22,6 @@ def warmup_cosine(epoch: float, *, peak: float, epochs: float, warmup_epochs: fl
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Give every parameter group `lr` times its own `lr_scale` (layer-wise decay); groups without one take `lr`, those with a `fixed_lr` that."""
+    """Set every group's rate: `lr` times its `lr_scale` (1 without layer-wise decay)."""
     for group in optimizer.param_groups:
-        group["lr"] = group.get("fixed_lr", lr * group.get("lr_scale", 1.0))
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -1,4 +1,4 @@
-"""The leading principal components of a patch as the target (MAE sec 4.1 and Table 1d: 96 coefficients of a 16x16 patch)."""
+"""The leading principal components of a patch as the target: 96 of a 16x16 patch (MAE sec 4.1, Table 1d)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ _SHARE = 8  # 96 coefficients of 768 values: an eighth, whatever the patch size
 
 
 class Target(nn.Module):
-    """The coefficients of the patch's pixels on the leading principal axes of all patches of the training set.
+    """A patch's coefficients on the leading principal axes of the training set's patches.
 
-    The axes have to be fitted first (`fit`, `needs_fit`) or come with the state: mean and axes are buffers, so they travel with
-    the state dict. The axes are orthonormal and the coefficients keep their own scale, so that the error is that of the pixels
-    within the 96 dimensions: MAE keeps the "largest PCA coefficients" and says nothing of rescaling them. `components` None
-    takes an eighth of the patch's values, 96 at patch size 16.
+    First call `fit`, or load a state: mean and axes are buffers. The axes are orthonormal and the
+    coefficients are not rescaled, so the error is that of the pixels within the 96 dimensions. MAE keeps the
+    "largest PCA coefficients" and mentions no scale. `components` None is an eighth of the patch's values.
     """
 
     loss = "mse"
@@ -31,7 +30,8 @@ class Target(nn.Module):
         self.patch_size = patch_size
         self.dim = components or max(1, values // _SHARE)
         if self.dim > values:
-            raise UserError(f"target pca: {self.dim} components, but a {patch_size}x{patch_size} patch has {values} values")
+            patch = f"a {patch_size}x{patch_size} patch has {values} values"
+            raise UserError(f"target pca: {self.dim} components, but {patch}")
         self.register_buffer("mean", torch.zeros(values))
         self.register_buffer("axes", torch.zeros(values, self.dim))
 
@@ -41,15 +41,19 @@ class Target(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> Target:
-        """Fit to images: batches (N, 3, H, W), raw or normalised, each seen once. Returns itself.
+        """Fit to batches of images (N, 3, H, W), raw or normalised, in one pass. Returns itself.
 
-        Moments are summed in double precision, so the result does not depend on how images are batched. An axis points to where
-        its largest entry is positive. Raises UserError when there are fewer patches than components.
+        Moments are summed in double precision, so the batch size has no effect. The largest entry of an axis
+        is positive. Raises UserError if there are fewer patches than components.
         """
         count, total, moment = 0, 0.0, 0.0
         for images in batches:
             patches = self._patches(images.to(self.mean.device)).flatten(0, 1).double()
-            count, total, moment = count + len(patches), total + patches.sum(dim=0), moment + patches.t() @ patches
+            count, total, moment = (
+                count + len(patches),
+                total + patches.sum(dim=0),
+                moment + patches.t() @ patches,
+            )
         if count <= self.dim:
             raise UserError(f"target pca: {count} patches are too few to fit {self.dim} components")
         mean = total / count
@@ -61,15 +65,17 @@ class Target(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, L, components). Raises UserError when nothing was fitted."""
+        """(N, 3, H, W) -> (N, L, components). Raises UserError before `fit`."""
         if self.needs_fit:
-            raise UserError("target pca: its axes have not been fitted; call fit() on the training images, or load its state")
+            raise UserError(
+                "target pca has not been fitted: call fit() on the training images, or load its state"
+            )
         with torch.autocast(images.device.type, enabled=False):
             return (self._patches(images) - self.mean) @ self.axes
 
     @torch.no_grad()
     def unnormalise(self, pred: Tensor, images: Tensor) -> Tensor:
-        """Predicted coefficients (N, L, components) as pixels of the normalised space, (N, L, D), for pictures."""
+        """Predicted coefficients (N, L, components) as pixels (N, L, D) of the normalised space."""
         return pred.float() @ self.axes.t() + self.mean
 
     def _patches(self, images: Tensor) -> Tensor:

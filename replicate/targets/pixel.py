@@ -8,21 +8,20 @@ from torch import Tensor, nn
 from replicate.loaders.pixels import as_normalised
 from replicate.patches import patchify
 
-EPSILON = 1e-6  # added to the patch's variance, as the reference implementation does
+EPSILON = 1e-6
 
 
 def statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, (N, L, 1) each, of all values of a patch, the three channels together.
 
-    The variance is the unbiased one (divided by D - 1) plus 1e-6: the paper only says "standard deviation", the
-    released models use this.
+    The variance is unbiased (divided by D - 1), plus 1e-6, as in the reference implementation.
     """
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return mean, (variance + EPSILON).sqrt()
 
 
 class Target(nn.Module):
-    """The pixels of each patch; `norm_pix` subtracts the patch's mean and divides by its standard deviation."""
+    """A patch's pixels; `norm_pix` subtracts their mean and divides by their standard deviation."""
 
     loss = "mse"
 
@@ -45,9 +44,8 @@ class Target(nn.Module):
     def unnormalise(self, pred: Tensor, images: Tensor) -> Tensor:
         """Predictions (N, L, D) as pixels of the normalised space, for pictures.
 
-        For normalised pixels this borrows each patch's true mean and deviation from `images`: the picture then shows
-        something that the model was never told, and has to be labelled so. Unnormalised predictions are returned as
-        they are.
+        For normalised pixels this takes each patch's true mean and deviation from `images`. The model does
+        not know them, so label such a picture. Unnormalised predictions stay as they are.
         """
         if not self.norm_pix:
             return pred

@@ -1,4 +1,4 @@
-"""How alike a target is at full and at reduced resolution: PSNR and SSIM of pixels and of HOG (FastMIM Figures 3, 8 and 9)."""
+"""PSNR and SSIM of pixels and of HOG between full and reduced resolution (FastMIM Figures 3, 8 and 9)."""
 
 from __future__ import annotations
 
@@ -7,30 +7,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from replicate.errors import UserError
-from replicate.targets.hog import CELL, dense_hog, hog_maps
+from replicate.targets.hog import CELL, dense_hog
 
 WINDOW = 7
-"""Pixels a side of SSIM's window (Wang et al. 2004; scikit-image's default)."""
+"""Side of SSIM's window in pixels (Wang et al. 2004; scikit-image's default)."""
 
 
 def reduced(images: Tensor, size: int) -> Tensor:
-    """uint8 images (N, 3, S, S) at `size` pixels, antialiased, as uint8: what a pre-training at that resolution is shown."""
-    small = F.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    """uint8 images (N, 3, S, S) at `size` pixels, antialiased, as uint8."""
+    small = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
     return small.round().clamp(0, 255).to(torch.uint8)
 
 
 @torch.no_grad()
 def similarities(images: Tensor, size: int, cell: int = CELL) -> dict[str, Tensor]:
-    """uint8 images (N, 3, S, S) and themselves reduced to `size` pixels -> psnr_pixel, ssim_pixel, psnr_hog, ssim_hog, each (N,).
+    """PSNR and SSIM of uint8 images (N, 3, S, S) and the same images reduced to `size` pixels.
 
-    The reduced image and the HOG of the reduced image are resized (bilinear) to the full ones' shape; both kinds lie in 0..1.
-    Raises UserError when an image has fewer than 7 cells a side, SSIM's window.
+    Returns psnr_pixel, ssim_pixel, psnr_hog, ssim_hog, each (N,). Reduced images and their HOG are resized
+    (bilinear) to the full shape; all values are in 0..1. Raises UserError for fewer than 7 cells a side,
+    SSIM's window.
     """
-    full, small = images.float() / 255, reduced(images, size).float() / 255
-    pixels = full, F.interpolate(small, size=full.shape[-2:], mode="bilinear", align_corners=False)
-    cells = dense_hog(images, cell)
-    hog = hog_maps(cells), hog_maps(dense_hog(reduced(images, size), cell), size=tuple(cells.shape[-2:]))
-    return {f"{measure.__name__}_{name}": measure(*pair) for name, pair in (("pixel", pixels), ("hog", hog)) for measure in (psnr, ssim)}
+    small = reduced(images, size)
+    found = {}
+    for name, full, low in (
+        ("pixel", images.float() / 255, small.float() / 255),
+        ("hog", dense_hog(images, cell).flatten(1, 2), dense_hog(small, cell).flatten(1, 2)),
+    ):
+        pair = full, F.interpolate(low, full.shape[-2:], mode="bilinear", align_corners=False)
+        found |= {f"psnr_{name}": psnr(*pair), f"ssim_{name}": ssim(*pair)}
+    return found
 
 
 def psnr(left: Tensor, right: Tensor) -> Tensor:
@@ -39,16 +44,26 @@ def psnr(left: Tensor, right: Tensor) -> Tensor:
 
 
 def ssim(left: Tensor, right: Tensor, window: int = WINDOW) -> Tensor:
-    """Structural similarity (N,) of (N, C, H, W) maps in 0..1 over square windows, mean over channels and places."""
+    """Structural similarity (N,) of (N, C, H, W) maps in 0..1 over square windows, averaged over the image.
+
+    Raises UserError for maps smaller than the window.
+    """
     if min(left.shape[-2:]) < window:
-        raise UserError(f"SSIM: maps of {left.shape[-2]}x{left.shape[-1]} are smaller than its window of {window}")
+        shape = "x".join(map(str, left.shape[-2:]))
+        raise UserError(f"SSIM: maps of {shape} are smaller than its window of {window}")
     left, right = left.double(), right.double()
     unbiased = window**2 / (window**2 - 1)
     mean_l, mean_r = (F.avg_pool2d(maps, window, 1) for maps in (left, right))
     var_l, var_r, both = (
         (F.avg_pool2d(product, window, 1) - means) * unbiased
-        for product, means in ((left * left, mean_l**2), (right * right, mean_r**2), (left * right, mean_l * mean_r))
+        for product, means in (
+            (left * left, mean_l**2),
+            (right * right, mean_r**2),
+            (left * right, mean_l * mean_r),
+        )
     )
     c1, c2 = 0.01**2, 0.03**2
-    index = ((2 * mean_l * mean_r + c1) * (2 * both + c2)) / ((mean_l**2 + mean_r**2 + c1) * (var_l + var_r + c2))
+    index = ((2 * mean_l * mean_r + c1) * (2 * both + c2)) / (
+        (mean_l**2 + mean_r**2 + c1) * (var_l + var_r + c2)
+    )
     return index.flatten(1).mean(dim=1)

@@ -14,11 +14,12 @@ from replicate.patches import grid_of
 
 
 class Target(nn.Module):
-    """The token that a frozen tokenizer gives each patch; `dim` is the size of its vocabulary.
+    """The token of each patch from a frozen tokenizer; `dim` is the size of its vocabulary.
 
-    tokenizer: a file (one of the workbook's own, or a released discrete VAE, see `load_tokenizer`), or a module with
-    `vocabulary`, `stride` and `ids(images)`. Where the tokenizer's stride is not the patch size the image is resized first, so
-    that there is one token a patch, as BEiT does (112 pixels for a stride of 8 beside 224 for patches of 16).
+    tokenizer   a file (see `load_tokenizer`), or a module with `vocabulary`, `stride` and `ids(images)`
+
+    If the tokenizer's stride is not the patch size, the image is resized to one token a patch, as in BEiT:
+    112 pixels at a stride of 8, 224 at patches of 16.
     """
 
     loss = "cross_entropy"
@@ -31,7 +32,7 @@ class Target(nn.Module):
         self.dim = self.tokenizer.vocabulary
 
     def train(self, mode: bool = True) -> Target:
-        """The tokenizer stays in evaluation mode, whatever the run around it does."""
+        """Keeps the tokenizer in evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()

@@ -1,1 +1,3 @@
-"""One engine, and on top of it pre-training and the evaluations of what was pre-trained."""
+"""The training loop, and on top of it pre-training and the evaluations of what it learnt."""
+
+import replicate.compat  # noqa: F401

@@ -1,51 +1,32 @@
-"""What an evaluation starts from, by what built the pre-trained encoder: `replicate.models.classifier` or `replicate.models.backbones`.
-
-A run of a plain ViT must not depend on the files of the other backbones, so those are imported by name.
-"""
+"""What an evaluation starts from, by its context: `replicate.models.build` with the run's settings."""
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from replicate.config.backbones import vit_backbone
-from replicate.models import classifier
+from replicate.models import build
+from replicate.models.build import pooled
 
 if TYPE_CHECKING:
     from replicate.trainers.context import RunContext
 
+__all__ = ["build_classifier", "build_probe", "load_encoder", "pooled"]
+
 
 def build_classifier(context: RunContext, drop_path: float = 0.0) -> nn.Module:
-    """The fine-tuning model of the backbone that the run's pre-training had, untrained, at the run's image size."""
-    source, options = context.upstream_run, {"image_size": context.run.image_size, "drop_path": drop_path}
-    if (backbones := _backbones(context)) is not None:
-        return backbones.build_classifier(source.backbone, context.num_classes, **options, **source.backbone_kwargs)
-    return classifier.build_classifier(vit_backbone(source.backbone, **source.backbone_kwargs), context.num_classes, **options)
+    """The fine-tuning model on the backbone of the run's pre-training, untrained, at the run's image size."""
+    run, pretrained = context.run, context.upstream_run
+    return build.build_classifier(pretrained, context.num_classes, run.image_size, drop_path)
 
 
 def build_probe(context: RunContext) -> nn.Module:
     """The linear probe on that backbone."""
-    source, size = context.upstream_run, context.run.image_size
-    if (backbones := _backbones(context)) is not None:
-        return backbones.build_probe(source.backbone, context.num_classes, image_size=size, **source.backbone_kwargs)
-    return classifier.build_probe(vit_backbone(source.backbone, **source.backbone_kwargs), context.num_classes, image_size=size)
+    return build.build_probe(context.upstream_run, context.num_classes, context.run.image_size)
 
 
-def load_encoder(context: RunContext, model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load pre-trained weights; blocks that pre-training left out keep their new values (FastMIM Table 1c). UserError for a misfit."""
-    # The probe of a hierarchy holds the encoder as a part of its own.
-    (_backbones(context) or classifier).load_encoder(getattr(model, "encoder", model), state, source=source)
-
-
-def pooled(model: nn.Module, images: Tensor) -> Tensor:
-    """The feature (N, C) that a classifier classifies: the mean of a hierarchy's last tokens, what a ViT's head sees."""
-    if hasattr(model, "feature_map"):
-        return torch.flatten(model.feature_map(images).mean(dim=(2, 3)), 1)
-    return model.forward_head(model.forward_features(images), pre_logits=True)
-
-
-def _backbones(context: RunContext):
-    return importlib.import_module("replicate.models.backbones") if context.upstream_run.method != "mae" else None
+def load_encoder(context: RunContext, model: nn.Module, state: dict[str, Tensor], path: str) -> None:
+    """Load pre-trained weights; blocks that pre-training left out stay new. Raises UserError for a misfit."""
+    pretrained, antialias = context.upstream_run, context.run.pos_embed_antialias
+    build.load_encoder(model, state, path, drop_blocks=pretrained.drop_blocks, antialias=antialias)

@@ -53,8 +53,9 @@ class Checkpoints:
         try:
             return torch.load(self.checkpoint_path, map_location=device, weights_only=True)
         except Exception as error:
+            advice = "delete it to start the run over"
             raise UserError(
-                f"{self.checkpoint_path}: cannot read this checkpoint ({error}); delete it to start the run over"
+                f"{self.checkpoint_path}: cannot read this checkpoint ({error}); {advice}"
             ) from None
 
     def start_log(self, history: list[dict[str, float]]) -> None:
@@ -69,7 +70,7 @@ class Checkpoints:
 
 
 def _link(path: Path, name: Path) -> None:
-    """Give the file a second name. Checkpoints are replaced, never written into, so the link keeps its content."""
+    """Give the file a second name. Checkpoints are replaced, so the link keeps its content."""
     name.unlink(missing_ok=True)
     try:
         os.link(path, name)

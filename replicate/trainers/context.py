@@ -1,4 +1,4 @@
-"""What a trainer knows of its run, passed down whole."""
+"""Everything that a trainer knows about its run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RunContext:
     """A run at a budget, and the files that it starts from.
 
     stated, run    the run in its paper's numbers, and through the budget
-    upstream       results folder of the run whose weights this one needs: a pre-training, a classifier, a teacher
+    upstream       results folder of the run whose weights this one needs
     upstream_run   the pre-training that those weights come from
     teacher_run    the fine-tuning behind a teacher or a scored classifier
     tokenizer      file of the tokenizer that the run needs
@@ -71,7 +71,7 @@ class RunContext:
         return len(self.manifest.class_names)
 
     def upstream_weights(self, seed: int) -> Path:
-        """The weights that this seed starts from. Raises UserError, with the command that makes them, when missing."""
+        """The weights that this seed starts from. Raises UserError with the command that makes them."""
         path = weights_path(self.upstream, seed)
         if not path.exists():
             command = (

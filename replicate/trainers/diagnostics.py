@@ -1,19 +1,14 @@
-"""What is measured of a finished pre-training beside its loss: the error by difficulty, and the memory of its step."""
+"""Measurements of a finished pre-training: the error by P2Dist and the memory of a step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from replicate.difficulty import p2dist
 from replicate.models.activations import activation_bytes
-
-if TYPE_CHECKING:
-    from replicate.trainers.pretrain import PretrainTask
-    from replicate.trainers.session import Session
 
 PATCH = 16
 BIN, BINS = 4.0, 64
@@ -24,8 +19,8 @@ MEASURED_IMAGES = 8
 class ErrorByP2Dist:
     """Mean error of masked units by their P2Dist on validation images (Efficient MAE Figure 2, lower part).
 
-    P2Dist is exact and in the paper's pixels, patches of 16, at every budget and for every run, whatever metric the run itself
-    reads. Bins are 4 pixels wide. A bin that holds less than 0.2 % of the units is left out: its mean is one of a few dozen errors.
+    P2Dist is exact and in the paper's pixels (patches of 16) at every budget, whatever metric the run uses.
+    Bins are 4 pixels wide. Bins with less than 0.2 % of the units are left out: too few errors for a mean.
     """
 
     def __init__(self) -> None:
@@ -33,7 +28,7 @@ class ErrorByP2Dist:
         self.units = torch.zeros(BINS, dtype=torch.float64)
 
     def add(self, error: Tensor, mask: Tensor, scored: Tensor, grid: tuple[int, int]) -> None:
-        """A batch: error, mask, scored (N, L). What is visible, or has no prediction, or nothing visible to be far from, does not count."""
+        """Count the masked and scored units of a batch: error, mask, scored (N, L)."""
         distance = p2dist(mask, grid, PATCH)
         chosen = (mask > 0) & (scored > 0) & distance.isfinite()
         number = (distance[chosen] / BIN).long().clamp_(max=BINS - 1).cpu()
@@ -44,18 +39,22 @@ class ErrorByP2Dist:
         """`loss_p2dist_<middle of the bin in pixels>` -> mean error; nothing where no unit is masked."""
         summed = all_reduce_sum(*self.errors.tolist(), *self.units.tolist())
         errors, units = summed[:BINS], summed[BINS:]
-        return {f"loss_p2dist_{(k + 0.5) * BIN:g}": errors[k] / units[k] for k in range(BINS) if units[k] > LEAST_SHARE * sum(units)}
+        least = LEAST_SHARE * sum(units)
+        return {
+            f"loss_p2dist_{(k + 0.5) * BIN:g}": errors[k] / units[k] for k in range(BINS) if units[k] > least
+        }
 
 
-def activation_gb(task: PretrainTask, batch_size: int, session: Session) -> float:
-    """Gigabytes (1e9 bytes) that autograd keeps for one step of `batch_size` images: the same number on every device, without weights.
+def activation_gb(
+    forward: Callable[[Tensor], object], parameters: Iterable[Tensor], images: Tensor, batch_size: int
+) -> float:
+    """Gigabytes (1e9 bytes) that autograd keeps for one step of `batch_size` images, without weights.
 
-    Measured on a few images and scaled: it grows in proportion to the batch. Under decoder masking the few images stand for all.
+    Measured on `images` (uint8, a few) and scaled in proportion. It is the same number on every device.
     """
-    images = torch.zeros(MEASURED_IMAGES, 3, *task.model.image_size, dtype=torch.uint8, device=session.device)
 
-    def forward() -> object:
-        with torch.enable_grad(), session.autocast():
-            return task.reconstruct(images, torch.arange(MEASURED_IMAGES), 0, 1.0)
+    def with_gradient() -> object:
+        with torch.enable_grad():
+            return forward(images)
 
-    return activation_bytes(forward, task.parameters()) / MEASURED_IMAGES * batch_size / 1e9
+    return activation_bytes(with_gradient, parameters) / len(images) * batch_size / 1e9

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from replicate.loaders import EVALUATION, Augmentation, Loader, open_loader
+from replicate.loaders import EVALUATION, Augmentation, open_loader
+from replicate.loaders.base import BaseLoader
+from replicate.trainers.batches import share_of
 from replicate.trainers.context import RunContext
-from replicate.trainers.engine import accumulation
 
 EVALUATION_BATCH = 256
 
 
-def training_loader(context: RunContext, seed: int) -> Loader:
-    """The shuffled, augmented loader of a run's training images."""
+def training_loader(context: RunContext, seed: int) -> BaseLoader:
+    """The shuffled, augmented training images, in this process's shares of global batches."""
     run, session = context.run, context.session
     augmentation = Augmentation(
         crop=run.crop,
@@ -23,7 +24,7 @@ def training_loader(context: RunContext, seed: int) -> Loader:
     return open_loader(
         getattr(run, "loader", None) or session.loader,
         context.data_folder / "train.beton",
-        batch_size=accumulation(run.batch_size, session)[0],
+        batch_size=share_of(run.batch_size, session),
         image_size=run.image_size,
         augmentation=augmentation,
         seed=seed,
@@ -35,13 +36,15 @@ def training_loader(context: RunContext, seed: int) -> Loader:
     )
 
 
-def validation_loader(context: RunContext, image_size: int) -> Loader:
+def validation_loader(context: RunContext, image_size: int) -> BaseLoader:
     """Centre crops of every validation image, each exactly once over all processes."""
     return whole_loader(context, "val", image_size, context.session.rank, context.session.world_size)
 
 
-def whole_loader(context: RunContext, split: str, image_size: int, rank: int = 0, world_size: int = 1) -> Loader:
-    """Centre crops of every image of a split in storage order, shared out over `world_size` processes."""
+def whole_loader(
+    context: RunContext, split: str, image_size: int, rank: int = 0, world_size: int = 1
+) -> BaseLoader:
+    """Centre crops of every image of a split in storage order, shared by `world_size` processes."""
     return open_loader(
         context.session.loader,
         context.data_folder / f"{split}.beton",

@@ -1,4 +1,4 @@
-"""How much of a target survives the resolution of a pre-training: HOG against pixels (FastMIM Figures 3, 8 and 9). Nothing is trained."""
+"""How well HOG and pixels survive a change of resolution (FastMIM Figures 3, 8 and 9), without training."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from typing import Any
 
 import torch
 
-from replicate.trainers.context import RunContext
-from replicate.trainers.checkpoints import Checkpoints
 from replicate.targets.hog import CELL
 from replicate.targets.similarity import similarities
+from replicate.trainers.checkpoints import Checkpoints
+from replicate.trainers.context import RunContext
 from replicate.trainers.images import whole_loader
 
 IMAGES = 1000
 
 
-def train_seed(context: RunContext, seed: int, store: Checkpoints) -> dict[str, Any]:
-    """Mean PSNR and SSIM between the run's image size and the one of the pre-training that it names, over up to 1,000 training images.
+def train_seed(context: RunContext, seed: int, checkpoints: Checkpoints) -> dict[str, Any]:
+    """Mean PSNR and SSIM between the image sizes of run and pre-training, over at most 1,000 images.
 
-    Each seed takes images of its own, so that the interval over seeds is one over images.
+    Each seed takes other images, so that the interval over seeds is one over images.
     """
-    size, cell = context.upstream_run.image_size, context.upstream_run.target_options.get("cell", CELL)
+    source = context.upstream_run
+    size, cell = source.image_size, source.target_options.get("cell", CELL)
     found: dict[str, list[torch.Tensor]] = {}
     with whole_loader(context, "train", context.run.image_size) as loader:
         step = -(-loader.num_images // (IMAGES * context.seeds))

@@ -1,4 +1,4 @@
-"""k-nearest-neighbour classification of frozen features: an evaluation without any training (Wu et al. 2018, as in DINO)."""
+"""k-nearest-neighbour classification of frozen features, without training (Wu et al. 2018, as in DINO)."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ import torch
 from torch import Tensor, nn
 
 from replicate.loaders.pixels import normalise
+from replicate.models.cpu import tune_for_cpu
 from replicate.models.weights import load_weights
-from replicate.trainers.context import RunContext
-from replicate.trainers.checkpoints import Checkpoints
+from replicate.trainers.accuracy import TopK
 from replicate.trainers.builders import build_classifier, load_encoder, pooled
+from replicate.trainers.checkpoints import Checkpoints
+from replicate.trainers.context import RunContext
 from replicate.trainers.images import whole_loader
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
 
 
-def train_seed(context: RunContext, seed: int, store: Checkpoints) -> dict[str, Any]:
-    """Score one seed's encoder: cosine similarity of the mean patch token, votes weighted by exp(similarity / .07) of the 20 nearest."""
+def train_seed(context: RunContext, seed: int, checkpoints: Checkpoints) -> dict[str, Any]:
+    """Score one seed's encoder: the 20 nearest by cosine similarity vote by exp(similarity / .07)."""
     model = build_classifier(context)
     path = context.upstream_weights(seed)
-    load_encoder(context, model, load_weights(path), source=str(path))
-    model = model.to(context.session.device).eval()
+    load_encoder(context, model, load_weights(path), str(path))
+    model = tune_for_cpu(model.to(context.session.device)).eval()
     bank, bank_labels = features(model, context, "train")
     queries, labels = features(model, context, "val")
-    votes = knn_votes(queries, bank, bank_labels, context.num_classes)
-    ranked = votes.topk(min(5, votes.shape[1]), dim=1).indices == labels[:, None]
-    top1, top5 = (100.0 * float(hits.float().mean()) for hits in (ranked[:, 0], ranked.any(dim=1)))
-    return {"results": {"top1": top1, "top5": top5}, "history": []}
+    found = TopK()
+    found.add(knn_votes(queries, bank, bank_labels, context.num_classes), labels)
+    return {"results": found.percent(context.session), "history": []}
 
 
 @torch.no_grad()
 def features(model: nn.Module, context: RunContext, split: str) -> tuple[Tensor, Tensor]:
-    """Unit-length features (M, C) and labels (M,) of the centre crops of a split; every process reads all of it."""
+    """Unit-length features (M, C) and labels (M,) of a split's centre crops; every process reads all."""
     found, labels = [], []
     with whole_loader(context, split, context.run.image_size) as loader:
         for batch in loader.epoch(0):
@@ -45,8 +46,10 @@ def features(model: nn.Module, context: RunContext, split: str) -> tuple[Tensor,
     return torch.cat(found), torch.cat(labels)
 
 
-def knn_votes(queries: Tensor, bank: Tensor, bank_labels: Tensor, num_classes: int, neighbours: int = NEIGHBOURS) -> Tensor:
-    """Votes (Q, classes) of each query's nearest neighbours in the bank; features are unit vectors (Q, C) and (M, C)."""
+def knn_votes(
+    queries: Tensor, bank: Tensor, bank_labels: Tensor, num_classes: int, neighbours: int = NEIGHBOURS
+) -> Tensor:
+    """Votes (Q, classes) of each query's nearest neighbours; features are unit vectors (Q, C) and (M, C)."""
     similarity, nearest = (queries @ bank.T).topk(min(neighbours, len(bank)), dim=1)
     votes = torch.zeros(len(queries), num_classes, device=queries.device)
     return votes.scatter_add_(1, bank_labels[nearest], (similarity / TEMPERATURE).exp())

@@ -1,38 +1,38 @@
-"""Linear probing: the encoder frozen, BatchNorm without affine parameters, one linear layer, LARS (MAE Table 9 and appendix A.1)."""
+"""Linear probing (MAE Table 9 and appendix A.1): frozen encoder, BatchNorm without parameters, LARS."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from timm.optim import Lars
 from torch import nn
 
-import replicate.compat  # noqa: F401
 from replicate.models.weights import load_weights
-from replicate.trainers.context import RunContext
-from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.builders import build_probe, load_encoder
+from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.classify import train_classifier
+from replicate.trainers.context import RunContext
 from replicate.trainers.session import seed_everything
-
-from timm.optim import Lars  # isort: skip  (after replicate.compat)
 
 MOMENTUM = 0.9
 TRUST = 0.001
 
 
-def train_seed(context: RunContext, seed: int, store: Checkpoints) -> dict[str, Any]:
+def train_seed(context: RunContext, seed: int, checkpoints: Checkpoints) -> dict[str, Any]:
     """Train one seed's probe on its own pre-trained encoder."""
     run = context.run
     seed_everything(seed)
     model = build_probe(context)
     path = context.upstream_weights(seed)
-    load_encoder(context, model, load_weights(path), source=str(path))
+    load_encoder(context, model, load_weights(path), str(path))
     model = model.to(context.session.device)
-    return train_classifier(context, seed, store, model, lars(model.head, run.peak_lr, run.weight_decay))
+    return train_classifier(
+        context, seed, checkpoints, model, lars(model.head, run.peak_lr, run.weight_decay)
+    )
 
 
 def lars(head: nn.Module, lr: float, weight_decay: float = 0.0) -> Lars:
-    """LARS as the reference uses it: matrices are adapted with trust .001 even without weight decay, 1-D parameters take plain momentum SGD."""
+    """LARS as in the reference: matrices adapt even without weight decay, 1-D parameters take SGD."""
     matrices = [p for p in head.parameters() if p.ndim > 1]
     vectors = [p for p in head.parameters() if p.ndim <= 1]
     groups = [

@@ -1,6 +1,7 @@
-"""Fully sharded training (FSDP2): parameters, gradients and optimiser state shared out over the processes, for models that one device cannot hold.
+"""Fully sharded training (FSDP2), for models that one device cannot hold.
 
-Shards gather block by block in the forward and backward pass. Checkpoints are written whole, so that a run continues on any number of devices.
+Each process holds a shard of parameters, gradients and optimiser state. Blocks gather in each pass.
+Checkpoints are written whole, so that a run continues on any number of devices.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def shard(model: nn.Module, session: Session) -> nn.Module:
-    """Share out a model in place, Transformer blocks one by one; call it before the optimiser is made. Without `session.shard` nothing changes."""
+    """Shard a model in place where `session.shard` says so. Call it before making the optimiser."""
     if not session.shard:
         return model
     from torch.distributed.fsdp import fully_shard
@@ -29,13 +30,13 @@ def shard(model: nn.Module, session: Session) -> nn.Module:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether any of a module's parameters is shared out."""
+    """Whether any parameter of a module is sharded."""
     return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
 @contextlib.contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Inside, every process holds the whole model, so that processes may score different numbers of batches."""
+    """Inside, every process holds the whole model: processes may score different numbers of batches."""
     if not is_sharded(model):
         yield
         return
@@ -54,20 +55,20 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def refuse_unsharded(run: Any, session: Session) -> None:
-    """Raise UserError for what cannot be trained sharded: image sizes that change, an online probe, an average of the weights."""
-    if not session.shard:
-        return
-    if any(stage.image_size for stage in run.stages):
-        raise UserError("machine.shard: a run whose image size changes from stage to stage cannot be sharded; set machine.shard to false")
-    if getattr(run, "online_probe", False):
-        raise UserError("machine.shard: the online probe reads an encoder that is whole; set machine.shard, or the run's online_probe, to false")
-    if getattr(run, "ema", None):
-        raise UserError("machine.shard: a run with an EMA of its weights cannot be sharded; set machine.shard to false")
+    """Raise UserError for what cannot train sharded."""
+    wrong = {
+        "stages of several image sizes": any(stage.image_size for stage in run.stages),
+        "an online probe": getattr(run, "online_probe", False),
+        "a moving average of its weights": getattr(run, "ema", None),
+    }
+    for what, present in wrong.items():
+        if session.shard and present:
+            raise UserError(f"machine.shard: a run with {what} cannot be sharded; set machine.shard to false")
 
 
 def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with every shard gathered; all processes must call it."""
-    return {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for name, tensor in tensors.items()}
+    return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in tensors.items()}
 
 
 def whole_state(parts: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +84,11 @@ def whole_state(parts: dict[str, Any]) -> dict[str, Any]:
 
 def load_sharded(parts: dict[str, Any], state: dict[str, Any]) -> None:
     """The reverse of `whole_state`: every process takes its own shards of a whole checkpoint."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        set_model_state_dict,
+        set_optimizer_state_dict,
+    )
 
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(parts["task"], state["task"], options=options)

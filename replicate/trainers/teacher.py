@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from replicate.loaders.pixels import normalise
-from replicate.models import backbones
+from replicate.models import build
+from replicate.models.cpu import tune_for_cpu
 from replicate.models.weights import load_weights
 from replicate.trainers.context import RunContext
 
 
 class Teacher:
-    """Called with uint8 images (N, 3, S, S) of any size that its backbone takes: tokens (N, T, num_features) in raster order."""
+    """uint8 images (N, 3, S, S) -> tokens (N, T, num_features) in raster order."""
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -24,12 +25,12 @@ class Teacher:
         if images.shape[-1] != self.image_size:
             self.image_size = images.shape[-1]
             self.model.set_input_size(img_size=(self.image_size, self.image_size))
-        return backbones.tokens(self.model, normalise(images))
+        return build.tokens(self.model, normalise(images))
 
 
 def load(context: RunContext, seed: int) -> Teacher:
-    """The teacher of a distillation, fine-tuned from the same seed. `context.upstream_run` is the pre-training that it came from."""
+    """The teacher of a distillation, of the same seed; `context.upstream_run` is its pre-training."""
     source, size = context.upstream_run, context.teacher_run.image_size
-    model = backbones.build_classifier(source.backbone, context.num_classes, image_size=size, **source.backbone_kwargs)
+    model = build.build_classifier(source, context.num_classes, size)
     model.load_state_dict(load_weights(context.upstream_weights(seed)))
-    return Teacher(model.to(context.session.device), size)
+    return Teacher(tune_for_cpu(model.to(context.session.device)), size)

@@ -1,11 +1,14 @@
-"""CMT, convolutions and Transformer blocks in four stages, written from its paper (Guo et al., CVPR 2022, sec 3, Tables 1 and 2).
+"""CMT: convolutions and Transformer blocks in four stages (Guo et al., CVPR 2022, section 3, Tables 1, 2).
 
-A convolutional stem halves the image; before each stage a 2 x 2 convolution of stride 2 halves it again. A block is a local
-perception unit (Eq. 1), a lightweight attention whose keys and values are reduced by a depth-wise convolution (Eq. 3), and an
-inverted residual feed-forward network (Eqs. 4-5). Attention has a learned relative position bias, shared by the blocks of a stage.
+A convolutional stem halves the image; before each stage a 2 x 2 convolution of stride 2 halves it again. A
+block has three parts: a local perception unit (Eq. 1), a lightweight attention that reduces keys and values
+by a depth-wise convolution (Eq. 3), and an inverted residual feed-forward network (Eqs. 4-5). The blocks of a
+stage share one learned relative position bias. As in FastMIM's code, the bias starts at N(0, 1), block norms
+have eps 1e-6, and an encoder without a head ends with a LayerNorm.
 
-With these numbers Ti, XS and B have the 9.49, 15.2 and 45.7 M parameters that their paper prints for images of 160, 192 and 256
-pixels. S has 26.3 M where the paper prints 25.1: its own table of widths, depths and ratios does not add up to that.
+Ti, XS and B have the 9.49, 15.2 and 45.7 M parameters that their paper prints for images of 160, 192 and 256
+pixels. S has 26.3 M where the paper prints 25.1: the paper's own widths, depths and ratios do not add up to
+that.
 """
 
 from __future__ import annotations
@@ -13,23 +16,22 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
-import replicate.compat  # noqa: F401
 from replicate.config.hierarchies import Hierarchy
-from replicate.models.backbones.features import FeatureMap
-from replicate.models.backbones.resample import replace_data, resample_pair_bias, square
-from replicate.models.resized import Resized
-from replicate.patches import grid_of, pair
-
-from timm.layers import DropPath  # isort: skip  (after replicate.compat)
+from replicate.models.features import Size, StageTables
+from replicate.models.resample import Grid, resample_pair_bias, trained_grid
+from replicate.patches import grid_of
 
 REDUCTIONS = (8, 4, 2, 1)
 HEAD_DIM = 1280
+_Norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 def _conv_gelu_bn(in_chans: int, dim: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_chans, dim, kernel, stride, kernel // 2), nn.GELU(), nn.BatchNorm2d(dim))
+    convolution = nn.Conv2d(in_chans, dim, kernel, stride, kernel // 2)
+    return nn.Sequential(convolution, nn.GELU(), nn.BatchNorm2d(dim))
 
 
 class LightweightAttention(nn.Module):
@@ -42,23 +44,24 @@ class LightweightAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.reduce = None
         if reduction > 1:
-            self.reduce = nn.Sequential(nn.Conv2d(dim, dim, reduction, reduction, groups=dim), nn.BatchNorm2d(dim))
+            convolution = nn.Conv2d(dim, dim, reduction, reduction, groups=dim)
+            self.reduce = nn.Sequential(convolution, nn.BatchNorm2d(dim))
 
     def forward(self, features: Tensor, bias: Tensor) -> Tensor:
         """(N, h, w, C), bias (heads, h * w, keys) -> (N, h, w, C)."""
-        answers = features
+        reduced = features
         if self.reduce is not None:
-            answers = self.reduce(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            reduced = self.reduce(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         query, key, value = (
             layer(tokens).flatten(1, 2).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for layer, tokens in ((self.q, features), (self.k, answers), (self.v, answers))
+            for layer, tokens in ((self.q, features), (self.k, reduced), (self.v, reduced))
         )
         mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
         return self.proj(mixed.transpose(1, 2).flatten(2)).unflatten(1, features.shape[1:3])
 
 
 class InvertedResidual(nn.Module):
-    """Feed-forward network with a depth-wise convolution beside a shortcut in its wide middle (Eqs. 4-5)."""
+    """Feed-forward network; its hidden layer has a depth-wise convolution with a shortcut (Eqs. 4-5)."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -74,12 +77,12 @@ class InvertedResidual(nn.Module):
 
 
 class Block(nn.Module):
-    """Local perception unit, attention, feed-forward, each added to what it was given (Eqs. 6-8)."""
+    """Local perception unit, attention and feed-forward network, each with a shortcut (Eqs. 6-8)."""
 
     def __init__(self, dim: int, num_heads: int, reduction: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
         self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm1, self.norm2 = _Norm(dim), _Norm(dim)
         self.attn = LightweightAttention(dim, num_heads, reduction)
         self.mlp = InvertedResidual(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
@@ -94,7 +97,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """2 x 2 convolution of stride 2 (1 where the image is not to shrink), then LayerNorm over channels."""
+    """2 x 2 convolution of stride 2, or of stride 1 that keeps the size, then LayerNorm over channels."""
 
     def __init__(self, in_chans: int, dim: int, stride: int = 2) -> None:
         super().__init__()
@@ -112,14 +115,16 @@ class PatchEmbed(nn.Module):
 class Stage(nn.Module):
     """Patch embedding and blocks, which share one relative position bias (heads, tokens, reduced tokens)."""
 
-    def __init__(self, patch_embed: PatchEmbed, grid: tuple[int, int], num_heads: int, reduction: int, blocks: list[Block]) -> None:
+    def __init__(
+        self, patch_embed: PatchEmbed, grid: Grid, num_heads: int, reduction: int, blocks: list[Block]
+    ) -> None:
         super().__init__()
         self.grid, self.reduction = grid, reduction
         self.patch_embed = patch_embed
         self.blocks = nn.ModuleList(blocks)
         queries, keys = (side[0] * side[1] for side in self.grids(grid))
         self.position_bias = nn.Parameter(torch.zeros(num_heads, queries, keys))
-        nn.init.trunc_normal_(self.position_bias, std=0.02)
+        nn.init.normal_(self.position_bias)
 
     def grids(self, grid: tuple[int, int]) -> list[tuple[int, int]]:
         """The grids of queries and of keys."""
@@ -131,16 +136,19 @@ class Stage(nn.Module):
             features = block(features, self.position_bias)
         return features
 
-    def resample(self, bias: Tensor, old_grid: tuple[int, int] | None = None) -> Tensor:
-        """A bias of another grid (square when not given) for this stage's grid."""
-        return resample_pair_bias(bias, self.grids(old_grid or square(bias.shape[1])), self.grids(self.grid))
+    def resample(self, bias: Tensor, old_grid: Grid | None = None, antialias: bool = True) -> Tensor:
+        """A bias of another grid, for this stage's grid."""
+        old_grid = trained_grid(bias.shape[1], self.grid, old_grid)
+        return resample_pair_bias(bias, self.grids(old_grid), self.grids(self.grid), antialias)
 
 
-class CMT(FeatureMap, nn.Module):
-    """CMT. forward: (N, 3, H, W) -> (N, num_classes): projection to 1280 channels, mean over positions, linear layer.
+class CMT(StageTables, nn.Module):
+    """CMT: (N, 3, H, W) -> (N, num_classes), by a projection to 1280 channels, their mean, a linear layer.
 
     Image sides must be multiples of the stride, 32 for patches of 4.
     """
+
+    table = "position_bias"
 
     def __init__(
         self,
@@ -161,21 +169,27 @@ class CMT(FeatureMap, nn.Module):
         )
         rates = iter(torch.linspace(0, drop_path, sum(numbers.depths), device="cpu").tolist())
         stages, width = [], stem_dim
-        for index, (dim, depth, heads) in enumerate(zip(numbers.dims, numbers.depths, numbers.heads, strict=True)):
-            blocks = [Block(dim, heads, REDUCTIONS[index], numbers.options["mlp_ratio"], next(rates)) for _ in range(depth)]
+        ratio = numbers.options["mlp_ratio"]
+        shapes = zip(numbers.dims, numbers.depths, numbers.heads, REDUCTIONS, strict=True)
+        for index, (dim, depth, heads, reduction) in enumerate(shapes):
+            blocks = [Block(dim, heads, reduction, ratio, next(rates)) for _ in range(depth)]
             grid = grid_of(image_size, self.patch_size * 2**index)
             halved = 1 if self.patch_size == 1 and index == 0 else 2
-            stages.append(Stage(PatchEmbed(width, dim, halved), grid, heads, REDUCTIONS[index], blocks))
+            stages.append(Stage(PatchEmbed(width, dim, halved), grid, heads, reduction, blocks))
             width = dim
         self.stages = nn.ModuleList(stages)
+        if not num_classes:
+            self.norm = _Norm(self.num_features)
         self.head = _Head(self.num_features, num_classes) if num_classes else nn.Identity()
         self.apply(_initialize)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, C, h, w)."""
+        """(N, 3, H, W) -> (N, C, h, w), after the last norm of an encoder."""
         features = self.stem(images)
         for stage in self.stages:
             features = stage(features)
+        if hasattr(self, "norm"):
+            features = self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return features
 
     def forward(self, images: Tensor) -> Tensor:
@@ -187,36 +201,14 @@ class CMT(FeatureMap, nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.head.fc if isinstance(self.head, _Head) else self.head
 
-    def set_input_size(self, img_size: int | tuple[int, int]) -> Resized:
-        """Resamples every stage's relative position bias, each in its place."""
-        grid_of(img_size, self.stride)
-        resized: Resized = {}
-        for index, stage in enumerate(self.stages):
-            old_grid, stage.grid = stage.grid, grid_of(pair(img_size), self.patch_size * 2**index)
-            replace_data(stage.position_bias, partial(stage.resample, old_grid=old_grid), resized)
-        return resized
-
-    def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Biases of a square image of another size, resampled to this model's; those of the same shape stay as they are."""
-        fitted = dict(state)
-        for index, stage in enumerate(self.stages):
-            key = f"stages.{index}.position_bias"
-            if key in state and state[key].shape != stage.position_bias.shape:
-                fitted[key] = stage.resample(state[key])
-        return fitted
-
     def no_weight_decay(self) -> set[str]:
         """Relative position biases."""
         return {name for name, _ in self.named_parameters() if name.endswith("position_bias")}
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """timm's description of the layers, for layer-wise decay: one a block."""
-        return {
-            "stem": r"^stem",
-            "blocks": r"^stages\.(\d+)"
-            if coarse
-            else [(r"^stages\.(\d+)\.(?:patch_embed|position_bias)", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)],
-        }
+        """timm's description of the layers for layer-wise decay: one level a block."""
+        tables, blocks = r"^stages\.(\d+)\.(?:patch_embed|position_bias)", r"^stages\.(\d+)\.blocks\.(\d+)"
+        return {"stem": "^stem", "blocks": r"^stages\.(\d+)" if coarse else [(tables, (0,)), (blocks, None)]}
 
 
 class _Head(nn.Module):
@@ -238,6 +230,8 @@ def _initialize(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def build(numbers: Hierarchy, name: str, image_size: tuple[int, int], in_chans: int, num_classes: int, drop_path: float) -> nn.Module:
+def build(
+    numbers: Hierarchy, name: str, image_size: Size, in_chans: int, num_classes: int, drop_path: float
+) -> nn.Module:
     """CMT with these numbers; `num_classes` 0 leaves out the head."""
     return CMT(numbers, image_size, in_chans, num_classes, drop_path)

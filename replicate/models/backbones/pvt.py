@@ -1,7 +1,8 @@
-"""Pyramid Vision Transformer, version 1, written from its paper (Wang et al., ICCV 2021, sec 3, Table 1); timm has version 2.
+"""Pyramid Vision Transformer, version 1 (Wang et al., ICCV 2021, section 3, Table 1); timm has version 2.
 
-Four stages of Transformer blocks, each after a patch embedding that halves the resolution (quarters it in the first stage), each
-with a learned position embedding. Attention reduces keys and values by `sr_ratio` a side. A class token joins the last stage.
+Four stages of Transformer blocks. Before each, a patch embedding halves the resolution (quarters it in the
+first stage) and a learned position embedding is added. Attention reduces keys and values by `sr_ratio` a
+side. A class token joins the last stage.
 """
 
 from __future__ import annotations
@@ -9,24 +10,20 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from timm.layers import DropPath, Mlp, resample_abs_pos_embed
 from torch import Tensor, nn
 
-import replicate.compat  # noqa: F401
 from replicate.config.hierarchies import Hierarchy
-from replicate.models.backbones.features import FeatureMap
-from replicate.models.backbones.resample import replace_data, resample_grid, square
-from replicate.models.pos_embed import resample_pos_embed
-from replicate.models.resized import Resized
-from replicate.patches import grid_of, pair
-
-from timm.layers import DropPath, Mlp  # isort: skip  (after replicate.compat)
+from replicate.models.features import Size, StageTables
+from replicate.models.resample import Grid, trained_grid
+from replicate.patches import grid_of
 
 SR_RATIOS = (8, 4, 2, 1)
 _Norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class ReducedAttention(nn.Module):
-    """Spatial-reduction attention (Eqs. 1-3): every token asks, a strided projection of the map answers."""
+    """Spatial-reduction attention (Eqs. 1-3): keys and values come from a strided projection of the map."""
 
     def __init__(self, dim: int, num_heads: int, sr_ratio: int) -> None:
         super().__init__()
@@ -39,11 +36,12 @@ class ReducedAttention(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """(N, L, C) -> (N, L, C); `grid` is (rows, columns) of the tokens."""
-        answers = tokens
+        reduced = tokens
         if self.reduce is not None:
-            answers = self.norm(self.reduce(tokens.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2))
+            reduced = self.reduce(tokens.transpose(1, 2).unflatten(2, grid))
+            reduced = self.norm(reduced.flatten(2).transpose(1, 2))
         query = self.q(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-        key, value = self.kv(answers).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        key, value = self.kv(reduced).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = nn.functional.scaled_dot_product_attention(query, key, value)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
@@ -79,7 +77,7 @@ class PatchEmbed(nn.Module):
 class Stage(nn.Module):
     """Patch embedding, position embedding, blocks; with a class token in front when `cls_token` is set."""
 
-    def __init__(self, patch_embed: PatchEmbed, grid: tuple[int, int], blocks: list[Block], cls_token: bool) -> None:
+    def __init__(self, patch_embed: PatchEmbed, grid: Grid, blocks: list[Block], cls_token: bool) -> None:
         super().__init__()
         dim = patch_embed.proj.out_channels
         self.grid = grid
@@ -98,22 +96,20 @@ class Stage(nn.Module):
             tokens = block(tokens, self.grid)
         return tokens
 
-    def resample(self, table: Tensor, old_grid: tuple[int, int] | None = None) -> Tensor:
-        """A position table of another grid (square when not given) for this stage's grid."""
+    def resample(self, table: Tensor, old_grid: Grid | None = None, antialias: bool = True) -> Tensor:
+        """A position table of another grid, for this stage's grid."""
         prefix = int(self.cls_token is not None)
-        old_grid = old_grid or square(table.shape[1] - prefix)
-        if not prefix:
-            return resample_grid(table[0], old_grid, self.grid)[None]
-        return resample_pos_embed(table, old_grid, self.grid)
+        old_grid = trained_grid(table.shape[1] - prefix, self.grid, old_grid)
+        return resample_abs_pos_embed(table, list(self.grid), list(old_grid), prefix, antialias=antialias)
 
 
-class PyramidVisionTransformer(FeatureMap, nn.Module):
-    """PVT. forward: (N, 3, H, W) -> (N, num_classes), from the class token; `feature_map` leaves that token out.
+class PyramidVisionTransformer(StageTables, nn.Module):
+    """PVT: (N, 3, H, W) -> (N, num_classes), from the class token, which `feature_map` leaves out.
 
     Image sides must be multiples of the stride, 32 for patches of 4.
     """
 
-    num_prefix_tokens = 1
+    table, num_prefix_tokens = "pos_embed", 1
 
     def __init__(
         self,
@@ -128,11 +124,13 @@ class PyramidVisionTransformer(FeatureMap, nn.Module):
         grid_of(image_size, self.stride)
         rates = iter(torch.linspace(0, drop_path, sum(numbers.depths), device="cpu").tolist())
         stages = []
-        for index, (dim, depth, heads) in enumerate(zip(numbers.dims, numbers.depths, numbers.heads, strict=True)):
-            ratio = numbers.options["mlp_ratios"][index]
-            blocks = [Block(dim, heads, SR_RATIOS[index], ratio, next(rates)) for _ in range(depth)]
+        ratios = numbers.options["mlp_ratios"]
+        shapes = zip(numbers.dims, numbers.depths, numbers.heads, SR_RATIOS, ratios, strict=True)
+        for index, (dim, depth, heads, sr_ratio, mlp_ratio) in enumerate(shapes):
+            blocks = [Block(dim, heads, sr_ratio, mlp_ratio, next(rates)) for _ in range(depth)]
             embed = PatchEmbed(2 if index else self.patch_size, in_chans, dim)
-            stages.append(Stage(embed, grid_of(image_size, self.patch_size * 2**index), blocks, cls_token=index == 3))
+            grid = grid_of(image_size, self.patch_size * 2**index)
+            stages.append(Stage(embed, grid, blocks, cls_token=index == 3))
             in_chans = dim
         self.stages = nn.ModuleList(stages)
         self.norm = _Norm(self.num_features)
@@ -155,40 +153,16 @@ class PyramidVisionTransformer(FeatureMap, nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.head
 
-    def set_input_size(self, img_size: int | tuple[int, int]) -> Resized:
-        """Resamples every stage's position embeddings, each in its place."""
-        grid_of(img_size, self.stride)
-        resized: Resized = {}
-        for index, stage in enumerate(self.stages):
-            old_grid, stage.grid = stage.grid, grid_of(pair(img_size), self.patch_size * 2**index)
-            replace_data(stage.pos_embed, partial(stage.resample, old_grid=old_grid), resized)
-        return resized
-
-    def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Position embeddings of a square image of another size, resampled to this model's; those of the same shape stay as they are."""
-        fitted = dict(state)
-        for index, stage in enumerate(self.stages):
-            key = f"stages.{index}.pos_embed"
-            if key in state and state[key].shape != stage.pos_embed.shape:
-                fitted[key] = stage.resample(state[key])
-        return fitted
-
     def no_weight_decay(self) -> set[str]:
-        """Position embeddings and class token (what fine-tuning never decays)."""
+        """Position embeddings and class token: fine-tuning does not decay them."""
         return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "cls_token"))}
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """timm's description of the layers, for layer-wise decay: one a block."""
-        return {
-            "stem": r"^stages\.0\.(?:patch_embed|pos_embed)",
-            "blocks": r"^stages\.(\d+)"
-            if coarse
-            else [
-                (r"^stages\.(\d+)\.(?:patch_embed|pos_embed|cls_token)", (0,)),
-                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^norm", (99999,)),
-            ],
-        }
+        """timm's description of the layers for layer-wise decay: one level a block."""
+        tables = r"^stages\.(\d+)\.(?:patch_embed|pos_embed|cls_token)"
+        blocks = [(tables, (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), ("^norm", (99999,))]
+        stem = r"^stages\.0\.(?:patch_embed|pos_embed)"
+        return {"stem": stem, "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
 
 def _initialize(module: nn.Module) -> None:
@@ -201,6 +175,8 @@ def _initialize(module: nn.Module) -> None:
             nn.init.trunc_normal_(module.cls_token, std=0.02)
 
 
-def build(numbers: Hierarchy, name: str, image_size: tuple[int, int], in_chans: int, num_classes: int, drop_path: float) -> nn.Module:
+def build(
+    numbers: Hierarchy, name: str, image_size: Size, in_chans: int, num_classes: int, drop_path: float
+) -> nn.Module:
     """PVT with these numbers; `num_classes` 0 leaves out the head."""
     return PyramidVisionTransformer(numbers, image_size, in_chans, num_classes, drop_path)

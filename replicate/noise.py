@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg, special
 
-LEVEL = 0.95
+from replicate.intervals import TAILS, Estimate
+
 ALPHA = 0.05
 """Level of the F test for a shared effect and of the test for equal variances."""
 DRAWS = 2000
@@ -78,18 +79,7 @@ class Term(NamedTuple):
     group: str = ""
 
 
-class Interval(NamedTuple):
-    """A value with its interval, standard error, degrees of freedom and the number of runs pooled."""
-
-    value: float
-    low: float
-    high: float
-    error: float
-    df: float
-    runs: int
-
-
-def combination(terms: Sequence[Term], level: float = LEVEL) -> Interval:
+def combination(terms: Sequence[Term]) -> Estimate:
     """Interval of sum_k c_k * run_k: a mean, a difference, a difference of differences.
 
     Student's t with the pooled degrees of freedom. Where several mean squares enter (a shared effect that
@@ -103,8 +93,9 @@ def combination(terms: Sequence[Term], level: float = LEVEL) -> Interval:
     total = sum(variance for variance, _ in parts)
     df = total**2 / sum(variance**2 / df for variance, df in parts)
     error = math.sqrt(total)
-    reach = float(special.stdtrit(df, (1 + level) / 2)) * error
-    return Interval(value, value - reach, value + reach, error, df, sum(noise.runs for noise in noises))
+    reach = float(special.stdtrit(df, TAILS[1])) * error
+    seeds, runs = min(len(term.values) for term in terms), sum(noise.runs for noise in noises)
+    return Estimate(value, value - reach, value + reach, seeds, error * math.sqrt(seeds), df, runs)
 
 
 def distinct(values: Mapping[str, Run]) -> dict[str, Run]:

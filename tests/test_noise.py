@@ -35,6 +35,11 @@ def interval(weights, values, found, groups=None):
     )
 
 
+def error(found):
+    """Standard error of an estimate."""
+    return found.spread / math.sqrt(found.seeds)
+
+
 def test_a_pool_computed_by_hand():
     found = pool("finetune", THREE)
     assert (found.sd, found.df, found.runs, found.shared_df) == (2.0, 3, 3, 0)
@@ -43,7 +48,7 @@ def test_a_pool_computed_by_hand():
     assert mean[:3] == pytest.approx((11, 11 - 3.1824 * math.sqrt(2), 11 + 3.1824 * math.sqrt(2)), abs=1e-3)
     difference = interval({"b": 1, "a": -1}, THREE, found)
     assert difference[:3] == pytest.approx((10, 10 - 3.1824 * 2, 10 + 3.1824 * 2), abs=1e-3)
-    assert (difference.df, difference.runs) == (3, 3)
+    assert (difference.df, difference.pooled) == (3, 3)
 
 
 def test_a_pool_with_a_seed_effect_computed_by_hand():
@@ -54,7 +59,7 @@ def test_a_pool_with_a_seed_effect_computed_by_hand():
     paired = interval({"b": 1, "a": -1}, TOGETHER, found)
     assert paired.high - paired.value == pytest.approx(4.3027 * math.sqrt(2 * (1 / 6) / 2), abs=1e-3)
     mean = interval({"a": 1}, TOGETHER, found)
-    assert mean.error == pytest.approx(math.sqrt(9.5 / 2))
+    assert error(mean) == pytest.approx(math.sqrt(9.5 / 2))
     assert mean.df == pytest.approx(28.5**2 / ((169 / 6) ** 2 / 1 + (1 / 3) ** 2 / 2))
 
 
@@ -133,7 +138,8 @@ def test_a_combination_has_the_variance_of_its_weights():
         ]
     )
     w = np.array([weights[name] / len(values[name]) for name, _ in cells])
-    assert interval(weights, values, model, groups).error == pytest.approx(math.sqrt(w @ covariance @ w))
+    found = interval(weights, values, model, groups)
+    assert error(found) == pytest.approx(math.sqrt(w @ covariance @ w))
 
 
 def test_a_pool_needs_two_runs_whose_seeds_vary():

@@ -12,7 +12,7 @@ from replicate.config import published
 from replicate.provenance import PAGE_SOURCES, git_state, machine, versions
 from replicate.report import computed, tables
 from replicate.report.quantities import NotRun, Reader
-from replicate.report.results import Run
+from replicate.report.results import Results, Run
 
 CONTRASTS = ["left", "right", "difference", "low", "high", "seeds"]
 POINTS = ["curve", "place", "run", "published", "ours", "ours_low", "ours_high", "seeds", "status"]
@@ -71,15 +71,15 @@ def _point_text(line: Mapping[str, Any]) -> str:
     return f"{line['ours']:.1f}" + (f" [{line['ours_low']:.1f}, {line['ours_high']:.1f}]" if bounded else "")
 
 
-def finished(runs: Sequence[Run]) -> pd.DataFrame:
-    """One line a finished run: its number with a 95 % interval over seeds, and its provenance."""
-    return pd.DataFrame([_line(run) for run in runs])
+def finished(runs: Sequence[Run], results: Results) -> pd.DataFrame:
+    """One line a finished run of `results`: its number with a 95 % interval, and its provenance."""
+    return pd.DataFrame([_line(run, Reader(results)) for run in runs])
 
 
-def _line(run: Run) -> dict[str, object]:
+def _line(run: Run, reader: Reader) -> dict[str, object]:
     metric = next((name for name in HEADLINES if name in run.per_seed[0]), "")
     values = list(run.values(metric).values()) if metric else []
-    ours = intervals.mean(values)[:3] if metric else ()
+    ours = reader.estimate(f"{run.name}/{metric}")[:3] if metric else ()
     texts = [f"{number:.4g}" if number == number else "" for number in ours] or ["", "", ""]
     made = run.provenance
     versions, git = made.get("versions", {}), made.get("git", {})

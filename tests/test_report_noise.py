@@ -11,7 +11,7 @@ from scipy import stats
 
 from replicate import intervals
 from replicate.config.published import Sweep
-from replicate.report import scoreboard
+from replicate.report import scoreboard, summary, tables, verdicts, wording
 from replicate.report.checks import HOLDS, UNDECIDED, check
 from replicate.report.quantities import Reader
 from replicate.report.results import Results, Run, load
@@ -180,7 +180,15 @@ def _expected(values, starts, left, right):
     return t(0.975, satterthwaite) * math.sqrt(ss_runs / df_runs * 2 / n), satterthwaite
 
 
+def test_an_effect_says_what_its_interval_rests_on():
+    line = {"effect": 1.234, "low": 0.9, "high": 1.6, "unit": "points", "df": 85.98, "pooled": 48}
+    line |= {"own_low": 0.5, "own_high": 2.0}
+    text = "1.23 [0.9, 1.6] points (df 86, 48 runs; own seeds [0.5, 2])"
+    assert wording.effect_text(line) == text
+    assert wording.effect_text(line | {"pooled": 0, "df": 2.0}) == "1.23 [0.9, 1.6] points (df 2)"
+
+
 def test_claims_and_tables_show_degrees_of_freedom_and_runs_pooled():
-    board = scoreboard.build(load(BUDGETS[0], ROOT / "results"))
-    assert {"df", "pooled", "own_low", "own_high"} <= set(board.claims)
-    assert {"df", "pooled"} <= set(board.numbers)
+    assert {"low", "high", "df", "pooled", "own_low", "own_high"} <= set(verdicts.COLUMNS)
+    assert {"ours_low", "ours_high", "df", "pooled"} <= set(tables.COLUMNS) & set(scoreboard.COLUMNS)
+    assert {"low", "high", "df", "pooled"} <= set(summary.CONTRASTS) & set(verdicts.COLUMNS)

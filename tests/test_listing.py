@@ -203,7 +203,7 @@ def test_a_tilde_is_the_home_folder(root: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_the_plan_counts_the_images_behind_a_tilde(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from replicate.config import Dataset
-    from replicate.cost.plan import _expected
+    from replicate.cost.data_size import _expected
 
     monkeypatch.setenv("HOME", str(root.parent))
     size = _expected(Dataset(source="~/set"))

@@ -50,7 +50,8 @@ def task_of(run):
     if tokenizer is not None:
         tokenizer.stride = run.patch_size
     teacher = Teacher(64, 49) if run.objective == "distillation" else None
-    return PretrainTask(run, 0, CLASSES, tokenizer, teacher)
+    session = Session(torch.device("meta"), torch.float32)
+    return PretrainTask(run, 0, CLASSES, tokenizer, teacher, session)
 
 
 def classifier_of(run, source):

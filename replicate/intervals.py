@@ -1,7 +1,7 @@
 """Means, differences, ratios, rank correlations and peaks over seeds, each with its 95 % interval.
 
-Runs have few seeds (two to five), so every interval is Student's t. Two runs that share their seeds share
-data order and initial weights and are compared seed by seed (paired); otherwise the interval is Welch's.
+Here an interval rests on the seeds of its own runs: Student's t, seed by seed where two runs share their
+seeds, Welch's otherwise. `replicate.noise` pools the noise of all runs of a kind.
 """
 
 from __future__ import annotations
@@ -19,13 +19,23 @@ MOST_SEEDS = 1000
 
 
 class Estimate(NamedTuple):
-    """A value with its interval, NaN for one seed; `spread` is one seed's standard deviation."""
+    """A value with its interval, NaN for one seed.
+
+    spread              standard deviation of one seed
+    df                  degrees of freedom of the interval
+    pooled              number of runs whose noise is pooled; 0 where only the compared runs count
+    own_low, own_high   beside a pooled interval: the interval of the compared runs alone
+    """
 
     value: float
     low: float
     high: float
     seeds: int
     spread: float = math.nan
+    df: float = math.nan
+    pooled: int = 0
+    own_low: float = math.nan
+    own_high: float = math.nan
 
     @property
     def has_interval(self) -> bool:
@@ -37,14 +47,27 @@ class Estimate(NamedTuple):
 
     def map(self, function: Callable[[float], float]) -> Estimate:
         """The estimate on another scale; `function` must be increasing."""
-        return Estimate(function(self.value), function(self.low), function(self.high), self.seeds)
+        ends = {
+            name: function(getattr(self, name)) for name in ("value", "low", "high", "own_low", "own_high")
+        }
+        return self._replace(**ends, spread=math.nan)
+
+    def beside(self, own: Estimate) -> Estimate:
+        """This pooled estimate with the interval of the compared runs alone."""
+        return self._replace(own_low=own.low, own_high=own.high)
 
 
 class Curve(NamedTuple):
-    """A sweep: `x` (K,) sorted, `values` K mappings from seed to result."""
+    """A sweep: `x` (K,) sorted, `values` K mappings from seed to result.
+
+    `spread`, `df` and `pooled` are the noise of one seed where it is known from more runs, as in `Estimate`.
+    """
 
     x: Sequence[float]
     values: Sequence[Mapping[int, float]]
+    spread: float = math.nan
+    df: float = 0.0
+    pooled: int = 0
 
     @property
     def means(self) -> np.ndarray:
@@ -54,6 +77,11 @@ class Curve(NamedTuple):
     def seeds(self) -> int:
         """The fewest seeds of any point."""
         return min(map(len, self.values))
+
+    @property
+    def own(self) -> Curve:
+        """The sweep without what other runs say about its noise."""
+        return Curve(self.x, self.values)
 
 
 def mean(values: Sequence[float]) -> Estimate:
@@ -97,11 +125,13 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     return float(stats.spearmanr(x, y).statistic)
 
 
-def noise(curve: Curve) -> tuple[float, int]:
-    """Standard deviation of one seed, pooled over the sweep, and its degrees of freedom.
+def noise(curve: Curve) -> tuple[float, float]:
+    """Standard deviation of one seed, the curve's own or pooled over its points, and its df.
 
     Points on the same seeds shift together. That shift moves no peak, so it is removed first.
     """
+    if curve.pooled:
+        return curve.spread, curve.df
     seeds = _shared_seeds(curve.values)
     if len(seeds) >= 2:
         table = np.array([[point[seed] for seed in seeds] for point in curve.values])
@@ -125,7 +155,7 @@ def draws(curve: Curve, count: int = DRAWS, seed: int = 0, seeds: int | None = N
     spread, df = noise(curve)
     if df == 0:
         return curve.means[None]
-    if seeds is not None:
+    if seeds is not None and not curve.pooled:
         df = max(1, round(df * (seeds - 1) / max(1, curve.seeds - 1)))
     scale = np.sqrt(df / generator.chisquare(df, (count, 1))) * spread
     widths = np.array([1 / math.sqrt(seeds or len(point)) for point in curve.values])
@@ -139,7 +169,9 @@ def argmax(curve: Curve, count: int = DRAWS, more: int | None = None) -> Estimat
     if curve.seeds < 2:
         return _without_interval(best, curve.seeds)
     low, high = np.quantile(places[draws(curve, count, seeds=more).argmax(1)], TAILS, method="inverted_cdf")
-    return Estimate(best, min(float(low), best), max(float(high), best), curve.seeds)
+    low, high = min(float(low), best), max(float(high), best)
+    found = Estimate(best, low, high, curve.seeds, df=noise(curve)[1], pooled=curve.pooled)
+    return found.beside(argmax(curve.own, count)) if curve.pooled and more is None else found
 
 
 def peak_distance(curves: tuple[Curve, Curve], more: int | None = None) -> Estimate:
@@ -150,7 +182,11 @@ def peak_distance(curves: tuple[Curve, Curve], more: int | None = None) -> Estim
         return _without_interval(value, seeds)
     drawn = [np.asarray(c.x)[draws(c, seed=k, seeds=more).argmax(1)] for k, c in enumerate(curves)]
     low, high = np.quantile(drawn[0] - drawn[1], TAILS, method="inverted_cdf")
-    return Estimate(value, float(low), float(high), seeds)
+    df, pooled = min(noise(curve)[1] for curve in curves), min(curve.pooled for curve in curves)
+    found = Estimate(value, float(low), float(high), seeds, df=df, pooled=pooled)
+    if pooled and more is None:
+        return found.beside(peak_distance((curves[0].own, curves[1].own)))
+    return found
 
 
 def bootstrap(
@@ -164,17 +200,23 @@ def bootstrap(
     if curve.seeds < 2:
         return _without_interval(value, curve.seeds)
     low, high = np.quantile(statistic(draws(curve, count, seeds=more), axis=-1), TAILS)
-    return Estimate(value, float(low), float(high), curve.seeds)
+    df, pooled = noise(curve)[1], curve.pooled
+    found = Estimate(value, float(low), float(high), curve.seeds, df=df, pooled=pooled)
+    return found.beside(bootstrap(curve.own, statistic, count)) if pooled and more is None else found
 
 
 def seeds_to_decide(estimate: Estimate, threshold: float = 0.0) -> int | None:
-    """Seeds in all that would put `threshold` outside the interval; None beyond 1000."""
+    """Seeds in all that would put `threshold` outside the interval; None beyond 1000.
+
+    A pooled noise keeps its degrees of freedom, however many seeds the compared runs have.
+    """
     distance = abs(estimate.value - threshold)
     if not math.isfinite(estimate.spread) or distance == 0:
         return None
 
     def decides(seeds: int) -> bool:
-        return stats.t.ppf(TAILS[1], seeds - 1) * estimate.spread / math.sqrt(seeds) < distance
+        df = estimate.df if estimate.pooled else seeds - 1
+        return stats.t.ppf(TAILS[1], df) * estimate.spread / math.sqrt(seeds) < distance
 
     return fewest_seeds(decides, 1)
 
@@ -199,7 +241,7 @@ def _shared_seeds(runs: Sequence[Mapping[int, float]]) -> list[int]:
 
 def _student(centre: float, error: float, df: float, seeds: int, spread: float) -> Estimate:
     reach = float(stats.t.ppf(TAILS[1], df)) * error
-    return Estimate(centre, centre - reach, centre + reach, seeds, spread)
+    return Estimate(centre, centre - reach, centre + reach, seeds, spread, df)
 
 
 def _without_interval(value: float, seeds: int) -> Estimate:

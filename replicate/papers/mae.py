@@ -139,14 +139,13 @@ def sweep_panels(
     for axis, (title, sweep) in zip(axes[0], sweeps.items(), strict=True):
         axis.set(title=title, xlabel=xlabel, ylabel=ACCURACY)
         try:
-            data = reader.curve(sweep, least=2)
+            places = figures.curve(axis, reader, sweep, "ours", least=2)
         except NotRun:
             axis.set(title=f"{title}: not run", xticks=[], yticks=[])
             continue
-        figures.curve(axis, data, "ours")
         if log:
             axis.set_xscale("log", base=2)
-            axis.set_xticks(data.x, [f"{x:g}" for x in data.x])
+            axis.set_xticks(places, [f"{x:g}" for x in places])
             axis.minorticks_off()
         for legend, run in (references or {}).get(title, {}).items():
             if run in reader.results:

@@ -148,7 +148,7 @@ class Book:
     def save_tables(self) -> list[Path]:
         """Write every table as CSV, Markdown and LaTeX under tables/<budget>/<paper>."""
         written = tables.write(self.paper, self.cells, self.folder("tables"))
-        self.save_frame(summary.finished(self._own_runs()), "runs")
+        self.save_frame(summary.finished(self._own_runs(), self.results), "runs")
         return written
 
     def save_frame(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:

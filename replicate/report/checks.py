@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,10 @@ class Outcome:
     low: float = math.nan
     high: float = math.nan
     seeds: int = 0
+    df: float = math.nan
+    pooled: int = 0
+    own_low: float = math.nan
+    own_high: float = math.nan
     note: str = ""
     check: str = ""
     unit: str = ""
@@ -161,16 +166,15 @@ def benchmark(reader: Reader, file: str, line: str, case: str, bound: float) -> 
         raise NotRun([f"benchmarks/results/{file}.json: {line}, {case}"])
     low, high = row["spread"]
     verdict = HOLDS if low > bound else FAILS if high < bound else UNDECIDED
-    return Outcome(
-        verdict, row["ratio"], low, high, 0, f"{row['case']}; quartiles of the rounds, on {row['machine']}"
-    )
+    note = f"{row['case']}; quartiles of the rounds, on {row['machine']}"
+    return Outcome(verdict, row["ratio"], low, high, note=note)
 
 
 def by_computation(reader: Reader, function: str, **arguments: Any) -> Outcome:
     """Needs no training: one of the `ANSWERS` of replicate/papers/ says whether it holds."""
     answer = computed.answer(function, **arguments)
     verdict = {True: HOLDS, False: FAILS, None: NOT_RUN}[answer.holds]
-    return Outcome(verdict, answer.value, answer.value, answer.value, 0, answer.note)
+    return Outcome(verdict, answer.value, answer.value, answer.value, note=answer.note)
 
 
 _NAMED = (above, not_below, equal, ratio_above, ratio_below, peak_between, peak_not_above, peaks_agree)
@@ -185,7 +189,7 @@ def _against(reader: Reader, linear: Linear, bound: float, sign: int = 1) -> Out
     if linear.log:
         raw = reader.evaluate(linear, raw=True)
         outcome = _decided(raw, math.log(bound) if bound > 0 else 0.0, sign)
-        return replace(outcome, effect=math.exp(raw.value), low=math.exp(raw.low), high=math.exp(raw.high))
+        return _outcome(outcome.verdict, raw.map(math.exp), outcome.note)
     return _decided(reader.evaluate(linear), bound, sign)
 
 
@@ -238,8 +242,9 @@ def _by_bootstrap(find: Callable[[int | None], Estimate], low: float, high: floa
 
 def _monotone(reader: Reader, sweep: Any, sign: int, strict: bool) -> Outcome:
     curve = reader.curve(sweep)
-    steps = [intervals.difference(*pair) for pair in zip(curve.values[1:], curve.values, strict=False)]
-    whole = intervals.difference(curve.values[-1], curve.values[0])
+    runs = [reader.points(sweep)[x] for x in curve.x]
+    steps = [reader.difference(right, left) for left, right in pairwise(runs)]
+    whole = reader.difference(runs[-1], runs[0])
     if not whole.has_interval:
         return _outcome(UNDECIDED, whole)
     note = _unfinished(reader, sweep, curve)
@@ -271,7 +276,7 @@ def _outcome(verdict: str, found: Estimate, note: str = "") -> Outcome:
     if not found.has_interval:
         few = f"one seed gives no interval; {FEWEST_SEEDS - found.seeds} more would give one"
         note = _joined(note, few)
-    return Outcome(verdict, found.value, found.low, found.high, found.seeds, note)
+    return Outcome(verdict, *found[:4], *found[5:], note)
 
 
 def _more(needed: int | None, have: int, likely: str) -> str:

@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from replicate import intervals
-from replicate.intervals import Curve
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.style import HEATMAP, HEIGHT, MARKERS, OURS, PALETTE, PAPER, WIDTH, Figure, set_theme
 
@@ -38,11 +36,16 @@ def one(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
     return figure, axes[0, 0]
 
 
-def curve(axes: Axes, data: Curve, label: str, index: int = 0) -> None:
-    """One sweep with the 95 % interval of every point, and a tick on the axis for each."""
-    points = [intervals.mean(list(point.values())) for point in data.values]
+def curve(axes: Axes, reader: Reader, sweep: Any, label: str, index: int = 0, least: int = 3) -> list[float]:
+    """One sweep with the 95 % interval of every point; returns their places on the axis.
+
+    Raises NotRun for fewer than `least` points.
+    """
+    places = reader.curve(sweep, least=least).x
+    points = [reader.estimate(f"{reader.points(sweep)[x]}/{reader.metric}") for x in places]
     reach = [point.half_width if point.has_interval else 0.0 for point in points]
-    axes.errorbar(data.x, [one.value for one in points], yerr=reach, label=label, capsize=3, **series(index))
+    axes.errorbar(places, [one.value for one in points], yerr=reach, label=label, capsize=3, **series(index))
+    return list(places)
 
 
 def series(index: int) -> dict[str, str]:
@@ -101,7 +104,7 @@ def draw_sweeps(axes: Axes, reader: Reader, sweeps: Mapping[str, Any], least: in
     missing = []
     for index, (label, sweep) in enumerate(sweeps.items()):
         try:
-            curve(axes, reader.curve(sweep, least=least), label, index)
+            curve(axes, reader, sweep, label, index, least)
         except NotRun:
             missing.append(label)
     axes.set_title("ours" + f" (not run: {', '.join(missing)})" * bool(missing))

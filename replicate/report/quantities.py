@@ -12,8 +12,8 @@ A quantity is written as data:
 | `{over: [A, B]}`               | A / B, of positive metrics                                         |
 | `{peak: SWEEP}`                | where the sweep is highest                                         |
 
-All but `peak` are linear in runs (a ratio is, in logarithms): an expression is evaluated seed by seed and
-gets one interval.
+All but `peak` are linear in runs (a ratio is, in logarithms): an expression gets one interval. Its noise is
+pooled over all runs of the kind where they share one (docs/statistics.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import fnmatch
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ from replicate.config import published
 from replicate.config.published import Sweep
 from replicate.errors import UserError
 from replicate.intervals import Curve, Estimate
-from replicate.report.results import Results
+from replicate.noise import Term, combination
+from replicate.report.results import Results, logarithms
 
 DEFAULT_METRIC = "top1"
 EXPRESSIONS = ("best", "worst", "minus", "times", "over", "peak")
@@ -101,14 +102,34 @@ class Reader:
 
     def evaluate(self, linear: Linear, raw: bool = False) -> Estimate:
         """The expression's interval; a ratio is a factor, or with `raw` its logarithm."""
-        found = [(c, self.values(run, metric)) for c, run, metric in linear.terms]
+        for _, run, metric in linear.terms:
+            self.values(run, metric)
         self._refuse_one_recipe([(run, metric) for _, run, metric in linear.terms])
-        if not found:
+        if not linear.terms:
             return Estimate(0.0 if raw or not linear.log else 1.0, math.nan, math.nan, 0)
-        if linear.log:
-            found = [(c, {seed: math.log(value) for seed, value in run.items()}) for c, run in found]
-        estimate = intervals.combination(found)
+        estimate = self._combined(linear)
         return estimate.map(math.exp) if linear.log and not raw else estimate
+
+    def difference(self, left: str, right: str) -> Estimate:
+        """The metric of one run minus that of another."""
+        return self._combined(Linear(((1.0, left, self.metric), (-1.0, right, self.metric))))
+
+    def _combined(self, linear: Linear) -> Estimate:
+        """The interval with the pooled noise, where all terms have one, beside that of the runs alone.
+
+        Metrics of one run move together, so an expression of two metrics uses its own seeds alone.
+        """
+        found = [(c, self.values(run, metric)) for c, run, metric in linear.terms]
+        if linear.log:
+            found = [(c, logarithms(values)) for c, values in found]
+        own = intervals.combination(found)
+        one_metric = len({metric for _, _, metric in linear.terms}) == 1
+        noises = [self.results.noise(run, metric, linear.log) for _, run, metric in linear.terms]
+        if not (own.has_interval and one_metric and all(noises)):
+            return own
+        groups = [self.results.runs[run].group for _, run, _ in linear.terms]
+        terms = [Term(*pair, *rest) for pair, *rest in zip(found, noises, groups, strict=True)]
+        return combination(terms).beside(own)
 
     def _refuse_one_recipe(self, terms: list[tuple[str, str]]) -> None:
         """Raise NotRun for runs that a budget makes equal (batches of 1,024 and 4,096 at a cap of 16)."""
@@ -150,7 +171,23 @@ class Reader:
         finished = {x: run for x, run in points.items() if run in self.results}
         if len(finished) < min(least, len(points)):
             raise NotRun([run for run in points.values() if run not in self.results])
-        return Curve(list(finished), [self.values(run, self.metric) for run in finished.values()])
+        values = [self.values(run, self.metric) for run in finished.values()]
+        return Curve(list(finished), values, *self._noise(list(finished.values())))
+
+    def _noise(self, runs: list[str]) -> tuple[float, float, int]:
+        """Spread, df and number of runs of the pooled noise of a sweep; nothing pooled gives (NaN, 0, 0).
+
+        Neighbours may share an effect of the seed or not: the pair with the largest noise counts.
+        """
+        found = [(pair, self.difference(*pair)) for pair in pairwise(runs)]
+        if not found or not all(one.pooled for _, one in found):
+            return math.nan, 0.0, 0
+        return max((self._one_seed(pair, one), one.df, one.pooled) for pair, one in found)
+
+    def _one_seed(self, pair: tuple[str, str], difference: Estimate) -> float:
+        """Standard deviation of one seed of either run, from the interval of their difference."""
+        counts = [len(self.values(run, self.metric)) for run in pair]
+        return difference.spread / math.sqrt(difference.seeds * sum(1 / count for count in counts))
 
     def points(self, sweep: Any) -> dict[float, str]:
         """{x: run} of a named sweep, of such a mapping, or of a list of runs, numbered in order."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from replicate.errors import UserError
+from replicate.noise import Noise, distinct, pool
 
 if TYPE_CHECKING:
     from replicate.config import Params
@@ -30,6 +31,12 @@ REFERENCES = ("pretrain", "classifier", "teacher", "tokenizer")
 
 TIMES = ("seconds_per_epoch", "wall_seconds", "images_per_second", "seconds")
 """Numbers that are valid only when the run had the machine to itself."""
+
+UNPOOLED = (*TIMES, "train_hours")
+"""Metrics whose noise is the machine's rather than the seed's."""
+
+BY_SEED = ("linear", "knn")
+"""Protocols whose runs may share an effect of the seed. In others, runs from the same weights may."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,19 @@ class Run:
     def device(self) -> str:
         return str(self.provenance.get("device", ""))
 
+    @property
+    def kind(self) -> str:
+        """The protocol, or "pretrain"; runs of a kind may share a noise. Empty for what trains nothing."""
+        return self.resolved.get("protocol") or "pretrain" * ("objective" in self.resolved)
+
+    @property
+    def group(self) -> str:
+        """Runs of one kind and group may move together seed by seed (docs/statistics.md)."""
+        if self.kind in BY_SEED:
+            return ""
+        start = self.resolved.get("classifier") or self.resolved.get("pretrain") or self.name
+        return start.rpartition("/")[2]
+
 
 @dataclass(frozen=True)
 class Results:
@@ -69,6 +89,9 @@ class Results:
 
     budget: str
     runs: dict[str, Run]
+    _noise: dict[tuple[str, str, bool], Noise | None] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def __contains__(self, name: str) -> bool:
         return name in self.runs
@@ -76,6 +99,28 @@ class Results:
     def values(self, name: str, metric: str) -> dict[int, float]:
         """Seed -> value of a run. Raises KeyError for an unfinished run, UserError for an unknown metric."""
         return self.runs[name].values(metric)
+
+    def noise(self, name: str, metric: str, log: bool = False) -> Noise | None:
+        """The noise of a run's metric, or of its logarithm, pooled over all runs of its kind.
+
+        None where these runs differ in their noise, or where there are too few of them.
+        """
+        kind = self.runs[name].kind
+        if not kind or metric in UNPOOLED:
+            return None
+        key = kind, metric, log
+        if key not in self._noise:
+            found = self._pool(*key)
+            self._noise[key] = found if found is not None and found.equal else None
+        return self._noise[key]
+
+    def _pool(self, kind: str, metric: str, log: bool) -> Noise | None:
+        runs = {name: run for name, run in self.runs.items() if run.kind == kind}
+        runs = {name: run for name, run in runs.items() if all(metric in one for one in run.per_seed)}
+        values = {name: run.values(metric) for name, run in runs.items()}
+        if log:
+            values = {name: logarithms(run) for name, run in values.items() if min(run.values()) > 0}
+        return pool(kind, distinct(values), {name: run.group for name, run in runs.items()})
 
     def recipe(self, name: str) -> dict[str, Any] | None:
         """A run's settings at the budget, with those of its weights; None where it states none."""
@@ -91,6 +136,11 @@ class Results:
     def history(self, name: str) -> pd.DataFrame:
         """The run's `history.csv`, empty where it left none."""
         return _history(self.runs[name].path)
+
+
+def logarithms(values: Mapping[int, float]) -> dict[int, float]:
+    """Seed -> logarithm of a positive value."""
+    return {seed: math.log(value) for seed, value in values.items()}
 
 
 def load(

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from replicate import intervals
 from replicate.config import published
 from replicate.errors import UserError
 from replicate.report import checks, loader_runs, tables, verdicts, wording
 from replicate.report.page import page, render, words
+from replicate.report.quantities import Reader
 from replicate.report.results import Results
 
 NUMBERS, CLAIMS, TOP1, SUMMARY = "scoreboard.csv", "claims.csv", "top1.csv", "summary.json"
 COLUMNS = ["id", "paper", "table", *tables.COLUMNS[1:]]
+NUMERIC = ("ours", "ours_low", "ours_high", "effect", "low", "high", "df", "own_low", "own_high")
 VERDICTS = (checks.HOLDS, checks.FAILS, checks.UNDECIDED, checks.NOT_RUN)
 START, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
 PAGE = Path("docs/results.md")
@@ -110,7 +111,7 @@ def findings(budgets: Mapping[str, str], root: str | Path = ".") -> Scoreboard:
 def read(budget: str, root: str | Path = ".") -> Scoreboard:
     """A scoreboard that was written before. Raises UserError when there is none."""
     folder = Path(root) / "tables" / budget
-    blank = dict.fromkeys(("ours", "ours_low", "ours_high", "effect", "low", "high"), "")
+    blank = dict.fromkeys(NUMERIC, "")
     options = {"dtype": {"published": str}, "keep_default_na": False, "na_values": blank}
     try:
         numbers, claims = (pd.read_csv(folder / name, **options) for name in (NUMBERS, CLAIMS))
@@ -153,7 +154,8 @@ def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None =
 def top1(results: Results) -> pd.DataFrame:
     """The accuracy of every finished evaluation: run, top1 and its 95 % interval, for `dvc plots`."""
     runs = [run for run in results.runs.values() if "top1" in run.per_seed[0]]
-    lines = sorted((run.name, *intervals.mean(list(run.values("top1").values()))[:3]) for run in runs)
+    reader = Reader(results)
+    lines = sorted((run.name, *reader.estimate(f"{run.name}/top1")[:3]) for run in runs)
     return pd.DataFrame(lines, columns=["run", "top1", "low", "high"]).round(3)
 
 

@@ -271,7 +271,9 @@ def provenance(site: Site) -> str:
     """Where every number comes from: the software, the machines, and one line a run."""
     facts = summary.software() | {"published values": "papers/*/values.csv, checked against the papers"}
     papers = {
-        f"{title}, budget {site.budgets[paper]}, {len(runs)} runs": summary.finished(runs).astype(str)
+        f"{title}, budget {site.budgets[paper]}, {len(runs)} runs": summary.finished(
+            runs, site.results[site.budgets[paper]]
+        ).astype(str)
         for paper, title in published.papers().items()
         if (runs := site.runs(paper))
     }

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from replicate import intervals
 from replicate.config import published
+from replicate.intervals import Estimate
 from replicate.provenance import PAGE_SOURCES, git_state, machine, versions
 from replicate.report import computed, tables
 from replicate.report.quantities import NotRun, Reader
-from replicate.report.results import Run
+from replicate.report.results import Results, Run
 
-CONTRASTS = ["left", "right", "difference", "low", "high", "seeds"]
-POINTS = ["curve", "place", "run", "published", "ours", "ours_low", "ours_high", "seeds", "status"]
+CONTRASTS = ["left", "right", "difference", "low", "high", "seeds", "df", "pooled"]
+POINTS = ["curve", "place", "run", "published", "ours", "ours_low", "ours_high", "seeds", "df", "pooled"]
+POINTS += ["status"]
 HEADLINES = ("top1", "val_loss", "loss", "images_per_second")
 """A run's headline number is the first of these that it reports."""
+NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
 
 
 def contrasts(reader: Reader, pairs: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
@@ -31,9 +34,10 @@ def _contrast(reader: Reader, left: str, right: str) -> list[str]:
         means = [f"{reader.estimate(run).value:.1f}" for run in (left, right)]
         found = reader.estimate({"minus": [left, right]})
     except NotRun as error:
-        return [f"not run: {error}", "", "", "", "", ""]
+        return [f"not run: {error}", *[""] * (len(CONTRASTS) - 1)]
     bounds = [f"{bound:+.1f}" if found.has_interval else "" for bound in (found.low, found.high)]
-    return [*means, f"{found.value:+.1f}", *bounds, str(found.seeds)]
+    rests_on = [f"{found.df:.3g}" if found.has_interval else "", str(found.pooled)]
+    return [*means, f"{found.value:+.1f}", *bounds, str(found.seeds), *rests_on]
 
 
 def points(reader: Reader, sweeps: Mapping[str, str], cells: pd.DataFrame) -> pd.DataFrame:
@@ -48,8 +52,9 @@ def points(reader: Reader, sweeps: Mapping[str, str], cells: pd.DataFrame) -> pd
             try:
                 found, status = reader.estimate(run), "run"
             except NotRun:
-                found, status = intervals.Estimate(*[float("nan")] * 3, 0), tables.NOT_RUN
-            lines.append([label, place, run, printed.get(run, ""), *found[:4], status])
+                found, status = NOTHING, tables.NOT_RUN
+            numbers = [*found[:4], found.df, found.pooled]
+            lines.append([label, place, run, printed.get(run, ""), *numbers, status])
     return pd.DataFrame(lines, columns=POINTS)
 
 
@@ -71,23 +76,24 @@ def _point_text(line: Mapping[str, Any]) -> str:
     return f"{line['ours']:.1f}" + (f" [{line['ours_low']:.1f}, {line['ours_high']:.1f}]" if bounded else "")
 
 
-def finished(runs: Sequence[Run]) -> pd.DataFrame:
-    """One line a finished run: its number with a 95 % interval over seeds, and its provenance."""
-    return pd.DataFrame([_line(run) for run in runs])
+def finished(runs: Sequence[Run], results: Results) -> pd.DataFrame:
+    """One line a finished run of `results`: its number with a 95 % interval, and its provenance."""
+    return pd.DataFrame([_line(run, Reader(results)) for run in runs])
 
 
-def _line(run: Run) -> dict[str, object]:
+def _line(run: Run, reader: Reader) -> dict[str, object]:
     metric = next((name for name in HEADLINES if name in run.per_seed[0]), "")
     values = list(run.values(metric).values()) if metric else []
-    ours = intervals.mean(values)[:3] if metric else ()
-    texts = [f"{number:.4g}" if number == number else "" for number in ours] or ["", "", ""]
+    found = reader.estimate(f"{run.name}/{metric}") if metric else NOTHING
+    texts = [f"{number:.4g}" if number == number else "" for number in (*found[:3], found.df)]
     made = run.provenance
     versions, git = made.get("versions", {}), made.get("git", {})
     seconds = 3600 * sum(one.get("train_hours", 0) for one in run.per_seed)
     return {
         "run": run.name,
         "metric": metric,
-        **dict(zip(("ours", "ours_low", "ours_high"), texts, strict=True)),
+        **dict(zip(("ours", "ours_low", "ours_high", "df"), texts, strict=True)),
+        "pooled": found.pooled,
         "seeds": len(run.seeds),
         "per_seed": " ".join(f"{value:.4g}" for value in values),
         "device": run.device,

@@ -27,9 +27,21 @@ CITED, NEEDS_SCALE, NOT_BUILT = "cited from elsewhere", "needs scale", "not buil
 STATUSES = (EXACT, ROUNDING, TREND, DIFFERS, UNDECIDED, CONTRADICTION, CITED, NOT_RUN, NEEDS_SCALE)
 STATUSES += (NOT_BUILT, SMOKE)
 IDENTITY_BUDGET = "paper"
-COLUMNS = ["id", "panel", "row", "column", "published", "ours", "ours_low", "ours_high", "seeds", "status"]
-COLUMNS += ["unit", "run", "claim", "why"]
-SHOWN = ["row", "column", "published", "ours", "seeds", "status"]
+COLUMNS = [
+    "id",
+    "panel",
+    "row",
+    "column",
+    "published",
+    "ours",
+    "ours_low",
+    "ours_high",
+    "seeds",
+    "df",
+    "pooled",
+]
+COLUMNS += ["status", "unit", "run", "claim", "why"]
+SHOWN = ["row", "column", "published", "ours", "seeds", "df", "pooled", "status"]
 
 
 def cells(paper: str, results: Results, judged: Mapping[str, str] | None = None) -> pd.DataFrame:
@@ -66,7 +78,8 @@ def write_frame(frame: pd.DataFrame, path: Path, shown: pd.DataFrame | None = No
 def display(table: pd.DataFrame) -> pd.DataFrame:
     """A table for reading: only what varies of the settings, our number with its interval."""
     shown = table.assign(row=_labels(table), ours=[_number(line) for line in table.to_dict("records")])
-    shown["seeds"] = [str(count) if count else "" for count in table["seeds"]]
+    for name in ("seeds", "df", "pooled"):
+        shown[name] = [f"{count:.3g}" if count > 0 else "" for count in table[name]]
     return shown[SHOWN].reset_index(drop=True)
 
 
@@ -123,6 +136,8 @@ def _line(cell: dict[str, Any], reader: Reader, judged: Mapping[str, str]) -> di
         "ours_low": math.nan,
         "ours_high": math.nan,
         "seeds": 0,
+        "df": math.nan,
+        "pooled": 0,
         "run": "",
         "claim": "",
     }
@@ -162,7 +177,7 @@ def _measured(
         return named | {"status": NOT_RUN, "why": f"not run: {error}{_price(error.missing)}"}
     status = _status(cell, found, reader.results.budget, judged.get(claim, checks.NOT_RUN))
     numbers = {"ours": found.value, "ours_low": found.low, "ours_high": found.high, "seeds": found.seeds}
-    return named | numbers | {"status": status}
+    return named | numbers | {"df": found.df, "pooled": found.pooled, "status": status}
 
 
 def _price(runs: list[str]) -> str:

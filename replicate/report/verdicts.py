@@ -22,8 +22,8 @@ from replicate.report.wording import short
 
 NO_FINDING = frozenset({"smoke"})
 BY_COMPUTATION = "by computation"
-COLUMNS = ["claim", "paper", "statement", "size", "verdict", "check", "effect", "low", "high", "unit"]
-COLUMNS += ["seeds", "budget", "note"]
+COLUMNS = ["claim", "paper", "statement", "size", "verdict", "check", "effect", "low", "high", "df", "pooled"]
+COLUMNS += ["own_low", "own_high", "unit", "seeds", "budget", "note"]
 _WORDS = {HOLDS: ("holds", "hold"), FAILS: ("fails", "fail"), UNDECIDED: ("undecided", "undecided")}
 
 

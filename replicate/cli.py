@@ -138,6 +138,8 @@ def _add_runs(commands) -> None:
         action.add_argument("source", type=Path)
         action.add_argument("destination", type=Path)
         action.add_argument("--decoder", action="store_true", help="refuse a checkpoint without a decoder")
+    formats = "reference: .pth or .safetensors; hf: a folder for ViTMAEForPreTraining.from_pretrained"
+    action.add_argument("--format", choices=("reference", "hf"), default="reference", help=formats)
 
 
 def _add_data(commands) -> None:
@@ -315,7 +317,7 @@ def _weights_import(options: argparse.Namespace) -> None:
 def _weights_export(options: argparse.Namespace) -> None:
     from replicate.models.weights import export_weights
 
-    export_weights(options.source, options.destination, need_decoder=options.decoder)
+    export_weights(options.source, options.destination, options.decoder, options.format)
 
 
 def _data_write(options: argparse.Namespace) -> None:

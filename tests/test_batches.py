@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 import torch
 from project import ROOT, run, write_params
-from replicate.models.classifier import build_classifier, build_probe
 from test_engine import MemoryLoader, losses, run_of, session_of
 from torch import nn
 
@@ -15,6 +14,7 @@ from replicate.errors import UserError
 from replicate.loaders.pixels import normalise
 from replicate.losses.supmae import SupMAE
 from replicate.models.backbones import build_encoder
+from replicate.models.build import build_classifier, build_probe
 from replicate.pipeline import launch
 from replicate.pipeline.seeds import train_seeds
 from replicate.pipeline.store import RunStore

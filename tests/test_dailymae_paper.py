@@ -570,10 +570,11 @@ def measured_on(images: Path, monkeypatch, *options: str) -> Path:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_whole_benchmark_on_own_images(own_images, monkeypatch, capsys, threads):
     """Every comparison without ffcv has a row, and pages show it before the numbers in git."""
-    from replicate.cost import loader_bench
+    from replicate.cost import loader_bench, loader_cases
 
     monkeypatch.setattr(loader_bench, "has_ffcv", lambda: False)
-    monkeypatch.setattr(loader_bench, "LONG", 16)
+    monkeypatch.setattr(loader_cases, "has_ffcv", lambda: False)
+    monkeypatch.setattr(loader_cases, "LONG", 16)
     path = measured_on(own_images, monkeypatch, "--threads", str(threads))
     told, bar = capsys.readouterr()
     loaders = re.search(r"(\d+) loaders in turn, 1 rounds", told).group(1)
@@ -585,7 +586,7 @@ def test_a_whole_benchmark_on_own_images(own_images, monkeypatch, capsys, thread
     )
     rows = json.loads(path.read_text())
     expected = {
-        what for what, *sides in loader_bench.COMPARISONS if not any("ffcv" in side for side in sides)
+        what for what, *sides in loader_cases.COMPARISONS if not any("ffcv" in side for side in sides)
     }
     assert {row["case"].rpartition(", 32 px")[0] for row in rows} == expected
     assert all(math.isfinite(row["ratio"]) and row["ratio"] > 0 for row in rows)
@@ -622,7 +623,7 @@ def test_a_benchmark_that_is_interrupted_has_written_nothing_and_says_so(own_ima
 
     monkeypatch.chdir(own_images.parent)
     monkeypatch.setattr(loader_bench, "measure", interrupted)
-    monkeypatch.setattr(loader_bench, "cases", lambda *_: {})
+    monkeypatch.setattr(loader_bench, "Cases", lambda *_: {})
     assert main(["bench", "loader", "--images", str(own_images)]) == 130
     assert capfd.readouterr().err == "interrupted; nothing was written\n"
     assert not (own_images.parent / "results").exists()
@@ -647,9 +648,10 @@ def test_stock_ffcv_gets_our_crops_in_our_order(own_images, tmp_path):
     """Up to its own flips and its fast DCT."""
     import torch
 
-    from replicate.cost import loader_bench
+    from replicate.cost.loader_cases import Cases
+    from replicate.cost.photographs import Photographs
 
-    made = loader_bench.cases(tmp_path / "files", loader_bench.Photographs(own_images, 2), 32, 1)
+    made = Cases(tmp_path / "files", Photographs(own_images, 2), 32, 1)
     ours = [batch.images.permute(0, 2, 3, 1).float() for batch in made["loader_long_500_95"].begin()]
     stock = [torch.tensor(batch[0]).float() for batch in made["loader_ffcv_500_95"].begin()]
     assert len(ours) == len(stock) == 26

@@ -130,15 +130,15 @@ def test_every_place_that_lists_images_lists_the_same(
     (root / "train" / "cat" / "._1.jpg").write_bytes(b"")
     (root / "train" / "cat" / "note.txt").write_text("")
     (root / "train" / "dog" / "linked").symlink_to(_save(tmp_path / "elsewhere" / "2.jpg").parent)
-    from replicate.cost import loader_bench, plan
+    from replicate.cost import data_size, photographs
     from replicate.loaders.sources import images_in
 
     assert len(_names(root)) == 8
     capsys.readouterr()
     monkeypatch.setattr(listing, "_reported", set())
-    assert plan._counted(root) == {"train": 8, "val": 2, "classes": 2}
+    assert data_size._counted(root) == {"train": 8, "val": 2, "classes": 2}
     assert f"{root}: left out 2 hidden" in capsys.readouterr().err
-    assert len(images_in(root / "train")) == len(loader_bench._below(root / "train")) == 8
+    assert len(images_in(root / "train")) == len(photographs._below(root / "train")) == 8
     with open_loader("folder", root / "train", **OPTIONS) as loader:
         assert loader.num_images == 8
 

@@ -108,7 +108,7 @@ def test_each_run_comes_after_those_that_it_starts_from(inside):
     ("change", "told"),
     [
         ({"tokenizer": "other"}, "which is not a tokenizer"),
-        ({"target": "pixel"}, "target token needs a tokenizer"),
+        ({"target": "pixel"}, "target token alone needs a tokenizer; target is pixel"),
     ],
 )
 def test_tokens_without_a_tokenizer_are_refused(inside, capsys, change, told):

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from replicate.loaders import Augmentation, crops
+from replicate.loaders import crops
+from replicate.loaders.batch import Augmentation
 
 SOLARISE_THRESHOLD = 128
 BLUR_RADIUS = (0.1, 2.0)

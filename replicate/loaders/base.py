@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from replicate.errors import UserError
-from replicate.loaders import UNCHANGED, Augmentation, Batch, crops
+from replicate.loaders import crops
+from replicate.loaders.batch import UNCHANGED, Augmentation, Batch
 from replicate.loaders.beton_format import FileCutError
 
 S, T = TypeVar("S"), TypeVar("T")

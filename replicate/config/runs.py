@@ -124,14 +124,15 @@ class PretrainRun(Optimisation):
 
     @model_validator(mode="after")
     def _check_method(self):
-        if self.method == "mae" and (self.drop_blocks or self.mask_unit or self.mask_space != "image"):
+        if self.method != "mim" and (self.drop_blocks or self.mask_unit or self.mask_space != "image"):
             raise ValueError("drop_blocks, mask_unit and mask_space belong to method mim")
-        if self.method == "mim" and self.mask_tokens_in_encoder:
+        if self.method != "mae" and self.mask_tokens_in_encoder:
+            raise ValueError("mask_tokens_in_encoder belongs to method mae")
+        if self.method != "mae" and self.decoder_beta:
+            method = self.method
             raise ValueError(
-                "mask_tokens_in_encoder belongs to method mae; mim's encoder sees the masked image"
+                f"decoder_beta drops tokens of MAE's decoder; method {method} decodes all of them"
             )
-        if self.method == "mim" and self.decoder_beta:
-            raise ValueError("decoder_beta drops tokens of MAE's decoder; method mim decodes all of them")
         return self
 
     @model_validator(mode="after")

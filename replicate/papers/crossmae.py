@@ -45,7 +45,7 @@ def decoding_compute_ratio(cell: Cell, mae_decoder_depth: int) -> Range:
     return Range.exact(decoder_macs("ViT-B", mae_decoder_depth) / decoder_macs("ViT-B", None, 0.25))
 
 
-def crossmae_decoding_compute(least: float, most: float) -> Answer:
+def crossmae_decoding_compute(least: float = 2.5, most: float = 3.7) -> Answer:
     """Whether ViT-B decodes `least` times cheaper than MAE's 8 blocks, and `most` times than 12."""
     ours = decoder_macs("ViT-B", None, 0.25)
     eight, twelve = (decoder_macs("ViT-B", depth) / ours for depth in (8, DEPTH))

@@ -91,13 +91,16 @@ class Optimisation(Strict):
 class PretrainRun(Optimisation):
     """One pre-training: mask x target x weighting x objective x decoder x backbone x schedule.
 
-    method         mae: an encoder of visible patches; mim: any backbone on masked images (FastMIM)
+    method         mae: an encoder of visible patches; crossmae: the same with a decoder of cross-attention;
+                   mim: any backbone on masked images (FastMIM)
+    prediction_ratio   of crossmae: share of all patches that are predicted; None: every masked patch
+    last_features_only   of crossmae: decode the encoder's output alone, not weighted sums of all feature maps
     tokenizer      for target `token`: the tokenizer run that makes the tokens (MAE Table 1d)
     teacher        for objective `distillation`: a fine-tuning that keeps its weights (FastMIM Table 9)
     online_probe   trains a linear classifier beside it, on features that it cannot change
     """
 
-    method: Literal["mae", "mim"] = "mae"
+    method: Literal["mae", "crossmae", "mim"] = "mae"
     backbone: str
     backbone_kwargs: dict[str, Any] = {}
     drop_blocks: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] = 0
@@ -110,6 +113,8 @@ class PretrainRun(Optimisation):
     decoder_depth: Annotated[int, Field(ge=0, le=32)]
     decoder_width: Count
     decoder_beta: Positive | None = None
+    prediction_ratio: Positive | None = None
+    last_features_only: bool = False
     difficulty: Difficulty = "p2dist"
     target: str = "pixel"
     target_options: dict[str, Any] = {}
@@ -124,14 +129,26 @@ class PretrainRun(Optimisation):
 
     @model_validator(mode="after")
     def _check_method(self):
-        if self.method == "mae" and (self.drop_blocks or self.mask_unit or self.mask_space != "image"):
+        if self.method != "mim" and (self.drop_blocks or self.mask_unit or self.mask_space != "image"):
             raise ValueError("drop_blocks, mask_unit and mask_space belong to method mim")
-        if self.method == "mim" and self.mask_tokens_in_encoder:
+        if self.method != "mae" and self.mask_tokens_in_encoder:
+            raise ValueError("mask_tokens_in_encoder belongs to method mae")
+        if self.method != "mae" and self.decoder_beta:
+            method = self.method
             raise ValueError(
-                "mask_tokens_in_encoder belongs to method mae; mim's encoder sees the masked image"
+                f"decoder_beta drops tokens of MAE's decoder; method {method} decodes all of them"
             )
-        if self.method == "mim" and self.decoder_beta:
-            raise ValueError("decoder_beta drops tokens of MAE's decoder; method mim decodes all of them")
+        return self
+
+    @model_validator(mode="after")
+    def _check_crossmae(self):
+        predicted = self.prediction_ratio
+        if self.method != "crossmae" and (predicted or self.last_features_only):
+            raise ValueError("prediction_ratio and last_features_only belong to method crossmae")
+        if self.method == "crossmae" and self.score_all:
+            raise ValueError("score_all needs predictions of visible patches; crossmae decodes masked ones")
+        if predicted and predicted > self.mask_ratio:
+            raise ValueError(f"prediction_ratio {predicted} exceeds mask_ratio {self.mask_ratio}")
         return self
 
     @model_validator(mode="after")

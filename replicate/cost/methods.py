@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from replicate.cost import counted, vit
+from replicate.cost import counted, crossmae, vit
 from replicate.cost.image_cost import EncoderCost, ImageCost
 from replicate.errors import UserError
 
@@ -26,6 +26,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "mae": Method(vit.mae_cost, vit.mae_encoder_cost),
+    "crossmae": Method(crossmae.crossmae_cost, vit.mae_encoder_cost),
     "mim": Method(counted.mim_cost, counted.mim_encoder_cost),
 }
 """A new method is one entry. `counted.count` measures any model that runs on the meta device."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from replicate.config.backbones import Backbone, is_plain_vit
 from replicate.errors import UserError
-from replicate.models import mae, mim
+from replicate.models import crossmae, mae, mim
 from replicate.models.backbones import build_backbone, build_encoder
 from replicate.models.features import Encoder
 from replicate.models.loading import load_encoder as load_encoder
@@ -19,7 +19,7 @@ from replicate.models.vit import ViT
 if TYPE_CHECKING:
     from replicate.config import PretrainRun
 
-METHODS = {"mae": mae.from_run, "mim": mim.from_run}
+METHODS = {"mae": mae.from_run, "crossmae": crossmae.from_run, "mim": mim.from_run}
 """A method's name in a run, and what builds its model: (run, target_dim, with_difficulty) -> nn.Module."""
 
 

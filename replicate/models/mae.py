@@ -160,12 +160,13 @@ class MAE(nn.Module):
             table = resample_abs_pos_embed(sincos_2d(width, built), list(self.grid), list(built))
             setattr(self, name, nn.Parameter(table.to(getattr(self, name)), requires_grad=False))
 
-    def forward_encoder(
+    def embed_visible(
         self, images: Tensor, mask_ratio: float, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """-> latent (N, 1 + V, C), mask (N, L), ids_restore (N, L).
+        """The encoder's input: class token and visible patches with their positions.
 
-        With mask tokens in the encoder V = L, in raster order.
+        -> tokens (N, 1 + V, C), mask (N, L), ids_restore (N, L). With mask tokens in the encoder V = L, in
+        raster order.
         """
         check_image_size(images, self.image_size)
         if noise is None:
@@ -177,7 +178,13 @@ class MAE(nn.Module):
         else:
             tokens = self.patch_embed(images, ids_keep) + self.pos_embed[0, 1:][ids_keep]
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
-        tokens = torch.cat([cls_token, tokens], 1)
+        return torch.cat([cls_token, tokens], 1), mask, ids_restore
+
+    def forward_encoder(
+        self, images: Tensor, mask_ratio: float, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """-> latent (N, 1 + V, C), mask (N, L), ids_restore (N, L), as `embed_visible`."""
+        tokens, mask, ids_restore = self.embed_visible(images, mask_ratio, noise)
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens), mask, ids_restore

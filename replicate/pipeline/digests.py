@@ -50,7 +50,7 @@ def options_of(run: Run, source: PretrainRun | None = None) -> set[str]:
         return {"trainers/tokenizer.py"}
     pretrained = run if isinstance(run, PretrainRun) else source
     named = {f"trainers/{run.protocol if isinstance(run, EvaluateRun) else 'pretrain'}.py"}
-    if pretrained.method != "mae":
+    if pretrained.method == "mim":
         named.add(f"models/backbones/{family_of(pretrained)}.py")
     if isinstance(run, PretrainRun):
         named |= {f"targets/{run.target}.py", f"losses/{run.weighting}.py", f"losses/{run.objective}.py"}

@@ -39,13 +39,18 @@ MAPPING = """# Which of our runs stands beside which printed number. The first r
 - match: {{table: table_1, column: ft_top1}}
   ours: {key}_base_ft
 """
-RECIPE = (
-    "# Every hyper-parameter that the paper prints. null: not stated.\n\npretrain: {{}}\nfinetune: {{}}\n"
-)
+RECIPE = "# Every hyper-parameter that the paper prints, by recipe with its source. null: not stated.\n{{}}\n"
 COMPUTED = "# Numbers that need no training, and the function that recomputes each.\n[]\n"
 CONTRADICTIONS = "# Where the paper contradicts itself, another paper or its own formulas.\n[]\n"
 RELEASED = "# Where the released code differs from the paper's text: setting, paper, code, file.\n[]\n"
-MODULE = '"""What only the notebook of {title} draws."""\n'
+MODULE = '''"""What only {title} needs: figures of its notebook, and numbers that need no training.
+
+`FUNCTIONS` recompute printed numbers (computed.yaml), `ANSWERS` decide claims (claims.yaml).
+"""
+
+FUNCTIONS = ()
+ANSWERS = ()
+'''
 CELLS = (
     ("markdown", "# {title}\n\n*Claim: the paper's thesis in a sentence.*"),
     ("parameters", 'budget = None\npaper = "{key}"\nscope = "headline"'),

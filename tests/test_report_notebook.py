@@ -2,6 +2,8 @@
 
 import ast
 import html.parser
+import json
+import sys
 from pathlib import Path
 
 import nbformat
@@ -46,6 +48,42 @@ def test_strip_removes_what_opening_and_saving_changes(tmp_path):
     notebook.strip(tmp_path / "b.ipynb", tmp_path / "out" / "b.ipynb")
     assert (tmp_path / "out/a.ipynb").read_bytes() == (tmp_path / "out/b.ipynb").read_bytes()
     assert notebook.read(tmp_path / "out/b.ipynb").cells[1].metadata.tags == ["parameters"]
+
+
+def test_strip_keeps_sources_and_tags_whatever_an_editor_adds(tmp_path):
+    """JupyterLab's timings and folded cells, VS Code's and Colab's marks, Windows' line ends."""
+    book = make("first\nsecond")
+    nbformat.write(book, tmp_path / "a.ipynb")
+    cell = book.cells[2]
+    cell.source = "first\r\nsecond"
+    cell.id = "another"
+    cell.metadata = {
+        "collapsed": True,
+        "scrolled": True,
+        "execution": {"iopub.execute_input": "2026-01-01T00:00:00Z"},
+        "vscode": {"languageId": "python"},
+        "id": "colab",
+        "jupyter": {"outputs_hidden": True},
+    }
+    book.cells[1].metadata["colab"] = {"base_uri": "here"}
+    book.metadata = {"vscode": {"interpreter": {"hash": "1"}}, "colab": {"provenance": []}}
+    nbformat.write(book, tmp_path / "b.ipynb")
+    for name in ("a", "b"):
+        notebook.strip(tmp_path / f"{name}.ipynb", tmp_path / "out" / f"{name}.ipynb")
+    assert (tmp_path / "out/a.ipynb").read_bytes() == (tmp_path / "out/b.ipynb").read_bytes()
+    assert notebook.read(tmp_path / "out/b.ipynb").cells[2].source == "first\nsecond"
+
+
+def test_another_kernel_of_the_same_name_is_not_used(here, monkeypatch):
+    kernel = here / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    broken = {"argv": ["/bin/false", "{connection_file}"], "display_name": "Broken", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(broken))
+    monkeypatch.setenv("JUPYTER_PATH", str(here / "jupyter"))
+    nbformat.write(make("import sys; print(sys.executable)"), here / "notebooks" / "own.ipynb")
+    notebook.execute("own", "smoke")
+    [printed] = notebook.read(here / "executed/smoke/papers/own.ipynb").cells[-1].outputs
+    assert printed.text.strip() == sys.executable
 
 
 @pytest.mark.parametrize(

@@ -15,24 +15,30 @@ KERNEL = "python3"
 CELL_TIMEOUT = 1800  # seconds
 # A kernel warns that it talks over this machine's own loopback, and a user cannot change that.
 KERNEL_ARGUMENTS = ["--log-level=ERROR"]
-# Jupyter's notes about the machine that a notebook was last opened on.
-_SESSION_KEYS = [f"metadata.{key}" for key in ("kernelspec", "language_info", "widgets", "toc", "papermill")]
 
 
 def strip(source: str | Path, destination: str | Path) -> None:
-    """Write a notebook without outputs, execution counts and session metadata.
+    """Write a notebook with nothing but its cells' sources, attachments and tags.
 
-    Opening and saving the notebook in JupyterLab leaves the copy unchanged, so nothing that depends on it
+    Opening and saving the notebook in an editor leaves the copy unchanged, so nothing that depends on it
     runs again. Raises UserError for a file that is missing or no notebook.
     """
-    from nbstripout import strip_output
-
-    notebook = read(source)
-    options = {"keep_output": False, "keep_count": False, "keep_id": True, "extra_keys": _SESSION_KEYS}
-    stripped = strip_output(notebook, **options)
+    cells = [_bare(cell, number) for number, cell in enumerate(read(source).cells)]
     destination = Path(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(stripped, destination)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), destination)
+
+
+def _bare(cell: nbformat.NotebookNode, number: int) -> nbformat.NotebookNode:
+    source = cell.source.replace("\r\n", "\n")
+    bare = nbformat.v4.new_code_cell(source) if cell.cell_type == "code" else None
+    bare = bare or nbformat.from_dict({"cell_type": cell.cell_type, "metadata": {}, "source": source})
+    bare.id = f"cell-{number}"
+    if tags := cell.metadata.get("tags"):
+        bare.metadata.tags = tags
+    if attachments := cell.get("attachments"):
+        bare.attachments = attachments
+    return bare
 
 
 def execute(paper: str, budget: str, scope: str = "headline") -> Path:
@@ -45,6 +51,8 @@ def execute(paper: str, budget: str, scope: str = "headline") -> Path:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    from replicate.report.kernel import OwnKernel
+
     source = SOURCES / f"{paper}.ipynb"
     if not source.exists():
         strip(f"notebooks/{paper}.ipynb", source)
@@ -55,7 +63,7 @@ def execute(paper: str, budget: str, scope: str = "headline") -> Path:
     names = {"paper": paper, "budget": budget, "scope": scope}
     _refuse_unknown(source, names)
     options = {"kernel_name": KERNEL, "language": "python", "extra_arguments": KERNEL_ARGUMENTS}
-    options |= {"progress_bar": False, "execution_timeout": CELL_TIMEOUT}
+    options |= {"progress_bar": False, "execution_timeout": CELL_TIMEOUT, "kernel_manager_class": OwnKernel}
     try:
         papermill.execute_notebook(str(source), str(target), parameters=names, **options)
     except PapermillExecutionError as error:

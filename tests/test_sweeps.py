@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import yaml
-from project import ENVIRONMENT, ROOT
+from project import ENVIRONMENT, ROOT, write_params
 
 from replicate.config import load
 from replicate.pipeline import seeds
@@ -53,6 +53,17 @@ def test_a_sweep_is_a_queued_experiment_a_value(capsys):
 def test_a_mistaken_sweep_is_told(capsys, key, told):
     assert queue_sweep.main([key, "0.7", *PARAMS]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_images_outside_git_are_refused_before_queueing(tmp_path, monkeypatch, capsys):
+    write_params(tmp_path, datasets={"full": {"source": "data/mine"}})
+    (tmp_path / "data/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    assert queue_sweep.main([KEY, "0.7", "--params", "params.yaml"]) == 2
+    assert "source data/mine: not in git; " in capsys.readouterr().err
+    write_params(tmp_path, datasets={"full": {"source": str(tmp_path / "data/mine")}})
+    assert queue_sweep.main([KEY, "0.7", "--params", "params.yaml"]) == 0
 
 
 @pytest.mark.slow

@@ -11,10 +11,13 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 from replicate.config import Params, load
 from replicate.errors import UserError
+from replicate.loaders.data import PHOTOS
 from replicate.names import closest
 from replicate.pipeline.stages import group_of
 
@@ -24,7 +27,7 @@ KEY = re.compile(r"([\w-]+)\.([\w.]+)")
 def commands(params: Params, key: str, values: list[str], jobs: int) -> list[list[str]]:
     """Argument lists of `dvc exp run --queue`, one a value, and of `dvc queue start`.
 
-    Raises UserError for an unknown run or key.
+    Raises UserError for an unknown run or key, or images that an experiment's copy would lack.
     """
     match = KEY.fullmatch(key)
     if match is None:
@@ -36,6 +39,7 @@ def commands(params: Params, key: str, values: list[str], jobs: int) -> list[lis
     first = option.partition(".")[0]
     if first not in options:
         raise UserError(f"{key}: the run {name} has no key '{option}'{closest(first, options)}")
+    _refuse_untracked(params, name)
     queued = []
     for value in values:
         label = re.sub(r"[^\w-]", "_", f"{name}-{option}-{value}")
@@ -44,6 +48,16 @@ def commands(params: Params, key: str, values: list[str], jobs: int) -> list[lis
             ["dvc", "exp", "run", "--queue", "--name", label, *setting, f"{group_of(params, name)}@{name}"]
         )
     return [*queued, ["dvc", "queue", "start", "-j", str(jobs)]]
+
+
+def _refuse_untracked(params: Params, name: str) -> None:
+    source = params.dataset(params.headline[name].dataset).source
+    if source == PHOTOS or Path(source).expanduser().is_absolute():
+        return
+    tracked = subprocess.run(["git", "ls-files", "--", source], capture_output=True, text=True).stdout
+    if not tracked:
+        where = "queued experiments run in copies of the repository, which would lack it"
+        raise UserError(f"source {source}: not in git; {where}. State an absolute path: {Path(source).resolve()}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -72,7 +72,9 @@ class Framework(NamedTuple):
 
 def fastmim(backbone: str, decoder_depth: int, decoder_embed_dim: int = 256) -> Framework:
     return Framework(
-        128, partial(mim, backbone, 128, "hog", decoder_depth=decoder_depth, decoder_embed_dim=decoder_embed_dim), 1.0
+        128,
+        partial(mim, backbone, 128, "hog", decoder_depth=decoder_depth, decoder_embed_dim=decoder_embed_dim),
+        1.0,
     )
 
 

@@ -1,4 +1,6 @@
-"""A headless Chromium, driven over its debugging port: open a page at a width, collect what went wrong, evaluate, type, photograph."""
+"""A headless Chromium, driven over its debugging port: open a page at a width, collect what went wrong,
+evaluate, type, photograph.
+"""
 
 import base64
 import itertools
@@ -22,12 +24,28 @@ def find() -> str | None:
 
 
 class Browser:
-    """One tab. `errors` holds console errors, uncaught exceptions and requests that failed since the last `open`."""
+    """One tab. `errors` holds console errors, uncaught exceptions and requests that failed since the last
+    `open`.
+    """
 
     def __init__(self) -> None:
         self.profile = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-background-networking"]
-        command = [find(), *flags, "--remote-debugging-port=0", "--remote-allow-origins=*", f"--user-data-dir={self.profile.name}", "about:blank"]
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--no-first-run",
+            "--disable-background-networking",
+        ]
+        command = [
+            find(),
+            *flags,
+            "--remote-debugging-port=0",
+            "--remote-allow-origins=*",
+            f"--user-data-dir={self.profile.name}",
+            "about:blank",
+        ]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         port = self._port()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=30) as answer:
@@ -81,8 +99,17 @@ class Browser:
     def open(self, address: str, size: tuple[int, int] = DESKTOP, dark: bool = False) -> None:
         """Load a page and wait for its load event."""
         width, height = size
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=size == PHONE)
-        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=size == PHONE,
+        )
+        self.send(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.errors.clear()
         self.loaded = False
         self.send("Page.navigate", url=address)

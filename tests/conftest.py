@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-# Before torch is imported, here or in a process that a test starts. One thread: the models are so small that threads would wait
-# for one another, and equal sums need equal numbers of threads.
+# Before torch is imported, here or in a process that a test starts. One thread: the models are so small that
+# threads would wait for one another, and equal sums need equal numbers of threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,7 +20,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with unpacked real images (`imagenet-sample-167/`, `tiny-imagenet-40/`), named by REPLICATE_REAL_DATA."""
+    """Folder with unpacked real images (`imagenet-sample-167/`, `tiny-imagenet-40/`), named by
+    REPLICATE_REAL_DATA.
+    """
     folder = os.environ.get("REPLICATE_REAL_DATA")
     if not folder:
         pytest.skip("REPLICATE_REAL_DATA names no folder of real images")

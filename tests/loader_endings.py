@@ -31,7 +31,15 @@ COLOURS = Augmentation(auto="three_augment")
 
 
 def opened(path: Path, **options: Any) -> BaseLoader:
-    defaults: dict[str, Any] = dict(batch_size=4, image_size=24, augmentation=Augmentation(), seed=0, train=True, workers=2, drop_last=False)
+    defaults: dict[str, Any] = dict(
+        batch_size=4,
+        image_size=24,
+        augmentation=Augmentation(),
+        seed=0,
+        train=True,
+        workers=2,
+        drop_last=False,
+    )
     return open_loader(KIND, path, **(defaults | options))
 
 
@@ -40,7 +48,7 @@ def data() -> Path:
 
 
 class Failing:
-    """Replaces a function. Works for `after` calls, then raises and records when, also in worker processes."""
+    """Works for `after` calls, then raises and records when, also in worker processes."""
 
     def __init__(self, function: Callable[..., Any], after: int) -> None:
         self.function, self.left, self.raised_at = function, after, multiprocessing.Value("d", 0.0)
@@ -55,7 +63,7 @@ class Failing:
 
 
 def again_if_late(case: Callable[[], None]) -> Callable[[], None]:
-    """Run a case up to three times: on a busy machine a process may wait longer than the two seconds allowed."""
+    """Run a case up to three times: on a busy machine a process may wait longer than two seconds."""
 
     @wraps(case)
     def repeated() -> None:
@@ -68,7 +76,7 @@ def again_if_late(case: Callable[[], None]) -> Callable[[], None]:
 
 
 def decoder_of(loader: BaseLoader) -> tuple[Any, str, int]:
-    """The object that decodes, its function's name, and a number of calls within the first half of an epoch."""
+    """The object that decodes, its function's name, and a number of calls in an epoch's first half."""
     if KIND == "ffcv":
         from replicate.loaders import ffcv
 

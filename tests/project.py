@@ -10,7 +10,10 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 
 
-ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def write_params(
@@ -22,7 +25,9 @@ def write_params(
     machine: dict | None = None,
     **settings,
 ) -> Path:
-    """`params.yaml` and `budgets.yaml` at the smoke budget, one seed, with changes to budget, data, runs and machine."""
+    """`params.yaml` and `budgets.yaml` at the smoke budget, one seed, with changes to budget, data, runs and
+    machine.
+    """
     content = read("params.yaml") | {"budget": "smoke", "runs": runs or {}} | settings
     content["machine"] |= {"workers": 1} | (machine or {})
     budgets = read("budgets.yaml")
@@ -42,7 +47,9 @@ def read(name: str) -> dict:
 def start(folder: Path, *arguments: str, **options) -> subprocess.Popen:
     """`python -m replicate ARGUMENTS` in `folder`."""
     command = [sys.executable, "-m", "replicate", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=os.environ | ENVIRONMENT, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        command, cwd=folder, env=os.environ | ENVIRONMENT, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 def run(folder: Path, *arguments: str) -> str:

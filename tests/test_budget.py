@@ -1,4 +1,4 @@
-"""The lens: the identity at `paper`, where runs equal the papers' printed recipes; uniform everywhere else."""
+"""The lens: the identity at `paper`, where runs equal the printed recipes; uniform everywhere else."""
 
 from pathlib import Path
 
@@ -36,8 +36,14 @@ def recipes():
 
 
 def numbers(recipe: dict, **chosen) -> dict:
-    """The scalars of a printed recipe under this project's names; `chosen` picks one of a grid that the paper prints."""
-    found = {ours: float(recipe[theirs]) for theirs, ours in RECIPE_KEYS.items() if isinstance(recipe.get(theirs), (int, float, str))}
+    """The scalars of a printed recipe under this project's names; `chosen` picks one of a grid that the paper
+    prints.
+    """
+    found = {
+        ours: float(recipe[theirs])
+        for theirs, ours in RECIPE_KEYS.items()
+        if isinstance(recipe.get(theirs), (int, float, str))
+    }
     return found | chosen
 
 
@@ -115,7 +121,9 @@ def test_epochs_and_resolutions_keep_their_order(params, budget):
 
 
 def test_a_power_draws_long_and_short_schedules_together(params):
-    """At a power of one half the paper's 1,600 epochs are four times its 100; without one they are sixteen times."""
+    """At a power of one half the paper's 1,600 epochs are four times its 100; without one they are sixteen
+    times.
+    """
     budget = params.budgets["laptop"]
     for power, ratio in ((1.0, 16.0), (0.5, 4.0)):
         factor = 100.0 / 100**power
@@ -127,7 +135,13 @@ def test_a_power_draws_long_and_short_schedules_together(params):
 
 @pytest.mark.parametrize("budget", ["brief", "tiny", "evening", "gpu"])
 def test_hierarchies_keep_the_papers_grids(params, budget):
-    for name in ("fastmim_swin_hog_128", "fastmim_cmt_s_hog_224", "fastmim_swin_pixel_64", "fastmim_mask_swin_64_50", "fastmim_mask_swin_16_75"):
+    for name in (
+        "fastmim_swin_hog_128",
+        "fastmim_cmt_s_hog_224",
+        "fastmim_swin_pixel_64",
+        "fastmim_mask_swin_64_50",
+        "fastmim_mask_swin_16_75",
+    ):
         stated, run = params.run(name), params.resolve(name, budget)
         assert run.image_size // run.stride == stated.image_size // stated.stride == stated.image_size // 32
         if stated.mask_unit:
@@ -143,7 +157,10 @@ def test_hog_cells_follow_the_patch_and_dropped_blocks_the_depth(params):
     assert params.resolve("fastmim_depth_8", "smoke").drop_blocks == 1
     assert [params.resolve(f"fastmim_depth_{blocks}", "brief").drop_blocks for blocks in (8, 10)] == [2, 1]
     assert params.resolve("fastmim_swin_depth_2-2-16-2", "laptop").drop_blocks == (0, 0, 2, 0)
-    assert all(params.resolve("fastmim_swin_depth_2-2-16-2", budget).drop_blocks == (0, 0, 1, 0) for budget in ("smoke", "brief"))
+    assert all(
+        params.resolve("fastmim_swin_depth_2-2-16-2", budget).drop_blocks == (0, 0, 1, 0)
+        for budget in ("smoke", "brief")
+    )
 
 
 def test_stages_go_through_the_lens(params):
@@ -152,13 +169,23 @@ def test_stages_go_through_the_lens(params):
 
 
 def test_light_regularisation_is_light_in_every_stage(params):
-    """Where a budget leaves out automatic augmentation and the smallest crops, no stage brings them back; `keep_view` keeps them."""
+    """Where a budget leaves out automatic augmentation and the smallest crops, no stage brings them back;
+    `keep_view` keeps them.
+    """
     run = params.run("daily_ft_s3")
-    light = resolve_evaluate(run.model_copy(update={"keep_view": False}), params.run("full_75"), params.budgets["brief"])
+    light = resolve_evaluate(
+        run.model_copy(update={"keep_view": False}), params.run("full_75"), params.budgets["brief"]
+    )
     assert light.auto_augment is None and light.crop_scale == (0.35, 1.0)
-    assert [(stage.auto_augment, stage.crop_scale) for stage in light.stages] == [(None, (0.35, 0.4624)), (None, (0.35, 0.7056)), (None, (0.35, 1.0))]
+    assert [(stage.auto_augment, stage.crop_scale) for stage in light.stages] == [
+        (None, (0.35, 0.4624)),
+        (None, (0.35, 0.7056)),
+        (None, (0.35, 1.0)),
+    ]
     kept = params.resolve("daily_ft_s3", "brief")
-    assert [(stage.auto_augment, stage.crop_scale) for stage in kept.stages] == [(stage.auto_augment, stage.crop_scale) for stage in run.stages]
+    assert [(stage.auto_augment, stage.crop_scale) for stage in kept.stages] == [
+        (stage.auto_augment, stage.crop_scale) for stage in run.stages
+    ]
 
 
 def test_p2dist_thresholds_follow_the_patch(params):
@@ -171,8 +198,12 @@ def test_p2dist_thresholds_follow_the_patch(params):
 
 def test_a_probe_and_a_run_from_scratch_have_factors_of_their_own(params):
     tiny = params.budgets["tiny"]
-    probe, tuned, scratch = (params.resolve(name, "tiny") for name in ("mae_base_lin", "mae_base_ft", "mae_scratch_ft"))
-    assert probe.epochs == round(90 * tiny.probe_epochs) and probe.base_lr == pytest.approx(0.1 * tiny.probe_lr)
+    probe, tuned, scratch = (
+        params.resolve(name, "tiny") for name in ("mae_base_lin", "mae_base_ft", "mae_scratch_ft")
+    )
+    assert probe.epochs == round(90 * tiny.probe_epochs) and probe.base_lr == pytest.approx(
+        0.1 * tiny.probe_lr
+    )
     assert tuned.base_lr == pytest.approx(1e-3 * tiny.evaluate_lr) and tuned.ema is None
     assert scratch.base_lr == pytest.approx(1e-4 * tiny.scratch_lr) and scratch.ema == tiny.ema
     assert params.resolve("scratch_llrd_80", "tiny").base_lr == pytest.approx(1e-3 * tiny.evaluate_lr)
@@ -181,10 +212,17 @@ def test_a_probe_and_a_run_from_scratch_have_factors_of_their_own(params):
 def test_scratch_training_peaks_near_fine_tuning(params):
     """Of the same backbone, at every budget; a baseline at eight times the rate would be no baseline."""
     for name in (name for name in params.runs if name.endswith("_scratch_ft") and name.startswith("fastmim")):
-        tuned = "fastmim_" + {"vit": "vit_hog_128", "swin_l": "swin_l_hog_128_ep400"}.get(of := name[8:-11], f"{of}_hog_128") + "_ft"
+        tuned = (
+            "fastmim_"
+            + {"vit": "vit_hog_128", "swin_l": "swin_l_hog_128_ep400"}.get(of := name[8:-11], f"{of}_hog_128")
+            + "_ft"
+        )
         for budget in params.budgets:
             scratch, fine = (params.resolve(run, budget) for run in (name, tuned))
-            assert scratch.base_lr * scratch.batch_size <= 2.01 * fine.base_lr * fine.batch_size, (name, budget)
+            assert scratch.base_lr * scratch.batch_size <= 2.01 * fine.base_lr * fine.batch_size, (
+                name,
+                budget,
+            )
 
 
 def test_partial_fine_tuning_never_tunes_more_blocks_than_there_are(params):

@@ -42,7 +42,9 @@ def image_folder(root: Path, classes: int = 2, images: int = 3) -> Path:
             folder = root / split / f"class_{label}"
             folder.mkdir(parents=True)
             for number in range(images):
-                Image.fromarray(generator.integers(0, 256, (40, 48, 3), np.uint8)).save(folder / f"{number}.jpg")
+                Image.fromarray(generator.integers(0, 256, (40, 48, 3), np.uint8)).save(
+                    folder / f"{number}.jpg"
+                )
     return root
 
 
@@ -51,13 +53,18 @@ def write_folder_params(project: Path, root: Path) -> None:
 
 
 def test_help_does_not_import_torch():
-    code = "import sys; from replicate.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys; from replicate.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def test_unknown_run_and_wrong_command(project, capsys):
     assert "no run 'light_9'; did you mean" in told(capsys, "pretrain", "light_9")
-    assert "use `python -m replicate evaluate light_90_llrd_65`" in told(capsys, "pretrain", "light_90_llrd_65")
+    assert "use `python -m replicate evaluate light_90_llrd_65`" in told(
+        capsys, "pretrain", "light_90_llrd_65"
+    )
 
 
 @pytest.mark.parametrize("buffered", ["", "1"])
@@ -66,7 +73,9 @@ def test_output_that_nobody_reads_any_more_ends_a_command_quietly(project, buffe
     reader, writer = os.pipe()
     os.close(reader)
     environment = os.environ | ENVIRONMENT | {"PYTHONUNBUFFERED": buffered}
-    done = subprocess.run([sys.executable, "-m", "replicate", "budget"], stdout=writer, stderr=subprocess.PIPE, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "replicate", "budget"], stdout=writer, stderr=subprocess.PIPE, env=environment
+    )
     os.close(writer)
     assert (done.stderr, done.returncode) == (b"", 141)
 
@@ -119,7 +128,10 @@ def test_damaged_source_image_is_named_and_leaves_no_data_set(project, capsys, d
     victim.write_bytes(victim.read_bytes()[:400] if damage == "truncated" else b"this is no picture\n")
     write_folder_params(project, root)
     message = told(capsys, "data", "write")
-    assert str(Path("class_1") / "1.jpg") in message and "`on_error: skip` in the data set's settings leaves such images out" in message
+    assert (
+        str(Path("class_1") / "1.jpg") in message
+        and "`on_error: skip` in the data set's settings leaves such images out" in message
+    )
     assert not Path("data/smoke/full/manifest.json").exists()
 
 
@@ -142,7 +154,9 @@ def test_data_of_other_settings_than_stated_are_not_trained_on(project, capsys):
     datasets = read("params.yaml")["datasets"]
     datasets["full"]["val"]["quality"] = 60
     write_params(project, datasets=datasets)
-    assert "was written with val.quality 100, where params.yaml now says 60" in told(capsys, "log", "light_90")
+    assert "was written with val.quality 100, where params.yaml now says 60" in told(
+        capsys, "log", "light_90"
+    )
     write_params(project)
     assert "has no log" in told(capsys, "log", "light_90")
 
@@ -183,8 +197,16 @@ def test_a_nan_names_the_run_and_the_step(project, capsys):
 
 @pytest.mark.slow
 def test_a_papers_grid_fills_its_table(project):
-    """`grid fastmim` trains the runs that are stated, headline and grid, each after what it starts from; they show in the paper's tables."""
-    kept = {"fastmim_vit_pixel_128", "fastmim_swin_scratch", "fastmim_vit_hog_128", "fastmim_depth_10", "fastmim_invariance"}
+    """`grid fastmim` trains the runs that are stated, headline and grid, each after what it starts from; they
+    show in the paper's tables.
+    """
+    kept = {
+        "fastmim_vit_pixel_128",
+        "fastmim_swin_scratch",
+        "fastmim_vit_hog_128",
+        "fastmim_depth_10",
+        "fastmim_invariance",
+    }
     kept |= {f"{name}_ft" for name in kept}
     shutil.copytree(ROOT / "papers", project / "papers")
     path = project / "papers" / "fastmim" / "runs.yaml"
@@ -196,10 +218,17 @@ def test_a_papers_grid_fills_its_table(project):
     stated = {name for name, run in load(project / "params.yaml").runs.items() if run.paper == "fastmim"}
     assert main(["grid", "fastmim"]) == 0
     results = loader_runs.load("smoke", project)
-    assert stated == kept & stated == {name for name, run in results.runs.items() if run.paper == "fastmim"} and len(stated) == 9
+    assert (
+        stated == kept & stated == {name for name, run in results.runs.items() if run.paper == "fastmim"}
+        and len(stated) == 9
+    )
     cells = tables.cells("fastmim", results)
     shown = cells[cells["run"].isin(stated)]
     assert shown["ours"].notna().all() and set(shown["status"]) == {tables.SMOKE, tables.CONTRADICTION}
-    assert stated - set(shown["run"]) == {"fastmim_depth_10", "fastmim_swin_scratch", "fastmim_invariance"}  # in no table themselves
+    assert stated - set(shown["run"]) == {
+        "fastmim_depth_10",
+        "fastmim_swin_scratch",
+        "fastmim_invariance",
+    }  # in no table themselves
     waiting = cells[cells["status"] == tables.NOT_RUN]
     assert len(waiting) > 100 and waiting["ours"].isna().all()

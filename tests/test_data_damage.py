@@ -26,7 +26,9 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(count):
-                Image.fromarray(rng.integers(0, 256, (32, 40, 3), np.uint8)).save(folder / f"{i:02d}.jpg", quality=90)
+                Image.fromarray(rng.integers(0, 256, (32, 40, 3), np.uint8)).save(
+                    folder / f"{i:02d}.jpg", quality=90
+                )
     out = tmp_path_factory.mktemp("data")
     data.write(data.DataSettings(str(root)), out, progress=False)
     return out
@@ -53,7 +55,13 @@ def _cut(path: Path, size: int) -> None:
 
 
 def _metadata(path: Path) -> np.ndarray:
-    return np.memmap(path, fmt.metadata_dtype([2, 1]), mode="r+", offset=fmt.HEADER.itemsize + 2 * fmt.FIELD.itemsize, shape=COUNT)
+    return np.memmap(
+        path,
+        fmt.metadata_dtype([2, 1]),
+        mode="r+",
+        offset=fmt.HEADER.itemsize + 2 * fmt.FIELD.itemsize,
+        shape=COUNT,
+    )
 
 
 def _half(path: Path) -> None:
@@ -122,7 +130,9 @@ def _pointer(path: Path) -> None:
 
 
 def _outside(path: Path) -> None:
-    table = np.memmap(path, fmt.ALLOCATION, mode="r+", offset=int(_header(path)[0]["alloc_table_ptr"]), shape=COUNT)
+    table = np.memmap(
+        path, fmt.ALLOCATION, mode="r+", offset=int(_header(path)[0]["alloc_table_ptr"]), shape=COUNT
+    )
     table["size"][7] = 1 << 60
     table.flush()
 
@@ -159,7 +169,9 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize(("spoil", "message"), DAMAGES.items(), ids=[message[:20] for message in DAMAGES.values()])
+@pytest.mark.parametrize(
+    ("spoil", "message"), DAMAGES.items(), ids=[message[:20] for message in DAMAGES.values()]
+)
 def test_damaged_tables_are_errors_on_opening(folder: Path, spoil: object, message: str) -> None:
     path = folder / "train.beton"
     spoil(path)
@@ -190,7 +202,12 @@ def _open(path: Path, kind: str = "beton", **options: object) -> object:
 
 def test_a_zeroed_tail_names_sample_and_source_file(folder: Path) -> None:
     path = _zero_tail(folder, 13)
-    with _open(path) as loader, pytest.raises(UserError, match=r"train.beton: sample 13 \(train/dog/01.jpg\): damaged JPEG.*`on_error: skip`"):
+    with (
+        _open(path) as loader,
+        pytest.raises(
+            UserError, match=r"train.beton: sample 13 \(train/dog/01.jpg\): damaged JPEG.*`on_error: skip`"
+        ),
+    ):
         list(loader.epoch(0))
     with pytest.raises(UserError, match=r"sample 13 \(train/dog/01.jpg\)"):
         data.check(folder)
@@ -216,7 +233,9 @@ def test_a_changed_bit_is_found_by_check_alone(folder: Path) -> None:
         byte = file.read(1)[0]
         file.seek(-1, 1)
         file.write(bytes([byte ^ 1]))
-    with pytest.raises(UserError, match=r"val.beton: sample 2 \(val/dog/00.jpg\): its bytes are not those that were written"):
+    with pytest.raises(
+        UserError, match=r"val.beton: sample 2 \(val/dog/00.jpg\): its bytes are not those that were written"
+    ):
         data.check(folder)
 
 
@@ -249,7 +268,13 @@ def test_a_seek_index_of_other_bytes_names_the_sample(folder: Path) -> None:
         indices = [reader.seek.read(sample) for sample in range(COUNT)]
     indices[3], indices[13] = indices[13], indices[3]
     restart.write_index(path.with_suffix(".seek"), indices)
-    with _open(path) as loader, pytest.raises(UserError, match=r"train.beton: sample (3 \(train/cat/03|13 \(train/dog/01).jpg\): wrong seek index"):
+    with (
+        _open(path) as loader,
+        pytest.raises(
+            UserError,
+            match=r"train.beton: sample (3 \(train/cat/03|13 \(train/dog/01).jpg\): wrong seek index",
+        ),
+    ):
         list(loader.epoch(0))
     with _open(path, on_error="skip") as loader:
         assert sum(len(batch.index) for batch in loader.epoch(0)) == COUNT - 2 and loader.num_skipped == 2
@@ -306,7 +331,8 @@ def test_a_batch_larger_than_the_set_is_refused_only_where_it_would_be_dropped(f
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"batch_size": 0}, "batch_size: 0"), ({"image_size": 0}, "image_size: 0"), ({"rank": 2}, "rank: 2")]
+    ("options", "message"),
+    [({"batch_size": 0}, "batch_size: 0"), ({"image_size": 0}, "image_size: 0"), ({"rank": 2}, "rank: 2")],
 )
 def test_impossible_options_name_the_key(folder: Path, options: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -331,5 +357,9 @@ def test_large_images_grow_the_page(tmp_path: Path) -> None:
     with BetonReader(tmp_path / "x.beton") as reader:
         tables = reader.tables
         assert tables.page_size == 1 << 22
-        assert (tables.pointers // tables.page_size == (tables.pointers + tables.lengths - 1) // tables.page_size).all()
-        assert reader.crop(2, np.array([0, 0, 1002, 900]), False, 8).tolist() == np.full((8, 8, 3), 2).tolist()
+        assert (
+            tables.pointers // tables.page_size == (tables.pointers + tables.lengths - 1) // tables.page_size
+        ).all()
+        assert (
+            reader.crop(2, np.array([0, 0, 1002, 900]), False, 8).tolist() == np.full((8, 8, 3), 2).tolist()
+        )

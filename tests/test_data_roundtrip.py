@@ -58,7 +58,13 @@ def test_a_jpeg_keeps_its_bytes_where_the_settings_allow(folder: Path, tmp_path:
             if file.suffix == ".jpg":
                 assert reader.read(index) == file.read_bytes()
                 kept += 1
-        assert reader.manifest.splits["train"]["counts"] == {"kept": kept, "encoded": 21 - kept, "raw": 0, "resized": 0, "transcoded": 0}
+        assert reader.manifest.splits["train"]["counts"] == {
+            "kept": kept,
+            "encoded": 21 - kept,
+            "raw": 0,
+            "resized": 0,
+            "transcoded": 0,
+        }
         assert kept == 15
 
 
@@ -118,16 +124,26 @@ AUGMENTATIONS = {
 def test_folder_and_beton_serve_the_same_pixels(folder: Path, tmp_path: Path, name: str) -> None:
     """Raw storage, so that nothing but the loaders is compared."""
     out = _write(folder, tmp_path, {"mode": "raw"})
-    options = dict(batch_size=4, image_size=24, augmentation=AUGMENTATIONS[name], seed=5, train=name != "evaluation")
+    options = dict(
+        batch_size=4, image_size=24, augmentation=AUGMENTATIONS[name], seed=5, train=name != "evaluation"
+    )
     with (
         open_loader("beton", out / "train.beton", workers=2, **options) as ours,
         open_loader("folder", folder / "train", **options) as plain,
     ):
-        assert (ours.num_images, ours.num_classes, ours.num_batches) == (plain.num_images, 3, plain.num_batches)
+        assert (ours.num_images, ours.num_classes, ours.num_batches) == (
+            plain.num_images,
+            3,
+            plain.num_batches,
+        )
         assert ours.class_names == plain.class_names == ["cat", "dog", "eel"]
         for epoch in (0, 3):
             for mine, theirs in zip(ours.epoch(epoch), plain.epoch(epoch), strict=True):
-                assert mine.images.dtype == torch.uint8 and mine.images.shape[1:] == (3, 24, 24) and mine.images.is_contiguous()
+                assert (
+                    mine.images.dtype == torch.uint8
+                    and mine.images.shape[1:] == (3, 24, 24)
+                    and mine.images.is_contiguous()
+                )
                 for a, b in zip(mine, theirs, strict=True):
                     assert torch.equal(a, b)
 
@@ -150,8 +166,17 @@ def test_crops_do_not_depend_on_workers_batch_size_or_ranks(folder: Path, tmp_pa
     def seen(batch_size: int, workers: int, world_size: int = 1) -> dict[int, torch.Tensor]:
         images = {}
         for rank in range(world_size):
-            options = dict(augmentation=Augmentation(), seed=2, train=True, drop_last=False, rank=rank, world_size=world_size)
-            with open_loader("beton", out / "train.beton", batch_size=batch_size, image_size=20, workers=workers, **options) as loader:
+            options = dict(
+                augmentation=Augmentation(),
+                seed=2,
+                train=True,
+                drop_last=False,
+                rank=rank,
+                world_size=world_size,
+            )
+            with open_loader(
+                "beton", out / "train.beton", batch_size=batch_size, image_size=20, workers=workers, **options
+            ) as loader:
                 for batch in loader.epoch(1):
                     images |= dict(zip(batch.index.tolist(), batch.images, strict=True))
         return images
@@ -164,7 +189,15 @@ def test_crops_do_not_depend_on_workers_batch_size_or_ranks(folder: Path, tmp_pa
 
 def test_a_stage_changes_size_and_scale_between_epochs(folder: Path, tmp_path: Path) -> None:
     out = _write(folder, tmp_path)
-    with open_loader("beton", out / "train.beton", batch_size=4, image_size=32, augmentation=Augmentation(), seed=0, train=True) as loader:
+    with open_loader(
+        "beton",
+        out / "train.beton",
+        batch_size=4,
+        image_size=32,
+        augmentation=Augmentation(),
+        seed=0,
+        train=True,
+    ) as loader:
         before = next(iter(loader.epoch(0))).images
         loader.set_stage(image_size=16, scale=(0.9, 1.0))
         after = next(iter(loader.epoch(0))).images
@@ -185,15 +218,24 @@ def test_info_describes_what_was_written(folder: Path, tmp_path: Path) -> None:
 
 def test_check_passes_on_what_was_written(folder: Path, tmp_path: Path) -> None:
     out = _write(folder, tmp_path)
-    assert data.check(out) == [out / "train.beton", out / "val.beton"] and data.check(out / "val.beton") == [out / "val.beton"]
+    assert data.check(out) == [out / "train.beton", out / "val.beton"] and data.check(out / "val.beton") == [
+        out / "val.beton"
+    ]
 
 
 @pytest.mark.skipif(not crop_decode.available(), reason="the C library is not built")
 @pytest.mark.parametrize("settings", [{"restart": 4}, {"seek": 4}, {"restart": 2, "seek": 2}])
-def test_restart_markers_and_seek_indices_change_no_pixel(folder: Path, tmp_path: Path, settings: dict[str, int]) -> None:
+def test_restart_markers_and_seek_indices_change_no_pixel(
+    folder: Path, tmp_path: Path, settings: dict[str, int]
+) -> None:
     plain, fast = _write(folder, tmp_path / "plain"), _write(folder, tmp_path / "fast", settings)
-    options = dict(batch_size=4, image_size=24, augmentation=Augmentation(scale=(0.05, 0.4)), seed=5, train=True)
-    with open_loader("beton", plain / "train.beton", **options) as ours, open_loader("beton", fast / "train.beton", **options) as theirs:
+    options = dict(
+        batch_size=4, image_size=24, augmentation=Augmentation(scale=(0.05, 0.4)), seed=5, train=True
+    )
+    with (
+        open_loader("beton", plain / "train.beton", **options) as ours,
+        open_loader("beton", fast / "train.beton", **options) as theirs,
+    ):
         assert (theirs.reader.seek is not None) == ("seek" in settings)
         for a, b in zip(ours.epoch(0), theirs.epoch(0), strict=True):
             assert torch.equal(a.images, b.images)

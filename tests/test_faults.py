@@ -1,4 +1,6 @@
-"""Faults, injected: what the user is told, what is kept, and that the same command continues. The table is docs/faults.md."""
+"""Faults, injected: what the user is told, what is kept, and that the same command continues. The table is
+docs/faults.md.
+"""
 
 import ast
 import contextlib
@@ -44,7 +46,9 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path):
     with mounted(tmp_path / "disk", "size=1m") as disk:
         kept = RunStore("run", disk)
         kept.save_checkpoint({"history": [1]})
-        with pytest.raises(UserError, match=r"checkpoint.pt: cannot be written: .*; what was there before is unchanged"):
+        with pytest.raises(
+            UserError, match=r"checkpoint.pt: cannot be written: .*; what was there before is unchanged"
+        ):
             kept.save_checkpoint({"history": [1, 2], "weights": torch.zeros(1 << 20)})
         assert kept.load_checkpoint(torch.device("cpu")) == {"history": [1]}
         assert [path.name for path in kept.folder.iterdir()] == ["checkpoint.pt"]
@@ -71,7 +75,10 @@ def test_a_run_stopped_by_a_full_disk_continues_to_equal_weights(tmp_path, monke
 
 
 def test_a_results_folder_that_cannot_be_written_is_told_before_training(tmp_path):
-    with mounted(tmp_path / "results", "ro,size=1m") as folder, pytest.raises(UserError, match=r"results/.*cannot be written: .*Read-only"):
+    with (
+        mounted(tmp_path / "results", "ro,size=1m") as folder,
+        pytest.raises(UserError, match=r"results/.*cannot be written: .*Read-only"),
+    ):
         seeds._refuse_read_only(folder / "smoke" / "run")
 
 
@@ -79,7 +86,9 @@ def test_a_results_folder_that_is_a_file_is_told_before_training(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     Path("results").write_text("not a folder")
     trained = []
-    context = type("Context", (), {"session": session_of(), "results_folder": Path("results/smoke/x"), "seeds": 1})()
+    context = type(
+        "Context", (), {"session": session_of(), "results_folder": Path("results/smoke/x"), "seeds": 1}
+    )()
     with pytest.raises(UserError, match="results/smoke/x/.writable: cannot be written"):
         seeds.train_seeds(context, lambda *_: trained.append(1))
     assert not trained
@@ -107,7 +116,9 @@ def thousands(tmp_path_factory):
             folder = root / split / label
             folder.mkdir(parents=True)
             for number in range(count):
-                Image.fromarray(generator.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{number:04d}.jpg")
+                Image.fromarray(generator.integers(0, 256, (16, 16, 3), np.uint8)).save(
+                    folder / f"{number:04d}.jpg"
+                )
     victim = root / "train" / "dog" / "0123.jpg"
     victim.write_bytes(victim.read_bytes()[:200])
     return root
@@ -119,14 +130,22 @@ def test_one_corrupt_image_amid_thousands_is_named(thousands, tmp_path):
     assert not (tmp_path / "out" / "manifest.json").exists() and not list((tmp_path / "out").glob("*.part"))
 
 
-def test_one_corrupt_image_amid_thousands_is_left_out_and_counted_where_the_user_chose_so(thousands, tmp_path, capsys):
+def test_one_corrupt_image_amid_thousands_is_left_out_and_counted_where_the_user_chose_so(
+    thousands, tmp_path, capsys
+):
     out = tmp_path / "out"
     manifest = data.write(data.DataSettings(str(thousands), on_error="skip"), out, progress=False)
     assert manifest.splits["train"]["images"] == 1979 and len(manifest.splits["train"]["skipped"]) == 1
     assert "train/dog/0123.jpg" in manifest.splits["train"]["skipped"][0]
     assert "1 of 1980 images left out" in capsys.readouterr().err
     assert len(data.check(out)) == 2
-    options = {"batch_size": 64, "image_size": 16, "augmentation": Augmentation(crop="none", flip=False), "seed": 0, "train": False}
+    options = {
+        "batch_size": 64,
+        "image_size": 16,
+        "augmentation": Augmentation(crop="none", flip=False),
+        "seed": 0,
+        "train": False,
+    }
     with open_loader("beton", out / "train.beton", **options) as loader:
         labels = torch.cat([batch.labels for batch in loader.epoch(0)])
     assert torch.bincount(labels).tolist() == [990, 989]
@@ -148,14 +167,15 @@ def test_an_image_that_cannot_be_read_while_training_is_counted_in_the_history(t
 INTERRUPTED = "interrupted; what had finished is kept, and the same command continues\n"
 LEAVING = """
 import atexit, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and hand that on
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from replicate import cli
 from replicate.pipeline import interruption
 seconds, interruption.PATIENCE = map(float, sys.argv[1:])
 def work(options):
     try:
         print("at work", flush=True)
-        exec("time.sleep(60)")  # where Ctrl-C comes in text that is executed, as in an import that makes a class, Python wants to die of it
+        # Ctrl-C in executed text, as in an import that makes a class: Python wants to die of it.
+        exec("time.sleep(60)")
     finally:
         print("leaving", flush=True)
         time.sleep(seconds)
@@ -166,7 +186,9 @@ sys.exit(cli.main(["grid"]))
 
 
 def leaving(folder: Path, seconds: float, patience: float) -> subprocess.Popen:
-    """A command that was told to leave, and takes its time twice: before it has said anything, and as Python ends."""
+    """A command that was told to leave, and takes its time twice: before it has said anything, and as Python
+    ends.
+    """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     (folder / "leaving.py").write_text(LEAVING)
     command = [sys.executable, "-m", "leaving", str(seconds), str(patience)]
@@ -205,10 +227,14 @@ sys.exit(cli.main(["grid"]))
 
 @pytest.mark.parametrize("whom", ["all", "a seed"])
 def test_a_terminals_ctrl_c_over_several_seeds_is_one_line(tmp_path, whom):
-    """It reaches parent and seeds; these wait for their params.yaml, a pipe that nobody fills. A scheduler's SIGTERM to one seed ends all of them."""
+    """It reaches parent and seeds; these wait for their params.yaml, a pipe that nobody fills. A scheduler's
+    SIGTERM to one seed ends all of them.
+    """
     os.mkfifo(tmp_path / "params.yaml")
     command = [sys.executable, "-c", SEEDS, str(tmp_path / "params.yaml")]
-    process = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=os.environ | ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline, pipe = time.monotonic() + 60, None
     while pipe is None:
         assert process.poll() is None and time.monotonic() < deadline
@@ -250,9 +276,20 @@ def test_a_data_stage_that_is_killed_leaves_nothing_that_a_run_takes(tmp_path, h
 def test_one_of_four_ranks_dies_and_the_same_command_continues(tmp_path):
     write_params(tmp_path, budget={"pretrain_epochs": 0.6}, machine={"checkpoint_every": 1})
     run(tmp_path, "data", "write")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "-m", "replicate"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "4",
+        "-m",
+        "replicate",
+    ]
     environment = os.environ | ENVIRONMENT
-    process = subprocess.Popen([*torchrun, "pretrain", "light_90"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*torchrun, "pretrain", "light_90"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 240
     while not list(tmp_path.glob(".replicate/runs/*/checkpoint.pt")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -261,7 +298,14 @@ def test_one_of_four_ranks_dies_and_the_same_command_continues(tmp_path):
     said = process.communicate(timeout=240)[1]
     metrics = tmp_path / "results/smoke/efficient_learners/light_90/metrics.json"
     assert process.returncode != 0 and "exitcode" in said and not metrics.exists()
-    subprocess.run([*torchrun, "pretrain", "light_90"], cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [*torchrun, "pretrain", "light_90"],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     assert json.loads(metrics.read_text())["results"]["per_seed"][0]["loss"] > 0
 
 
@@ -272,18 +316,29 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.slow
 def test_two_dvc_repro_at_once(tmp_path):
-    """The second is refused in a sentence that names what is busy, and repeats cleanly once the first is done."""
+    """The second is refused in a sentence that names what is busy, and repeats cleanly once the first is
+    done.
+    """
     stages = {"slow": {"cmd": "sleep 6 && echo done > out", "outs": ["out"]}}
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     dvc = [sys.executable, "-m", "dvc"]
     options = {"cwd": tmp_path, "capture_output": True, "text": True, "env": os.environ | ENVIRONMENT}
     subprocess.run([*dvc, "init", "--no-scm", "-q"], check=True, **options)
-    first = subprocess.Popen([*dvc, "repro"], cwd=tmp_path, env=options["env"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    first = subprocess.Popen(
+        [*dvc, "repro"],
+        cwd=tmp_path,
+        env=options["env"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     for line in first.stdout:
         if "sleep 6" in line:
             break
     second = subprocess.run([*dvc, "repro"], **options)
-    assert second.returncode != 0 and re.search(r"busy|[Uu]nable to acquire lock", second.stderr + second.stdout)
+    assert second.returncode != 0 and re.search(
+        r"busy|[Uu]nable to acquire lock", second.stderr + second.stdout
+    )
     first.communicate()
     assert first.returncode == 0 and (tmp_path / "out").read_text() == "done\n"
     again = subprocess.run([*dvc, "repro"], **options)
@@ -318,5 +373,9 @@ def test_the_table_names_tests_that_exist():
     named = [re.findall(r"`((?:crop_decode/)?tests/\w+\.py)::(\w+)`", row) for row in rows]
     assert len(rows) >= 12 and all(named)
     for path, name in {pair for row in named for pair in row}:
-        functions = {node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.FunctionDef)}
+        functions = {
+            node.name
+            for node in ast.walk(ast.parse((ROOT / path).read_text()))
+            if isinstance(node, ast.FunctionDef)
+        }
         assert name in functions, f"{path} has no {name}"

@@ -228,7 +228,9 @@ def one_class(tmp_path: Path) -> Path:
     for split in ("train", "val"):
         for number in range(40):
             _save(tmp_path / "only" / split / "cat" / f"{number}.jpg", 3 * number)
-    return write_params(tmp_path, data={"source": str(tmp_path / "only"), "train_images": None, "val_images": None})
+    return write_params(
+        tmp_path, data={"source": str(tmp_path / "only"), "train_images": None, "val_images": None}
+    )
 
 
 def test_a_data_set_of_one_class_is_not_scored(one_class: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,13 +42,18 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(count):
             folder = root / split / "ab"[i % 2]
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(folder / f"{i:02d}.jpg", quality=90)
+            Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(
+                folder / f"{i:02d}.jpg", quality=90
+            )
     return root
 
 
 @pytest.fixture(scope="module")
 def written(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out, settings = tmp_path_factory.mktemp("written"), WriteSettings(seek=4 if crop_decode.available() else 0)
+    out, settings = (
+        tmp_path_factory.mktemp("written"),
+        WriteSettings(seek=4 if crop_decode.available() else 0),
+    )
     data.write(data.DataSettings(str(images), train=settings, val=settings), out, progress=False)
     return out
 
@@ -63,7 +68,9 @@ def outcomes(request: pytest.FixtureRequest, kind: str, images: Path, written: P
         command = [sys.executable, str(SCRIPT), kind, str(images if kind == "folder" else written)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
         cases = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        assert done.returncode == 0, f"exit status {done.returncode} after {[case['case'] for case in cases]}\n{done.stderr[-3000:]}"
+        assert done.returncode == 0, (
+            f"exit status {done.returncode} after {[case['case'] for case in cases]}\n{done.stderr[-3000:]}"
+        )
         _OUTCOMES[kind] = {case["case"]: case for case in cases}
     return _OUTCOMES[kind]
 

@@ -19,15 +19,23 @@ RAND = "rand-m9-mstd0.5-inc1"
 
 def _images(count: int, side: int = 24) -> np.ndarray:
     coarse = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), np.uint8)
-    return np.stack([np.asarray(Image.fromarray(c).resize((side, side), Image.Resampling.BICUBIC)) for c in coarse])
+    return np.stack(
+        [np.asarray(Image.fromarray(c).resize((side, side), Image.Resampling.BICUBIC)) for c in coarse]
+    )
 
 
 def test_rand_augment_is_timms_own(monkeypatch: pytest.MonkeyPatch) -> None:
     from timm.data.auto_augment import rand_augment_transform
 
     posterize = ImageOps.posterize
-    monkeypatch.setattr(ImageOps, "posterize", lambda image, bits: posterize(image, bits) if bits else image.point(lambda _: 0))
-    theirs = rand_augment_transform(RAND, {"img_mean": augment.FILL, "interpolation": Image.Resampling.BICUBIC})
+    monkeypatch.setattr(
+        ImageOps,
+        "posterize",
+        lambda image, bits: posterize(image, bits) if bits else image.point(lambda _: 0),
+    )
+    theirs = rand_augment_transform(
+        RAND, {"img_mean": augment.FILL, "interpolation": Image.Resampling.BICUBIC}
+    )
     changed = 0
     for key, pixels in enumerate(_images(200)):
         image = Image.fromarray(pixels)
@@ -49,7 +57,11 @@ def test_augmentation_depends_on_the_sample_alone(name: str) -> None:
 
     whole = run(np.arange(64))
     with ThreadPoolExecutor(8) as pool:
-        parts = {k: v for part in pool.map(run, np.split(np.random.default_rng(0).permutation(64), 16)) for k, v in part.items()}
+        parts = {
+            k: v
+            for part in pool.map(run, np.split(np.random.default_rng(0).permutation(64), 16))
+            for k, v in part.items()
+        }
     assert all(np.array_equal(whole[i], parts[i]) for i in range(64))
     other = augment.augment_batch(images.copy(), np.arange(64), augmentation, seed=1, epoch=3)
     assert not np.array_equal(other, np.stack([whole[i] for i in range(64)]))
@@ -72,7 +84,9 @@ def test_global_generators_are_left_as_they_were() -> None:
     assert np.random.random() == np.random.RandomState(5).random()
 
 
-def test_a_step_that_seeds_and_draws_amid_a_decision_neither_changes_it_nor_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_seeds_and_draws_amid_a_decision_neither_changes_it_nor_is_undone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     image, key, steps = Image.fromarray(_images(1)[0]), 1, []
     expected = np.asarray(augment.rand_augment(image, RAND, key))
 
@@ -110,10 +124,15 @@ def restless_threads() -> Iterator[None]:
 def test_augmenting_threads_and_the_step_beside_them_draw_their_own_numbers() -> None:
     images, index, augmentation = _images(64, side=4), np.arange(64), Augmentation(auto=RAND)
     seeded = random.Random(7)
-    alone, steps_own = augment.augment_batch(images.copy(), index, augmentation, seed=0, epoch=0), [seeded.random() for _ in range(100)]
+    alone, steps_own = (
+        augment.augment_batch(images.copy(), index, augmentation, seed=0, epoch=0),
+        [seeded.random() for _ in range(100)],
+    )
 
     def others() -> int:
-        batches = (augment.augment_batch(images.copy(), index, augmentation, seed=0, epoch=0) for _ in range(12))
+        batches = (
+            augment.augment_batch(images.copy(), index, augmentation, seed=0, epoch=0) for _ in range(12)
+        )
         return sum(not np.array_equal(batch, alone) for batch in batches)
 
     disturbed = 0
@@ -144,7 +163,9 @@ def test_greyscale_and_jitter_are_torchvisions() -> None:
     from torchvision.transforms import functional
 
     image = Image.fromarray(_images(1)[0])
-    assert np.array_equal(augment.THREE_AUGMENT[0](image, random.Random(0)), functional.rgb_to_grayscale(image, 3))
+    assert np.array_equal(
+        augment.THREE_AUGMENT[0](image, random.Random(0)), functional.rgb_to_grayscale(image, 3)
+    )
 
     class Fixed(random.Random):
         def shuffle(self, x: list) -> None: ...
@@ -152,13 +173,20 @@ def test_greyscale_and_jitter_are_torchvisions() -> None:
         def uniform(self, a: float, b: float) -> float:
             return b
 
-    expected = functional.adjust_saturation(functional.adjust_contrast(functional.adjust_brightness(image, 1.3), 1.3), 1.3)
+    expected = functional.adjust_saturation(
+        functional.adjust_contrast(functional.adjust_brightness(image, 1.3), 1.3), 1.3
+    )
     assert np.array_equal(augment.color_jitter(image, 0.3, Fixed()), expected)
 
 
 def test_jitter_factors_fill_their_range() -> None:
     grey = np.full((4, 4, 3), 100, np.uint8)
-    values = [augment.augment_image(grey, Augmentation(color_jitter=0.3), int(crops.hashes(0, 0, 3, np.asarray(i)))).mean() for i in range(400)]
+    values = [
+        augment.augment_image(
+            grey, Augmentation(color_jitter=0.3), int(crops.hashes(0, 0, 3, np.asarray(i)))
+        ).mean()
+        for i in range(400)
+    ]
     assert 68 < min(values) < 73 and 127 < max(values) < 132 and abs(np.mean(values) - 100) < 2
 
 

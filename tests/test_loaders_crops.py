@@ -29,8 +29,15 @@ def _inside(boxes: np.ndarray, sizes: np.ndarray) -> bool:
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=20), st.integers(0, 2**40), st.integers(0, 999), st.floats(0.05, 0.9))
-def test_every_box_lies_inside_its_image(sizes: list[tuple[int, int]], seed: int, epoch: int, low: float) -> None:
+@given(
+    st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=20),
+    st.integers(0, 2**40),
+    st.integers(0, 999),
+    st.floats(0.05, 0.9),
+)
+def test_every_box_lies_inside_its_image(
+    sizes: list[tuple[int, int]], seed: int, epoch: int, low: float
+) -> None:
     shapes, index = np.array(sizes), np.arange(len(sizes))
     for boxes in (
         crops.random_resized_crop_boxes(shapes, index, seed=seed, epoch=epoch, scale=(low, 1.0)),
@@ -48,23 +55,34 @@ def test_boxes_are_distributed_as_torchvision_draws_them(size: tuple[int, int]) 
 
     torch.manual_seed(0)
     image, count = torch.empty(3, *size), 4000
-    theirs = np.array([RandomResizedCrop.get_params(image, [0.08, 1.0], list(RATIO)) for _ in range(count)], float)
-    ours = crops.random_resized_crop_boxes(np.tile(size, (count, 1)), np.arange(count), seed=3, epoch=5).astype(float)
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, [0.08, 1.0], list(RATIO)) for _ in range(count)], float
+    )
+    ours = crops.random_resized_crop_boxes(
+        np.tile(size, (count, 1)), np.arange(count), seed=3, epoch=5
+    ).astype(float)
     area, aspect = (lambda b: b[:, 2] * b[:, 3]), (lambda b: b[:, 3] / b[:, 2])
     for measure in (area, aspect, lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 2]):
         assert ks_2samp(measure(ours), measure(theirs)).pvalue > 1e-3
-    np.testing.assert_allclose(np.quantile(area(ours), [0.1, 0.5, 0.9]), np.quantile(area(theirs), [0.1, 0.5, 0.9]), rtol=0.12)
+    np.testing.assert_allclose(
+        np.quantile(area(ours), [0.1, 0.5, 0.9]), np.quantile(area(theirs), [0.1, 0.5, 0.9]), rtol=0.12
+    )
 
 
 def test_an_image_too_narrow_for_any_attempt_gets_torchvisions_fallback() -> None:
-    boxes = crops.random_resized_crop_boxes(np.array([[10, 1000]]), np.array([0]), seed=0, epoch=0, scale=(0.9, 1.0))
+    boxes = crops.random_resized_crop_boxes(
+        np.array([[10, 1000]]), np.array([0]), seed=0, epoch=0, scale=(0.9, 1.0)
+    )
     assert boxes.tolist() == [[0, (1000 - 13) // 2, 10, 13]]
 
 
 def test_a_box_depends_on_seed_epoch_and_index_alone() -> None:
     sizes, index = np.tile((300, 400), (50, 1)), np.arange(50)
     whole = crops.random_resized_crop_boxes(sizes, index, seed=1, epoch=2)
-    one_by_one = [crops.random_resized_crop_boxes(sizes[i : i + 1], index[i : i + 1], seed=1, epoch=2)[0] for i in reversed(range(50))]
+    one_by_one = [
+        crops.random_resized_crop_boxes(sizes[i : i + 1], index[i : i + 1], seed=1, epoch=2)[0]
+        for i in reversed(range(50))
+    ]
     assert np.array_equal(whole, np.array(one_by_one[::-1]))
     for other in ({"seed": 1, "epoch": 3}, {"seed": 2, "epoch": 2}):
         assert not np.array_equal(whole, crops.random_resized_crop_boxes(sizes, index, **other))
@@ -77,7 +95,10 @@ def test_a_fixed_crop_has_one_size_and_moves() -> None:
 
 
 def test_the_central_crop_of_a_256_pixel_side_is_224() -> None:
-    assert crops.center_boxes(np.array([[256, 256], [256, 300]])).tolist() == [[16, 16, 224, 224], [16, 38, 224, 224]]
+    assert crops.center_boxes(np.array([[256, 256], [256, 300]])).tolist() == [
+        [16, 16, 224, 224],
+        [16, 38, 224, 224],
+    ]
 
 
 def test_hashes_are_uniform_and_streams_independent() -> None:
@@ -107,9 +128,14 @@ def test_an_order_is_a_permutation_and_changes_each_epoch() -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 5), st.booleans())
-def test_ranks_share_an_epoch_evenly(num_images: int, batch_size: int, world_size: int, drop_last: bool) -> None:
+def test_ranks_share_an_epoch_evenly(
+    num_images: int, batch_size: int, world_size: int, drop_last: bool
+) -> None:
     order = crops.epoch_order(num_images, seed=0, epoch=0)
-    ranks = [crops.training_batches(order, batch_size, rank=rank, world_size=world_size, drop_last=drop_last) for rank in range(world_size)]
+    ranks = [
+        crops.training_batches(order, batch_size, rank=rank, world_size=world_size, drop_last=drop_last)
+        for rank in range(world_size)
+    ]
     assert len({len(batches) for batches in ranks}) == 1
     seen = np.concatenate([np.concatenate([*batches, np.empty(0, int)]) for batches in ranks])
     rest = num_images % (batch_size * world_size)
@@ -129,5 +155,9 @@ def test_two_ranks_see_the_batches_of_one_process() -> None:
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 5))
 def test_evaluation_counts_every_image_once(num_images: int, batch_size: int, world_size: int) -> None:
-    batches = [b for rank in range(world_size) for b in crops.evaluation_batches(num_images, batch_size, rank=rank, world_size=world_size)]
+    batches = [
+        b
+        for rank in range(world_size)
+        for b in crops.evaluation_batches(num_images, batch_size, rank=rank, world_size=world_size)
+    ]
     assert np.concatenate(batches).tolist() == list(range(num_images))

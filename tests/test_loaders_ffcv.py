@@ -1,4 +1,6 @@
-"""FFCV itself on our files, and our loader kind around it: same batches as the other kinds, and none of FFCV's traps."""
+"""FFCV itself on our files, and our loader kind around it: same batches as the other kinds, and none of
+FFCV's traps.
+"""
 
 import importlib.util
 import itertools
@@ -43,8 +45,12 @@ class _Pictures:
     def read(self, index: int) -> np.ndarray:
         rng = np.random.default_rng(index)
         height, width = self.size or (40 + index, 70 - index // 2)
-        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
-        return np.clip(np.asarray(coarse, int) + rng.integers(-6, 7, (height, width, 3)), 0, 255).astype(np.uint8)
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
+        return np.clip(np.asarray(coarse, int) + rng.integers(-6, 7, (height, width, 3)), 0, 255).astype(
+            np.uint8
+        )
 
 
 def _write(path: Path, mode: str = "jpg", **options: object) -> Path:
@@ -53,13 +59,17 @@ def _write(path: Path, mode: str = "jpg", **options: object) -> Path:
 
 
 def _batches(kind: str, path: Path, epoch: int = 0, **options: object) -> list:
-    defaults = dict(batch_size=16, image_size=24, augmentation=Augmentation(), seed=1, train=True, drop_last=False)
+    defaults = dict(
+        batch_size=16, image_size=24, augmentation=Augmentation(), seed=1, train=True, drop_last=False
+    )
     with open_loader(kind, path, **(defaults | options)) as loader:
         return list(loader.epoch(epoch))
 
 
 def _same(ours: list, theirs: list) -> bool:
-    return len(ours) == len(theirs) and all(torch.equal(a, b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
+    return len(ours) == len(theirs) and all(
+        torch.equal(a, b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)
+    )
 
 
 @needs_ffcv
@@ -67,14 +77,24 @@ def _same(ours: list, theirs: list) -> bool:
 @pytest.mark.parametrize("mode", ["jpg", "raw"])
 @pytest.mark.parametrize("os_cache", [True, False])
 def test_stock_ffcv_reads_what_we_write(tmp_path: Path, mode: str, os_cache: bool) -> None:
-    """FFCV's own decoder, in both of its memory modes. JPEG pixels differ from Pillow's by its fast DCT, about one grey level."""
+    """FFCV's own decoder, in both of its memory modes. JPEG pixels differ from Pillow's by its fast DCT,
+    about one grey level.
+    """
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
 
     path = _write(tmp_path / "x.beton", mode, size=(48, 64))
     threads = torch.get_num_threads()
     pipelines = {"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]}
-    loader = Loader(str(path), batch_size=16, num_workers=1, order=OrderOption.SEQUENTIAL, os_cache=os_cache, drop_last=False, pipelines=pipelines)
+    loader = Loader(
+        str(path),
+        batch_size=16,
+        num_workers=1,
+        order=OrderOption.SEQUENTIAL,
+        os_cache=os_cache,
+        drop_last=False,
+        pipelines=pipelines,
+    )
     seen = [(np.array(images), np.array(labels)) for images, labels in loader]
     torch.set_num_threads(threads)
     images, labels = (np.concatenate(part) for part in zip(*seen, strict=True))
@@ -101,13 +121,29 @@ def _full(reader: BetonReader, index: int, box: np.ndarray) -> np.ndarray:
 def test_ffcv_serves_the_batches_of_our_reader(tmp_path: Path) -> None:
     path = _write(tmp_path / "x.beton", "proportion")
     torch.set_num_threads(2)
-    for options in ({}, {"workers": 2}, {"train": False}, {"augmentation": Augmentation(auto="three_augment")}):
+    for options in (
+        {},
+        {"workers": 2},
+        {"train": False},
+        {"augmentation": Augmentation(auto="three_augment")},
+    ):
         assert _same(_batches("ffcv", path, **options), _batches("beton", path, **options))
     assert torch.get_num_threads() == 2
-    reference = {int(i): image for batch in _batches("beton", path) for i, image in zip(batch.index, batch.images, strict=True)}
-    for options in ({"batch_size": 7, "workers": 2}, {"rank": 0, "world_size": 2}, {"rank": 1, "world_size": 2}):
+    reference = {
+        int(i): image
+        for batch in _batches("beton", path)
+        for i, image in zip(batch.index, batch.images, strict=True)
+    }
+    for options in (
+        {"batch_size": 7, "workers": 2},
+        {"rank": 0, "world_size": 2},
+        {"rank": 1, "world_size": 2},
+    ):
         for batch in _batches("ffcv", path, **options):
-            assert all(torch.equal(reference[int(i)], image) for i, image in zip(batch.index, batch.images, strict=True))
+            assert all(
+                torch.equal(reference[int(i)], image)
+                for i, image in zip(batch.index, batch.images, strict=True)
+            )
 
 
 # 600 images: a last batch that is incomplete for every batch and number of ranks below.
@@ -116,13 +152,19 @@ MANY, SEED, EPOCH, SIDE = 600, 5, 3, 12
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
-    """A file of small images, and the epoch's crops of them as Pillow and OpenCV decode and resize them: (600, 3, 12, 12)."""
+    """A file of small images, and the epoch's crops of them as Pillow and OpenCV decode and resize them:
+    (600, 3, 12, 12).
+    """
     path = _write(tmp_path_factory.mktemp("many") / "x.beton", count=MANY, size=(24, 30))
     index = np.arange(MANY)
     with BetonReader(path) as reader:
-        boxes = crops.random_resized_crop_boxes(reader.tables.sizes, index, seed=SEED, epoch=EPOCH, scale=Augmentation().scale)
+        boxes = crops.random_resized_crop_boxes(
+            reader.tables.sizes, index, seed=SEED, epoch=EPOCH, scale=Augmentation().scale
+        )
         flips = crops.flips(index, seed=SEED, epoch=EPOCH)
-        images = [resize_crop(decode_image(reader.read(i), ""), boxes[i], flips[i], SIDE) for i in range(MANY)]
+        images = [
+            resize_crop(decode_image(reader.read(i), ""), boxes[i], flips[i], SIDE) for i in range(MANY)
+        ]
     return path, np.stack(images).transpose(0, 3, 1, 2)
 
 
@@ -141,14 +183,18 @@ def _every_setting() -> list:
 def test_order_and_crops_do_not_depend_on_workers_batch_kind_or_ranks(
     many: tuple[Path, np.ndarray], kind: str, workers: int, batch: int, ranks: int
 ) -> None:
-    """The ranks' batches, dealt in turn, are the epoch's order: every sample once, with the reference's pixels."""
+    """The ranks' batches, dealt in turn, are the epoch's order: every sample once, with the reference's
+    pixels.
+    """
     path, reference = many
     options = dict(batch_size=batch, image_size=SIDE, seed=SEED, workers=workers, world_size=ranks)
     shares = [_batches(kind, path, EPOCH, rank=rank, **options) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     dealt = [one for step in zip(*shares, strict=True) for one in step]
     index = np.concatenate([one.index.numpy() for one in dealt])
-    assert index.tolist() == crops.epoch_order(MANY, seed=SEED, epoch=EPOCH).tolist() and sorted(index.tolist()) == list(range(MANY))
+    assert index.tolist() == crops.epoch_order(MANY, seed=SEED, epoch=EPOCH).tolist() and sorted(
+        index.tolist()
+    ) == list(range(MANY))
     for one in dealt:
         np.testing.assert_array_equal(one.images.numpy(), reference[one.index.numpy()])
         assert one.labels.tolist() == (one.index % 2).tolist()
@@ -172,7 +218,9 @@ def test_a_stage_changes_size_and_scale_without_compiling_again(tmp_path: Path) 
 
 @needs_ffcv
 @pytest.mark.slow
-def test_without_the_c_library_ffcv_decodes_whole_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_c_library_ffcv_decodes_whole_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = _write(tmp_path / "x.beton", "proportion")
     ours = _batches("beton", path)
     monkeypatch.setattr(crop_decode, "available", lambda: False)
@@ -195,14 +243,18 @@ def _spoil(path: Path, sample: int) -> None:
 @needs_ffcv
 @pytest.mark.slow
 @pytest.mark.parametrize("c_library", [True, False])
-def test_a_damaged_image_is_raised_or_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c_library: bool) -> None:
+def test_a_damaged_image_is_raised_or_skipped_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c_library: bool
+) -> None:
     path = _write(tmp_path / "x.beton")
     _spoil(path, 11)
     if not c_library:
         monkeypatch.setattr(crop_decode, "available", lambda: False)
     with pytest.raises(UserError, match=r"x.beton: sample 11: damaged JPEG"):
         _batches("ffcv", path)
-    options = dict(batch_size=8, image_size=24, augmentation=Augmentation(), seed=0, train=False, on_error="skip")
+    options = dict(
+        batch_size=8, image_size=24, augmentation=Augmentation(), seed=0, train=False, on_error="skip"
+    )
     with open_loader("ffcv", path, **options) as loader:
         seen = np.concatenate([batch.index for batch in loader.epoch(0)])
         assert seen.tolist() == [i for i in range(COUNT) if i != 11] and loader.num_skipped == 1
@@ -263,7 +315,9 @@ class _LateQueue(queue.Queue):
 
 
 def _ended_epoch(items: list, images: int) -> list:
-    """What an epoch of `images` images gives whose thread puts `items` and ends after the consumer has found nothing."""
+    """What an epoch of `images` images gives whose thread puts `items` and ends after the consumer has found
+    nothing.
+    """
     from replicate.loaders import ffcv
 
     epoch = object.__new__(ffcv._WatchedEpoch)
@@ -282,20 +336,32 @@ def test_batches_put_as_the_thread_ends_are_served() -> None:
 
 @needs_ffcv
 def test_an_epoch_that_ends_short_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="x.beton: the pipeline's thread ended after 4 of the epoch's 6 images"):
+    with pytest.raises(
+        RuntimeError, match="x.beton: the pipeline's thread ended after 4 of the epoch's 6 images"
+    ):
         _ended_epoch([(np.arange(4), np.zeros(4)), None], images=6)
 
 
 @needs_ffcv
 @pytest.mark.slow
 def test_importing_ffcv_leaves_torchs_threads_alone() -> None:
-    code = "import torch; torch.set_num_threads(3); import replicate.loaders.ffcv; print(torch.get_num_threads())"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "3"
+    code = "import torch; torch.set_num_threads(3); import replicate.loaders.ffcv; "
+    code += "print(torch.get_num_threads())"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "3"
+    )
 
 
-def test_without_ffcv_the_same_files_are_read_by_our_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ffcv_the_same_files_are_read_by_our_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ffcv" else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "ffcv" else find(name, *rest)
+    )
     with pytest.warns(UserWarning, match="ffcv is not installed"):
         assert len(_batches("ffcv", _write(tmp_path / "x.beton"))) == 3
     with warnings.catch_warnings():
@@ -306,7 +372,9 @@ def test_without_ffcv_the_same_files_are_read_by_our_reader(tmp_path: Path, monk
 @needs_ffcv
 @pytest.mark.slow
 def test_parity_of_all_kinds_on_files(tmp_path: Path) -> None:
-    """Kept bytes: all kinds equal, bit for bit. Encoded again: same images, labels and boxes, and the pixels differ by JPEG's loss alone."""
+    """Kept bytes: all kinds equal, bit for bit. Encoded again: same images, labels and boxes, and the pixels
+    differ by JPEG's loss alone.
+    """
     root = tmp_path / "images"
     pictures = _Pictures()
     for split in ("train", "val"):
@@ -315,8 +383,12 @@ def test_parity_of_all_kinds_on_files(tmp_path: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pictures.read(i)).save(folder / f"{i:02d}.jpg", quality=92)
     for name, settings in (("kept", WriteSettings()), ("again", WriteSettings(quality=75, keep=False))):
-        data.write(data.DataSettings(str(root), train=settings, val=settings), tmp_path / name, progress=False)
-    plain, kept, ffcv = (_batches(kind, tmp_path / "kept" / "train.beton") for kind in ("folder", "beton", "ffcv"))
+        data.write(
+            data.DataSettings(str(root), train=settings, val=settings), tmp_path / name, progress=False
+        )
+    plain, kept, ffcv = (
+        _batches(kind, tmp_path / "kept" / "train.beton") for kind in ("folder", "beton", "ffcv")
+    )
     assert _same(plain, kept)
     assert _same(kept, ffcv) or not crop_decode.available()
     for a, b in zip(kept, _batches("beton", tmp_path / "again" / "train.beton"), strict=True):

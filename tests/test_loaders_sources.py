@@ -1,4 +1,4 @@
-"""Folder sources: subsets as the papers define them, and one clear error for each way a folder can be wrong."""
+"""Folder sources: subsets as the papers define them, and one clear error for each faulty folder."""
 
 import os
 import subprocess
@@ -56,7 +56,11 @@ def test_a_share_of_the_images_is_per_class_nested_and_of_training_alone(root: P
     assert Counter(tenth.labels.tolist()) == dict.fromkeys(range(5), 2)
     assert set(tenth.names) < set(half.names) and len(half) == 50
     assert len(open_folder(root, fraction=0.1)[1]) == 20
-    assert tenth.names == open_folder(root, fraction=0.1)[0].names != open_folder(root, fraction=0.1, seed=1)[0].names
+    assert (
+        tenth.names
+        == open_folder(root, fraction=0.1)[0].names
+        != open_folder(root, fraction=0.1, seed=1)[0].names
+    )
     assert len(open_folder(root, fraction=0.001)[0]) == 5
 
 
@@ -98,7 +102,9 @@ def _rename(path: Path) -> None:
         (lambda root: None, {"train_images": 3}, "images: 3 must be at least the number of classes, 5"),
     ],
 )
-def test_a_wrong_folder_gives_a_one_line_error(root: Path, spoil: object, options: dict[str, object], message: str) -> None:
+def test_a_wrong_folder_gives_a_one_line_error(
+    root: Path, spoil: object, options: dict[str, object], message: str
+) -> None:
     spoil(root)
     with pytest.raises(UserError, match=message) as caught:
         data.open_sources(str(root), **options)
@@ -123,20 +129,34 @@ def _empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize(("spoil", "message"), [(_text, "not an image"), (_truncate, "damaged image"), (_empty, "not an image")])
-def test_a_bad_image_is_named_and_leaves_no_file(root: Path, tmp_path: Path, spoil: object, message: str) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "message"), [(_text, "not an image"), (_truncate, "damaged image"), (_empty, "not an image")]
+)
+def test_a_bad_image_is_named_and_leaves_no_file(
+    root: Path, tmp_path: Path, spoil: object, message: str
+) -> None:
     spoil(root / "train" / "n001" / "005.JPEG")
     with pytest.raises(UserError, match=f"train/n001/005.JPEG: {message}"):
         data.write(data.DataSettings(str(root)), tmp_path / "out", progress=False)
     assert list((tmp_path / "out").iterdir()) == []
     with (
         pytest.raises(UserError, match="train/n001/005.JPEG"),
-        open_loader("folder", root / "train", batch_size=10, image_size=8, augmentation=Augmentation(), seed=0, train=True) as loader,
+        open_loader(
+            "folder",
+            root / "train",
+            batch_size=10,
+            image_size=8,
+            augmentation=Augmentation(),
+            seed=0,
+            train=True,
+        ) as loader,
     ):
         list(loader.epoch(0))
 
 
-def test_a_killed_writer_leaves_no_file_that_a_reader_accepts(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_writer_leaves_no_file_that_a_reader_accepts(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     data.write(data.DataSettings(str(root)), out, progress=False)
     before = (out / "train.beton").read_bytes()
@@ -153,7 +173,9 @@ def test_a_killed_writer_leaves_no_file_that_a_reader_accepts(root: Path, tmp_pa
 
 
 @pytest.mark.parametrize("seek", [0, pytest.param(8, marks=needs_c_library)], ids=["beton", "seek index"])
-def test_a_full_disk_is_an_error_and_leaves_no_file(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seek: int) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_file(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seek: int
+) -> None:
     there_is_room, sync = iter([True] if seek else []), os.fsync
 
     def full(file: int) -> None:
@@ -163,7 +185,9 @@ def test_a_full_disk_is_an_error_and_leaves_no_file(root: Path, tmp_path: Path, 
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"train.beton: cannot be written \(No space left on device\)"):
-        write_beton(tmp_path / "out" / "train.beton", open_folder(root)[0], WriteSettings(seek=seek), progress=False)
+        write_beton(
+            tmp_path / "out" / "train.beton", open_folder(root)[0], WriteSettings(seek=seek), progress=False
+        )
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -195,7 +219,9 @@ def test_impossible_write_settings_name_the_key(settings: dict[str, object], mes
 
 
 def test_photos_is_a_source_like_any_other(tmp_path: Path) -> None:
-    manifest = data.write(data.DataSettings(train_images=24, val_images=12, image_size=16), tmp_path, progress=False)
+    manifest = data.write(
+        data.DataSettings(train_images=24, val_images=12, image_size=16), tmp_path, progress=False
+    )
     assert manifest.class_names == list(LAYOUTS) and manifest.splits["train"]["images"] == 24
     with pytest.raises(UserError, match="photos classes: 99"):
         data.open_sources("photos", classes=99)
@@ -209,7 +235,8 @@ def test_kill_9_in_mid_write_leaves_nothing_and_the_next_run_succeeds(root: Path
         "read = sources.FolderSource.read\n"
         "def slow(self, index):\n    time.sleep(0.05)\n    return read(self, index)\n"
         "sources.FolderSource.read = slow\n"
-        f"from pathlib import Path\ndata.write(data.DataSettings({str(root)!r}), Path({str(out)!r}), progress=False)\n"
+        "from pathlib import Path\n"
+        f"data.write(data.DataSettings({str(root)!r}), Path({str(out)!r}), progress=False)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 60
@@ -219,7 +246,21 @@ def test_kill_9_in_mid_write_leaves_nothing_and_the_next_run_succeeds(root: Path
     process.wait()
     assert (out / "train.beton.part").exists() and not (out / "train.beton").exists()
     with pytest.raises(UserError, match="no such .beton file"):
-        open_loader("beton", out / "train.beton", batch_size=2, image_size=8, augmentation=Augmentation(), seed=0, train=True)
+        open_loader(
+            "beton",
+            out / "train.beton",
+            batch_size=2,
+            image_size=8,
+            augmentation=Augmentation(),
+            seed=0,
+            train=True,
+        )
     data.write(data.DataSettings(str(root)), out, progress=False)
-    assert sorted(file.name for file in out.iterdir()) == ["manifest.json", "train.beton", "train.csv", "val.beton", "val.csv"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        "manifest.json",
+        "train.beton",
+        "train.csv",
+        "val.beton",
+        "val.csv",
+    ]
     assert len(data.check(out)) == 2

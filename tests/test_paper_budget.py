@@ -1,5 +1,5 @@
-"""The `paper` budget for real: every run of every paper builds its model, optimiser, schedule and loader settings at full size, without memory; and
-one real step of each kind of run on tiny images.
+"""The `paper` budget for real: every run of every paper builds its model, optimiser, schedule and loader
+settings at full size, without memory; and one real step of each kind of run on tiny images.
 """
 
 import json
@@ -32,7 +32,9 @@ class Vocabulary(torch.nn.Module):
     vocabulary, stride = TOKENIZER_CLASSES, 16
 
     def ids(self, images):
-        return images.new_zeros(len(images), (images.shape[2] // self.stride) * (images.shape[3] // self.stride)).long()
+        return images.new_zeros(
+            len(images), (images.shape[2] // self.stride) * (images.shape[3] // self.stride)
+        ).long()
 
 
 class Teacher:
@@ -61,8 +63,27 @@ def classifier_of(run, source):
 
 
 SHAPE = (
-    *("method", "backbone", "backbone_kwargs", "drop_blocks", "image_size", "mask_tokens_in_encoder", "mask_unit", "mask_space", "mask_token"),
-    *("decoder_depth", "decoder_width", "target", "target_options", "objective", "drop_path", "tuned_blocks", "layer_decay"),
+    *(
+        "method",
+        "backbone",
+        "backbone_kwargs",
+        "drop_blocks",
+        "image_size",
+        "mask_tokens_in_encoder",
+        "mask_unit",
+        "mask_space",
+        "mask_token",
+    ),
+    *(
+        "decoder_depth",
+        "decoder_width",
+        "target",
+        "target_options",
+        "objective",
+        "drop_path",
+        "tuned_blocks",
+        "layer_decay",
+    ),
 )
 """What decides how a model and its optimiser's groups are built."""
 
@@ -73,7 +94,9 @@ def kinds(runs, params, budget):
     for name in runs:
         run = params.resolve(name, budget)
         source = params.resolve(run.pretrain, budget) if hasattr(run, "pretrain") else None
-        shape = {key: getattr(run, key, None) for key in SHAPE} | {"source": source and (source.backbone, source.backbone_kwargs)}
+        shape = {key: getattr(run, key, None) for key in SHAPE} | {
+            "source": source and (source.backbone, source.backbone_kwargs)
+        }
         found.setdefault(json.dumps(shape, sort_keys=True, default=str), name)
     return list(found.values())
 
@@ -85,14 +108,27 @@ def test_every_run_has_a_schedule_and_loader_settings(group):
 
 
 def check_schedule(run):
-    """Stages cover the run, batches divide over 8 devices, and the rate rises to its peak and ends at its minimum."""
+    """Stages cover the run, batches divide over 8 devices, and the rate rises to its peak and ends at its
+    minimum.
+    """
     session = Session(torch.device("cpu"), torch.bfloat16, world_size=8)
     for epoch in {0, run.epochs // 2, max(run.epochs - 1, 0)}:
         view = view_at(run, epoch)
         held, steps = accumulation(view.batch_size, session)
         assert held * steps * 8 == view.batch_size
-        Augmentation(crop=run.crop, scale=view.crop_scale, auto=view.auto_augment, color_jitter=run.color_jitter, interpolation=run.interpolation)
-    timing = {"peak": run.peak_lr, "epochs": run.epochs, "warmup_epochs": run.warmup_epochs, "min_lr": run.min_lr}
+        Augmentation(
+            crop=run.crop,
+            scale=view.crop_scale,
+            auto=view.auto_augment,
+            color_jitter=run.color_jitter,
+            interpolation=run.interpolation,
+        )
+    timing = {
+        "peak": run.peak_lr,
+        "epochs": run.epochs,
+        "warmup_epochs": run.warmup_epochs,
+        "min_lr": run.min_lr,
+    }
     if run.epochs:
         assert warmup_cosine(run.epochs, **timing) == pytest.approx(run.min_lr, abs=1e-12)
         top = warmup_cosine(run.warmup_epochs, **timing)
@@ -132,6 +168,7 @@ def test_every_evaluation_builds_at_full_size():
 def tiny(params):
     """The smoke lens, with the papers' own regularisation."""
     lens = params.budgets["smoke"].model_copy(update={"regularisation": "paper"})
+
     def resolved(name):
         run = params.run(name)
         return resolve(run, params.run(run.pretrain) if hasattr(run, "pretrain") else None, lens)
@@ -143,21 +180,36 @@ def step(task, run, classes):
     generator = torch.Generator().manual_seed(0)
     view = view_at(run, 0)
     task.set_view(view)
-    images = torch.randint(0, 256, (4, 3, view.image_size, view.image_size), dtype=torch.uint8, generator=generator)
+    images = torch.randint(
+        0, 256, (4, 3, view.image_size, view.image_size), dtype=torch.uint8, generator=generator
+    )
     groups = plain_groups(task, run.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
     loss, logs = task(images, torch.tensor([0, 1, 2, 3]) % classes, torch.arange(4), 0, 0.5)
     loss.backward()
-    assert math.isfinite(float(loss.detach())) and all(math.isfinite(float(value.detach())) for value in logs.values())
+    assert math.isfinite(float(loss.detach())) and all(
+        math.isfinite(float(value.detach())) for value in logs.values()
+    )
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in task.parameters())
     optimizer.step()
 
 
 def numbers_aside(run):
     """What makes a kind of step: options, not their numbers."""
-    options = {key: value for key, value in run.model_dump(mode="json").items() if isinstance(value, str | bool) and key not in ("paper", "dataset")}
-    extra = [key for key in ("decoder_beta", "mask_unit", "ema", "mixup", "random_erasing", "tuned_blocks") if getattr(run, key, None)]
-    return json.dumps([{k: v for k, v in options.items() if k not in ("pretrain", "tokenizer", "teacher")}, extra], sort_keys=True)
+    options = {
+        key: value
+        for key, value in run.model_dump(mode="json").items()
+        if isinstance(value, str | bool) and key not in ("paper", "dataset")
+    }
+    extra = [
+        key
+        for key in ("decoder_beta", "mask_unit", "ema", "mixup", "random_erasing", "tuned_blocks")
+        if getattr(run, key, None)
+    ]
+    return json.dumps(
+        [{k: v for k, v in options.items() if k not in ("pretrain", "tokenizer", "teacher")}, extra],
+        sort_keys=True,
+    )
 
 
 def test_one_real_step_of_each_kind_of_pretraining():
@@ -171,7 +223,13 @@ def test_one_real_step_of_each_kind_of_pretraining():
         task = task_of(run)
         if hasattr(task.target, "fit") and getattr(task.target, "needs_fit", False):
             generator = torch.Generator().manual_seed(1)
-            task.target.fit([torch.randint(0, 256, (8, 3, run.image_size, run.image_size), dtype=torch.uint8, generator=generator)])
+            task.target.fit(
+                [
+                    torch.randint(
+                        0, 256, (8, 3, run.image_size, run.image_size), dtype=torch.uint8, generator=generator
+                    )
+                ]
+            )
         step(task.train(), run, CLASSES)
 
 
@@ -184,4 +242,6 @@ def test_one_real_step_of_each_kind_of_evaluation():
         if kind in seen or run.protocol != "finetune":
             continue
         seen.add(kind)
-        step(ClassifyTask(classifier_of(run, source), run, CLASSES, torch.device("cpu")).train(), run, CLASSES)
+        step(
+            ClassifyTask(classifier_of(run, source), run, CLASSES, torch.device("cpu")).train(), run, CLASSES
+        )

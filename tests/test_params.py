@@ -52,7 +52,12 @@ def test_unknown_key_is_named_with_the_closest_one(tmp_path):
         ("light_90_llrd_65", "layer_decay", 1.5, "less than or equal to 1"),
         ("light_90_llrd_65", "betas", [0.9], "missing"),
         ("light_90_llrd_65", "protocol", "explain", "'finetune'"),
-        ("light_90_llrd_65", "auto_augment", "three_augmnt", "choose null, rand-m9-mstd0.5-inc1, three_augment"),
+        (
+            "light_90_llrd_65",
+            "auto_augment",
+            "three_augmnt",
+            "choose null, rand-m9-mstd0.5-inc1, three_augment",
+        ),
         ("light_90_llrd_65", "crop_scale", [0.9, 0.2], "the smaller share of the image comes first"),
     ],
 )
@@ -72,7 +77,11 @@ def test_a_mistake_in_a_room_names_the_room(tmp_path):
     [
         ("fastmim_vit_hog_128", {"mask_tokens_in_encoder": True}, "belongs to method mae"),
         ("fastmim_vit_hog_128", {"decoder_beta": 26.0}, "method mim decodes all of them"),
-        ("light_90", {"objective": "distillation"}, "objective distillation alone needs a teacher; objective is distillation"),
+        (
+            "light_90",
+            {"objective": "distillation"},
+            "objective distillation alone needs a teacher; objective is distillation",
+        ),
         ("light_90", {"tokenizer": "mae_tokens"}, "target token alone needs a tokenizer; target is pixel"),
         ("light_90", {"difficulty": "nearest_patch"}, "difficulty nearest_patch has no effect"),
         ("light_90_llrd_65", {"protocol": "linear"}, "layer_decay, drop_path: a linear probe tunes no block"),
@@ -89,13 +98,25 @@ def test_options_without_effect_are_refused(tmp_path, run, keys, words):
 @pytest.mark.parametrize(
     ("run", "keys", "words"),
     [
-        ("light_90", {"image_size": 230}, "light_90.image_size = 230: the patch of 16 pixels does not divide it; 224 and 240"),
+        (
+            "light_90",
+            {"image_size": 230},
+            "light_90.image_size = 230: the patch of 16 pixels does not divide it; 224 and 240",
+        ),
         ("light_90_llrd_65", {"image_size": 225}, "light_90_llrd_65.image_size = 225"),
-        ("light_90_llrd_65", {"stages": [{"until": 0.5, "image_size": 200}, {"until": 1.0}]}, "image_size = 200"),
+        (
+            "light_90_llrd_65",
+            {"stages": [{"until": 0.5, "image_size": 200}, {"until": 1.0}]},
+            "image_size = 200",
+        ),
         ("light_90", {"stages": [{"until": 0.5, "image_size": 160}]}, "the last at 1.0"),
         ("light_90", {"warmup_epochs": 101}, "warmup_epochs 101"),
         ("light_90", {"dataset": "half"}, "dataset 'half'"),
-        ("light_90_llrd_65", {"pretrain": "light_95"}, "'light_95', which is not a pretrain run; did you mean light_9"),
+        (
+            "light_90_llrd_65",
+            {"pretrain": "light_95"},
+            "'light_95', which is not a pretrain run; did you mean light_9",
+        ),
         ("light_90_llrd_65", {"dataset": "daily_500_90"}, "which only the grid writes"),
         ("mae_token", {"tokenizer": "none"}, "tokens of 'none', which is not a tokenizer"),
         ("fastmim_distillation", {"teacher": "light_90_llrd_65"}, "which keeps no weights"),
@@ -136,13 +157,19 @@ def test_budgets_and_changed_runs_must_exist(tmp_path):
     path.write_text(path.read_text().replace("budget: smoke", "budget: huge"))
     with pytest.raises(UserError, match="budget is 'huge'; budgets.yaml has .*smoke"):
         load(path)
-    assert "runs.light_9: there is no such run; did you mean light_90" in refused(tmp_path, runs={"light_9": {}})
+    assert "runs.light_9: there is no such run; did you mean light_90" in refused(
+        tmp_path, runs={"light_9": {}}
+    )
 
 
 def test_missing_and_broken_files(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         load(tmp_path / "params.yaml")
-    for text, words in ((b"budget: [", "not valid YAML"), (b"budget: \xe9", "not UTF-8"), (b"- 1", "not keys with values")):
+    for text, words in (
+        (b"budget: [", "not valid YAML"),
+        (b"budget: \xe9", "not UTF-8"),
+        (b"- 1", "not keys with values"),
+    ):
         (tmp_path / "broken.yaml").write_bytes(text)
         with pytest.raises(UserError, match=words):
             load(tmp_path / "broken.yaml")
@@ -160,7 +187,10 @@ def test_a_run_of_two_papers_is_refused(tmp_path):
     other = tmp_path / "papers" / "other"
     other.mkdir()
     (other / "runs.yaml").write_text("title: Other\npretrain: {mine: {base: light}}\n")
-    with pytest.raises(UserError, match=r"papers/own/runs.yaml: pretrain.mine: papers/other/runs.yaml: pretrain.mine has that name"):
+    with pytest.raises(
+        UserError,
+        match=r"papers/own/runs.yaml: pretrain.mine: papers/other/runs.yaml: pretrain.mine has that name",
+    ):
         load(path)
 
 
@@ -178,7 +208,10 @@ def test_bases_are_laid_under_and_evaluations_listed():
 
 @pytest.mark.parametrize(
     ("recipes", "words"),
-    [({"a": {"base": "b"}, "b": {"base": "a"}}, "a -> b -> a name each other"), ({"a": {"base": "aa"}}, "'aa': no such recipe")],
+    [
+        ({"a": {"base": "b"}, "b": {"base": "a"}}, "a -> b -> a name each other"),
+        ({"a": {"base": "aa"}}, "'aa': no such recipe"),
+    ],
 )
 def test_bases_that_lead_nowhere_are_refused(recipes, words):
     content = Room.model_validate({"title": "Own", "recipes": recipes, "pretrain": {"run": {"base": "a"}}})
@@ -197,7 +230,11 @@ def test_close_names_are_few_and_in_one_order():
     assert closest("rum_7", known).startswith("; did you mean run_7, run_")
     assert closest("zzz", known) == "; there are 42, such as fine, run_0, run_1"
     assert closest("zzz", ["b", "a"]) == "; known are a, b" and closest("zzz", []) == "; there is none"
-    assert closest("grid/mae/", known | {"grid/mae/x"}) == closest("mae", known | {"grid/mae/x"}) == "; did you mean grid/mae/x?"
+    assert (
+        closest("grid/mae/", known | {"grid/mae/x"})
+        == closest("mae", known | {"grid/mae/x"})
+        == "; did you mean grid/mae/x?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -243,7 +280,9 @@ def test_switching_the_budget_changes_one_line(tmp_path, name):
     path = tmp_path / "params.yaml"
     path.write_text(text)
     switch_budget(path, name)
-    changed = [(a, b) for a, b in zip(text.splitlines(), path.read_text().splitlines(), strict=True) if a != b]
+    changed = [
+        (a, b) for a, b in zip(text.splitlines(), path.read_text().splitlines(), strict=True) if a != b
+    ]
     assert [new.split("#")[0].strip() for _, new in changed] == ([f"budget: {name}"] if name != "t" else [])
     with pytest.raises(UserError, match="no budget 'tomorrow'"):
         switch_budget(path, "tomorrow")

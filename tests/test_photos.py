@@ -1,4 +1,4 @@
-"""The offline data set: reproducible to the bit, balanced, hard for colour histograms and linear templates."""
+"""The offline data set: reproducible to the bit, balanced, hard for histograms and linear templates."""
 
 import time
 
@@ -25,7 +25,9 @@ def sets() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _ridge_accuracy(train: np.ndarray, labels: np.ndarray, val: np.ndarray, val_labels: np.ndarray) -> float:
-    """Best validation accuracy of ridge regression onto the classes over a range of penalties: a linear classifier at its best."""
+    """Best validation accuracy of ridge regression onto the classes over a range of penalties: a linear
+    classifier at its best.
+    """
     mean, deviation = train.mean(0), train.std(0) + 1e-6
     a, b = ((x - mean) / deviation for x in (train.astype(np.float64), val.astype(np.float64)))
     targets = np.eye(CLASSES)[labels] - 1 / CLASSES
@@ -41,7 +43,10 @@ def test_an_image_is_a_function_of_seed_split_and_index() -> None:
     assert all(np.array_equal(first.read(i), image) for i, image in enumerate(backwards))
     longer = PhotosSource("train", num_images=96, image_size=32, seed=3)
     assert np.array_equal(longer.read(7), first.read(7))
-    for other in (PhotosSource("train", num_images=48, image_size=32, seed=4), PhotosSource("val", num_images=48, image_size=32, seed=3)):
+    for other in (
+        PhotosSource("train", num_images=48, image_size=32, seed=4),
+        PhotosSource("val", num_images=48, image_size=32, seed=3),
+    ):
         assert not np.array_equal(other.read(7), first.read(7))
 
 
@@ -61,7 +66,10 @@ def test_a_picture_is_the_same_at_any_resolution() -> None:
 
 def test_classes_are_balanced_and_shared_by_both_splits(sets: tuple[np.ndarray, ...]) -> None:
     _, labels, _, val_labels = sets
-    assert np.bincount(labels).tolist() == [200] * CLASSES and np.bincount(val_labels).tolist() == [100] * CLASSES
+    assert (
+        np.bincount(labels).tolist() == [200] * CLASSES
+        and np.bincount(val_labels).tolist() == [100] * CLASSES
+    )
     assert CLASSES >= 10
 
 
@@ -74,7 +82,12 @@ def test_colour_histograms_say_nothing(sets: tuple[np.ndarray, ...]) -> None:
     train, labels, val, val_labels = sets
 
     def histograms(images: np.ndarray) -> np.ndarray:
-        return np.stack([np.concatenate([np.bincount(i[..., c].ravel() // 16, minlength=16) for c in range(3)]) for i in images])
+        return np.stack(
+            [
+                np.concatenate([np.bincount(i[..., c].ravel() // 16, minlength=16) for c in range(3)])
+                for i in images
+            ]
+        )
 
     assert _ridge_accuracy(histograms(train), labels, histograms(val), val_labels) < 0.15
 

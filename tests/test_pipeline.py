@@ -77,7 +77,11 @@ def test_stages_yaml_is_that_of_the_rooms(params):
 
 
 def test_every_run_is_one_stage_and_no_other_run_is(dvc_stages, params):
-    found = {key for key in dvc_stages if key[1].partition("@")[0] in ("pretrain", "evaluate", "tokenizer", "pretrain_from", "classifier")}
+    found = {
+        key
+        for key in dvc_stages
+        if key[1].partition("@")[0] in ("pretrain", "evaluate", "tokenizer", "pretrain_from", "classifier")
+    }
     assert found == {stage_of(params, name) for name in params.runs}
 
 
@@ -112,7 +116,9 @@ def test_inputs_hold_what_is_stated_of_a_run_and_its_upstream(project, params):
 
 def test_a_notebook_depends_on_what_is_stated_of_its_papers_runs(project, params):
     own = inputs_of(project, "notebook/dailymae")["stated"]
-    assert set(own) == {name for name, run in (params.runs | params.searches).items() if run.paper == "dailymae"}
+    assert set(own) == {
+        name for name, run in (params.runs | params.searches).items() if run.paper == "dailymae"
+    }
 
 
 OPTIONS = {
@@ -163,7 +169,9 @@ OF_INVARIANCE = ("trainers/invariance.py", "targets/similarity.py")
 
 def test_no_option_file_is_imported_but_by_its_registry():
     """Whatever an option file shares lies in the core, or its digest would miss a change."""
-    options = {f"replicate.{name.removesuffix('.py').replace('/', '.')}": name for name in digests.option_files()}
+    options = {
+        f"replicate.{name.removesuffix('.py').replace('/', '.')}": name for name in digests.option_files()
+    }
     protocols = {f"replicate.trainers.{name}" for name in digests.PROTOCOLS}
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).as_posix()
@@ -197,7 +205,9 @@ def test_inputs_that_stay_the_same_are_left_alone_and_old_ones_go(tmp_path):
     assert main(write) == 0
     after = {file: file.stat().st_mtime_ns for file in (tmp_path / "inputs").rglob("*.json")}
     assert set(before) - set(after) == {stale}
-    touched = {file.relative_to(tmp_path / "inputs").as_posix() for file in after if before[file] != after[file]}
+    touched = {
+        file.relative_to(tmp_path / "inputs").as_posix() for file in after if before[file] != after[file]
+    }
     assert touched == {"notebook/efficient_learners.json", "report.json", "runs/light_90_llrd_80.json"}
 
 
@@ -223,7 +233,14 @@ def test_searches_write_where_the_package_does(dvc_stages, params, project):
 
 
 def test_no_pipeline_file_lists_the_papers(params):
-    for name in ("dvc.yaml", "grids/pipeline.yaml", "params.yaml", "budgets.yaml", "Makefile", "pyproject.toml"):
+    for name in (
+        "dvc.yaml",
+        "grids/pipeline.yaml",
+        "params.yaml",
+        "budgets.yaml",
+        "Makefile",
+        "pyproject.toml",
+    ):
         text = (ROOT / name).read_text()
         listed = [paper for paper in params.papers if f"{paper}:" in text or f"/{paper}." in text]
         assert len(listed) <= 1, f"{name} lists {listed}"

@@ -69,7 +69,9 @@ def test_the_last_printed_digit(printed, worth):
 
 def test_recipes_are_complete_and_say_where_they_come_from():
     recipes = published.recipes()
-    assert {paper: len(recipes[paper]) for paper in RECIPES} == RECIPES and set(recipes) == set(published.papers())
+    assert {paper: len(recipes[paper]) for paper in RECIPES} == RECIPES and set(recipes) == set(
+        published.papers()
+    )
     assert all("source" in recipe for group in recipes.values() for recipe in group.values())
     assert recipes["mae"]["pretrain"]["lr"] == 1.5e-4
 

@@ -1,4 +1,6 @@
-"""The search for layer-wise lr decay: trained on a subset through the store, recommended with an interval, applied to the full set."""
+"""The search for layer-wise lr decay: trained on a subset through the store, recommended with an interval,
+applied to the full set.
+"""
 
 import json
 from pathlib import Path
@@ -23,14 +25,21 @@ def params():
 
 def test_a_point_is_the_run_that_says_the_same(params):
     point = params.searches[NAME].point(0.8, "tenth_of_images")
-    assert point == params.run("proxy_images_llrd_80") and type(point) is type(params.run("proxy_images_llrd_80"))
+    assert point == params.run("proxy_images_llrd_80") and type(point) is type(
+        params.run("proxy_images_llrd_80")
+    )
 
 
 def test_the_best_is_recommended_with_what_the_seeds_leave_open():
     clear = {0.65: {0: 70.0, 1: 70.2}, 0.8: {0: 75.0, 1: 75.1}, 0.9: {0: 71.0, 1: 71.2}}
     found = recommendation(clear)
-    assert found["recommended"] == {"layer_decay": 0.8, "low": 0.8, "high": 0.8, "seeds": 2} and not found["note"]
-    assert "recommended layer_decay 0.8 [0.8, 0.8]" in described(found) and "0.65   top-1 70.1" in described(found)
+    assert (
+        found["recommended"] == {"layer_decay": 0.8, "low": 0.8, "high": 0.8, "seeds": 2}
+        and not found["note"]
+    )
+    assert "recommended layer_decay 0.8 [0.8, 0.8]" in described(found) and "0.65   top-1 70.1" in described(
+        found
+    )
     noisy = {0.65: {0: 70.0, 1: 78.0}, 0.8: {0: 79.0, 1: 71.0}, 0.9: {0: 71.0, 1: 77.5}}
     assert recommendation(noisy)["recommended"]["low"] < recommendation(noisy)["recommended"]["high"]
     alone = recommendation({0.65: {0: 70.0}, 0.8: {0: 71.0}, 0.9: {0: 72.0}})
@@ -59,9 +68,15 @@ def test_unknown_search(params):
 
 
 def test_from_the_command_line(tmp_path):
-    """Search, apply; a second search trains nothing, and the run of params.yaml that says the same as a point does not either."""
+    """Search, apply; a second search trains nothing, and the run of params.yaml that says the same as a point
+    does not either.
+    """
     write_params(tmp_path, data={"train_images": 384}, runs={NAME: {"layer_decays": [0.65, 0.8, 0.9]}})
-    for command in (["data", "write", "full"], ["data", "write", "tenth_of_images"], ["pretrain", "light_90"]):
+    for command in (
+        ["data", "write", "full"],
+        ["data", "write", "tenth_of_images"],
+        ["pretrain", "light_90"],
+    ):
         run(tmp_path, *command)
     run(tmp_path, "search", "llrd", NAME)
     found = json.loads((tmp_path / FOLDER / "search.json").read_text())
@@ -70,11 +85,16 @@ def test_from_the_command_line(tmp_path):
     finished = {folder.name for folder in (tmp_path / ".replicate/runs").iterdir()}
     run(tmp_path, "search", "llrd", NAME, "--apply")
     applied = json.loads((tmp_path / FOLDER / "applied.json").read_text())
-    assert applied["layer_decay"] == found["recommended"]["layer_decay"] and applied["run"]["dataset"] == "full"
+    assert (
+        applied["layer_decay"] == found["recommended"]["layer_decay"] and applied["run"]["dataset"] == "full"
+    )
     assert len({folder.name for folder in (tmp_path / ".replicate/runs").iterdir()} - finished) == 1
     run(tmp_path, "evaluate", "proxy_images_llrd_80")
     assert len({folder.name for folder in (tmp_path / ".replicate/runs").iterdir()} - finished) == 1
 
     table = searches(Book("efficient_learners", "smoke", "full", tmp_path), "light_90_llrd_65")
-    assert table.loc[NAME, "recommended"] == f"{applied['layer_decay']:g}" and " of 384" in table.loc[NAME, "fine-tuning images"]
+    assert (
+        table.loc[NAME, "recommended"] == f"{applied['layer_decay']:g}"
+        and " of 384" in table.loc[NAME, "fine-tuning images"]
+    )
     assert table.loc["light_90_classes", "recommended"].startswith("not run")

@@ -39,8 +39,12 @@ def pins(lines) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def lock() -> dict[str, str]:
-    """Name -> version; fails on a line that is no plain pin (an address, a path, a hash, a build of one machine)."""
-    return pins(line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#"))
+    """Name -> version; fails on a line that is no plain pin (an address, a path, a hash, a build of one
+    machine).
+    """
+    return pins(
+        line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +69,19 @@ def project() -> dict:
 def declared() -> dict[str, Requirement]:
     """What pip must bring; the crop decoder comes from this repository."""
     table = project()
-    texts = [*table["dependencies"], *(each for extra in table["optional-dependencies"].values() for each in extra)]
+    texts = [
+        *table["dependencies"],
+        *(each for extra in table["optional-dependencies"].values() for each in extra),
+    ]
     return {normalise(each.name): each for each in map(Requirement, texts) if each.name != "crop-decode"}
 
 
 def test_locked_versions_satisfy_the_declared_ranges(lock):
-    outside = {name: lock.get(name) for name, each in declared().items() if name not in lock or lock[name] not in each.specifier}
+    outside = {
+        name: lock.get(name)
+        for name, each in declared().items()
+        if name not in lock or lock[name] not in each.specifier
+    }
     assert not outside
 
 
@@ -82,7 +93,9 @@ def test_conda_pins_are_the_locked_ones_and_cover_what_is_declared(lock, conda_p
 
 
 def test_conda_python_can_use_the_lock(conda):
-    (python,) = [each for each in conda["dependencies"] if isinstance(each, str) and each.startswith("python=")]
+    (python,) = [
+        each for each in conda["dependencies"] if isinstance(each, str) and each.startswith("python=")
+    ]
     version = python.removeprefix("python=")
     assert tuple(map(int, version.split("."))) >= setup_env.OLDEST_LOCKED
     assert version in Requirement(f"python{project()['requires-python']}").specifier
@@ -95,7 +108,8 @@ def test_lock_holds_every_transitive_dependency(lock):
             needs = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
             continue
-        # A CUDA build of torch names its libraries; they follow from the build that was chosen, not from the lock.
+        # A CUDA build of torch names its libraries; they follow from the build that was chosen, not from the
+        # lock.
         for each in map(Requirement, needs):
             if each.marker is None or each.marker.evaluate({"extra": ""}):
                 missing |= {normalise(each.name)} - set(lock)
@@ -134,7 +148,9 @@ def imported(code: str) -> set[str]:
 
 def notebook_code(path: Path) -> str:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    lines = [line for cell in cells if cell["cell_type"] == "code" for line in "".join(cell["source"]).splitlines()]
+    lines = [
+        line for cell in cells if cell["cell_type"] == "code" for line in "".join(cell["source"]).splitlines()
+    ]
     return "\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in lines)
 
 
@@ -145,14 +161,18 @@ def test_every_third_party_import_is_declared():
             used |= {name: path.name for name in imported(path.read_text(encoding="utf-8"))}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         used |= {name: path.name for name in imported(notebook_code(path))}
-    beside = {path.stem for folder in ("tests", "benchmarks", "tools") for path in (ROOT / folder).glob("*.py")}
+    beside = {
+        path.stem for folder in ("tests", "benchmarks", "tools") for path in (ROOT / folder).glob("*.py")
+    }
     own = {"replicate", "tests", "benchmarks", "build_library"} | beside | OPTIONAL
     distributions = metadata.packages_distributions()
     known = set(declared()) | {"packaging"}  # pytest brings it
     undeclared = {
         name: where
         for name, where in used.items()
-        if name not in sys.stdlib_module_names and name not in own and not known & {normalise(each) for each in distributions.get(name, [])}
+        if name not in sys.stdlib_module_names
+        and name not in own
+        and not known & {normalise(each) for each in distributions.get(name, [])}
     }
     assert not undeclared
 
@@ -206,7 +226,8 @@ def test_digest_follows_contents(tmp_path):
 def test_a_failing_command_is_one_line_and_a_log(tmp_path, monkeypatch):
     monkeypatch.setattr(setup_env, "BUILD", tmp_path)
     monkeypatch.setattr(setup_env, "LOG", tmp_path / "setup.log")
-    code = "print('Collecting numpy'); print('ERROR: No matching distribution'); print('hint: try later'); raise SystemExit(1)"
+    code = "print('Collecting numpy'); print('ERROR: No matching distribution'); "
+    code += "print('hint: try later'); raise SystemExit(1)"
     with pytest.raises(setup_env.SetupError) as error:
         setup_env.call(sys.executable, "-c", code)
     assert str(error.value).startswith("ERROR: No matching distribution (all of it: ")
@@ -216,7 +237,8 @@ def test_a_failing_command_is_one_line_and_a_log(tmp_path, monkeypatch):
 
 
 def test_a_crop_decoder_that_cannot_be_built_is_reported_with_its_reason(tmp_path, monkeypatch, capsys):
-    pip = "running build_ext\nerror: crop_decode: no C compiler found (cc)\nERROR: Failed building wheel for crop-decode"
+    pip = "running build_ext\nerror: crop_decode: no C compiler found (cc)\n"
+    pip += "ERROR: Failed building wheel for crop-decode"
     monkeypatch.setattr(setup_env, "BUILD", tmp_path)
     monkeypatch.setattr(setup_env, "LOG", tmp_path / "setup.log")
     made = environment(tmp_path)
@@ -225,7 +247,9 @@ def test_a_crop_decoder_that_cannot_be_built_is_reported_with_its_reason(tmp_pat
     made.python.chmod(0o755)
     setup_env.try_crop_decode(made)
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("setup: the C crop decoder was not built: crop_decode: no C compiler found (cc) (all of it: ")
+    assert first.startswith(
+        "setup: the C crop decoder was not built: crop_decode: no C compiler found (cc) (all of it: "
+    )
     assert "PIL and OpenCV decode" in second
 
 
@@ -273,7 +297,9 @@ def test_only_missing_system_packages_are_installed(monkeypatch):
 def test_opencv_description_is_read_by_pkg_config(tmp_path):
     folder = setup_env.opencv_description(tmp_path / "opencv")
     command = ["pkg-config", "--cflags", "--libs", "opencv4"]
-    flags = subprocess.run(command, env={"PATH": "/usr/bin:/bin", "PKG_CONFIG_PATH": str(folder)}, capture_output=True, text=True)
+    flags = subprocess.run(
+        command, env={"PATH": "/usr/bin:/bin", "PKG_CONFIG_PATH": str(folder)}, capture_output=True, text=True
+    )
     assert f"-I{folder}/include" in flags.stdout and "-lopencv_imgproc" in flags.stdout
 
 
@@ -286,7 +312,9 @@ def test_an_environment_of_ones_own_is_never_replaced(tmp_path, monkeypatch):
     setup_env.create(made)
 
 
-@pytest.mark.parametrize(("record", "replaced"), [("{}", False), ('{"virtual environment": "elsewhere"}', True)])
+@pytest.mark.parametrize(
+    ("record", "replaced"), [("{}", False), ('{"virtual environment": "elsewhere"}', True)]
+)
 def test_the_projects_environment_is_replaced_when_moved(tmp_path, monkeypatch, record, replaced):
     monkeypatch.setattr(setup_env, "ROOT", tmp_path)
     made = environment(tmp_path)
@@ -301,7 +329,9 @@ def test_the_projects_environment_is_replaced_when_moved(tmp_path, monkeypatch, 
 
 def test_an_index_for_torch_is_asked_first_and_kept(tmp_path, monkeypatch):
     made, ran = environment(tmp_path), []
-    monkeypatch.setattr(setup_env, "call", lambda *command, env=None: ran.append([str(each) for each in command]))
+    monkeypatch.setattr(
+        setup_env, "call", lambda *command, env=None: ran.append([str(each) for each in command])
+    )
     setup_env.install_pins(made, "https://example.org/simple")
     assert setup_env.pinned("torch") in ran[0] and "https://example.org/simple" in ran[0]
     assert "--no-deps" in ran[1] and setup_env.pinned("torchvision") in ran[1]
@@ -332,7 +362,10 @@ def test_writing_the_lock_repins_the_conda_file():
 @needs_make
 def test_make_lists_its_targets():
     printed = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert all(f"make {target} " in printed for target in ("setup", "test", "test-all", "repro", "lab", "lint", "clean"))
+    assert all(
+        f"make {target} " in printed
+        for target in ("setup", "test", "test-all", "repro", "lab", "lint", "clean")
+    )
 
 
 @needs_make

@@ -15,7 +15,10 @@ CASES = {
     "HOG of 256 images": ("hog batch vs scikit-image loop", "2 threads"),
     "FastMIM's step": ("step: FastMIM vs SimMIM ViT-B",),
     "exact, libjpeg": ("crop_decode crop against stock FFCV, 500 px quality 95", "2 threads"),
-    "seek index and fused resize": ("crop + entropy + index + fused against stock FFCV, 500 px quality 95", "2 threads"),
+    "seek index and fused resize": (
+        "crop + entropy + index + fused against stock FFCV, 500 px quality 95",
+        "2 threads",
+    ),
     "palindrome s5": ("daily_s5 vs daily_224",),
 }
 LINE = re.compile(r"^\| `(\w+)` \| (.+) \| .+ \| ([\d.]+) \|$", re.MULTILINE)

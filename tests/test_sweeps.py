@@ -1,4 +1,6 @@
-"""Sweeps beyond one machine: the commands for DVC's queue and the SLURM submission are valid, ordered, and run."""
+"""Sweeps beyond one machine: the commands for DVC's queue and the SLURM submission are valid, ordered, and
+run.
+"""
 
 import csv
 import io
@@ -37,7 +39,11 @@ def test_a_sweep_is_a_queued_experiment_a_value(capsys):
     assert len(commands) == 3
     for command, value in zip(commands, ("0.7", "0.75"), strict=False):
         parsed = parse_args(command[1:])
-        assert parsed.queue and parsed.set_param == [f"++runs.{KEY}={value}"] and parsed.targets == ["evaluate@light_90_llrd_80"]
+        assert (
+            parsed.queue
+            and parsed.set_param == [f"++runs.{KEY}={value}"]
+            and parsed.targets == ["evaluate@light_90_llrd_80"]
+        )
     assert parse_args(commands[2][1:]).jobs == 2
 
 
@@ -68,20 +74,31 @@ def test_images_outside_git_are_refused_before_queueing(tmp_path, monkeypatch, c
 
 @pytest.mark.slow
 def test_the_queue_takes_the_commands_and_runs_them(tmp_path):
-    """In a small repository with a run of the same name whose training is an `echo`, and inputs and scores as the pipeline has them."""
-    environment = os.environ | ENVIRONMENT | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    """In a small repository with a run of the same name whose training is an `echo`, and inputs and scores as
+    the pipeline has them.
+    """
+    environment = (
+        os.environ
+        | ENVIRONMENT
+        | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    )
     split = "import json, pathlib, yaml; p = yaml.safe_load(open('params.yaml')); "
     split += "runs = {n: {'layer_decay': 0.8} | p['runs'].get(n, {}) for n in p['evaluate']}; "
     split += "[pathlib.Path(f'inputs/{name}.json').write_text(json.dumps(run)) for name, run in runs.items()]"
     inputs = {"cmd": f'mkdir -p inputs; python -c "{split}"', "deps": ["params.yaml"], "outs": ["inputs"]}
-    read = "import json; decay = json.load(open('inputs/${key}.json'))['layer_decay']; print(json.dumps({'top1': 40 + decay}))"
+    read = "import json; decay = json.load(open('inputs/${key}.json'))['layer_decay']; "
+    read += "print(json.dumps({'top1': 40 + decay}))"
     score = f'python -c "{read}" > ${{key}}.json'
     train = {"cmd": score, "deps": ["inputs/${key}.json"], "metrics": ["${key}.json"]}
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"inputs": inputs, "evaluate": {"foreach": "${evaluate}", "do": train}}}))
+    (tmp_path / "dvc.yaml").write_text(
+        yaml.safe_dump({"stages": {"inputs": inputs, "evaluate": {"foreach": "${evaluate}", "do": train}}})
+    )
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"runs": {}, "evaluate": {"light_90_llrd_80": {}}}))
 
     def call(*command: str) -> str:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -96,28 +113,55 @@ def test_the_queue_takes_the_commands_and_runs_them(tmp_path):
     assert call("dvc", "queue", "status").count("Queued") == 2
     call("dvc", "exp", "run", "--run-all")
     shown = call("dvc", "exp", "show", "--csv")
-    scores = {line["runs.light_90_llrd_80.layer_decay"]: line["top1"] for line in csv.DictReader(io.StringIO(shown))}
+    scores = {
+        line["runs.light_90_llrd_80.layer_decay"]: line["top1"] for line in csv.DictReader(io.StringIO(shown))
+    }
     assert scores["0.7"] == "40.7" and scores["0.75"] == "40.75" and "Failed" not in shown
 
 
 def test_every_stage_that_trains_gives_dvc_its_scores():
-    """`dvc exp show` after an experiment of one stage shows what came out: the small file of means, not all that a run reports."""
+    """`dvc exp show` after an experiment of one stage shows what came out: the small file of means, not all
+    that a run reports.
+    """
     for path in ("dvc.yaml", "grids/pipeline.yaml"):
         for name, stage in yaml.safe_load((ROOT / path).read_text())["stages"].items():
-            outs = [out for out in map(str, stage.get("do", {}).get("outs", [])) if out.endswith("metrics.json")]
-            assert stage.get("do", {}).get("metrics", []) == [out.replace("metrics.json", "scores.json") for out in outs], (path, name)
+            outs = [
+                out for out in map(str, stage.get("do", {}).get("outs", [])) if out.endswith("metrics.json")
+            ]
+            assert stage.get("do", {}).get("metrics", []) == [
+                out.replace("metrics.json", "scores.json") for out in outs
+            ], (path, name)
 
 
 def test_scores_are_the_means_that_a_run_is_judged_by():
-    found = {"seeds": [0, 1], "per_seed": [], "top1": {"mean": 40.0, "low": 38.0, "high": 42.0}, "parameters": {"mean": 9.0, "low": 9.0, "high": 9.0}}
+    found = {
+        "seeds": [0, 1],
+        "per_seed": [],
+        "top1": {"mean": 40.0, "low": 38.0, "high": 42.0},
+        "parameters": {"mean": 9.0, "low": 9.0, "high": 9.0},
+    }
     assert seeds.scores(found) == {"top1": 40.0}
-    assert seeds.scores({"seeds": [0], "per_seed": [], "psnr_hog": {"mean": 20.0, "low": None, "high": None}}) == {"psnr_hog": 20.0}
+    assert seeds.scores(
+        {"seeds": [0], "per_seed": [], "psnr_hog": {"mean": 20.0, "low": None, "high": None}}
+    ) == {"psnr_hog": 20.0}
 
 
 @pytest.fixture(scope="module")
 def submission():
     done = subprocess.run(
-        [sys.executable, "tools/slurm.py", "light_90_llrd_80", "--gpus", "4", "--nodes", "2", "--partition", "a100", "--folder", "/shared/project"],
+        [
+            sys.executable,
+            "tools/slurm.py",
+            "light_90_llrd_80",
+            "--gpus",
+            "4",
+            "--nodes",
+            "2",
+            "--partition",
+            "a100",
+            "--folder",
+            "/shared/project",
+        ],
         cwd=ROOT,
         env=os.environ | ENVIRONMENT,
         capture_output=True,
@@ -130,18 +174,27 @@ def submission():
 def test_the_submission_is_a_job_a_stage_in_order(submission, tmp_path):
     """Run with an sbatch that records what it is given."""
     fake = tmp_path / "sbatch"
-    fake.write_text('#!/bin/bash\nn=$(ls "$RECORD" | wc -l)\n{ echo "ARGS $*"; cat; } > "$RECORD/$n"\necho $((100 + n))\n')
+    fake.write_text(
+        '#!/bin/bash\nn=$(ls "$RECORD" | wc -l)\n{ echo "ARGS $*"; cat; } > "$RECORD/$n"\necho $((100 + n))\n'
+    )
     fake.chmod(0o755)
     (tmp_path / "record").mkdir()
     script = submission.replace("cd /shared/project", f"cd {tmp_path}", 1)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECORD": str(tmp_path / "record")}
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "RECORD": str(tmp_path / "record"),
+    }
     subprocess.run(["bash", "-c", script], env=environment, check=True, capture_output=True)
-    jobs = [path.read_text() for path in sorted((tmp_path / "record").iterdir(), key=lambda path: int(path.name))]
+    jobs = [
+        path.read_text() for path in sorted((tmp_path / "record").iterdir(), key=lambda path: int(path.name))
+    ]
     names = [re.search(r"--job-name=(\S+)", job)[1] for job in jobs]
     assert names == ["inputs", "data@full", "pretrain@light_90", "evaluate@light_90_llrd_80", "tables"]
     assert "--dependency" not in jobs[0].splitlines()[0]
     assert "--dependency=afterok:100\n" in jobs[1] and "--dependency=afterok:100:101\n" in jobs[2]
-    assert "--dependency=afterok:100:101:102" in jobs[3] and "--dependency=afterany:100:101:102:103" in jobs[4]
+    assert (
+        "--dependency=afterok:100:101:102" in jobs[3] and "--dependency=afterany:100:101:102:103" in jobs[4]
+    )
 
 
 def test_a_job_trains_under_torchrun_and_then_records_its_stage(submission, tmp_path):
@@ -178,7 +231,9 @@ def test_a_sweep_edits_one_run_of_params_yaml_and_keeps_its_comments(tmp_path):
     apply_overrides(tmp_path / "params.yaml", ["++runs.light_90_llrd_80.layer_decay=0.7"])
     written = (tmp_path / "params.yaml").read_text()
     assert len(written.splitlines()) <= len(text.splitlines()) + 3
-    assert [line for line in text.splitlines() if line.startswith("#")] == [line for line in written.splitlines() if line.startswith("#")]
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        line for line in written.splitlines() if line.startswith("#")
+    ]
     changed, before = load(tmp_path / "params.yaml"), load(ROOT / "params.yaml")
     differing = {name for name in before.runs if before.runs[name] != changed.runs[name]}
     assert differing == {"light_90_llrd_80"} and changed.run("light_90_llrd_80").layer_decay == 0.7

@@ -57,7 +57,9 @@ def _refuse_untracked(params: Params, name: str) -> None:
     tracked = subprocess.run(["git", "ls-files", "--", source], capture_output=True, text=True).stdout
     if not tracked:
         where = "queued experiments run in copies of the repository, which would lack it"
-        raise UserError(f"source {source}: not in git; {where}. State an absolute path: {Path(source).resolve()}")
+        raise UserError(
+            f"source {source}: not in git; {where}. State an absolute path: {Path(source).resolve()}"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:

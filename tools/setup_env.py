@@ -1,7 +1,8 @@
-"""Make the project's environment: a virtual environment, pinned packages, FFCV from source, the packages, a kernel.
+"""Make the project's environment: a virtual environment, pinned packages, FFCV from source, the packages, a
+kernel.
 
-Needs the standard library alone. Skips each step while its inputs are unchanged. FFCV and the C crop decoder are
-optional: without a compiler, the plain loaders take over.
+Needs the standard library alone. Skips each step while its inputs are unchanged. FFCV and the C crop decoder
+are optional: without a compiler, the plain loaders take over.
 """
 
 import argparse
@@ -29,7 +30,14 @@ TORCH_INDEX = "torch index"
 FFCV = "ffcv==1.0.2"
 OPENCV_INCLUDE = Path("/usr/include/opencv4")
 # libjpeg-dev rather than libjpeg62-turbo-dev: Debian and Ubuntu both have it.
-SYSTEM_PACKAGES = ("g++", "pkg-config", "libopencv-core-dev", "libopencv-imgproc-dev", "libturbojpeg0-dev", "libjpeg-dev")
+SYSTEM_PACKAGES = (
+    "g++",
+    "pkg-config",
+    "libopencv-core-dev",
+    "libopencv-imgproc-dev",
+    "libturbojpeg0-dev",
+    "libjpeg-dev",
+)
 
 
 class SetupError(Exception):
@@ -44,7 +52,9 @@ def digest(*parts: object) -> str:
     """Hash of texts and of the contents of files (a Path that does not exist counts as empty)."""
     whole = hashlib.sha256()
     for part in parts:
-        content = (part.read_bytes() if part.is_file() else b"") if isinstance(part, Path) else str(part).encode()
+        content = (
+            (part.read_bytes() if part.is_file() else b"") if isinstance(part, Path) else str(part).encode()
+        )
         whole.update(hashlib.sha256(content).digest())
     return whole.hexdigest()
 
@@ -110,7 +120,8 @@ class Environment:
     def step(self, name: str, key: Callable[[], str], action: Callable[[], None]) -> bool:
         """Run `action` unless the step is recorded as done with this key; True when it ran.
 
-        The key is asked again afterwards: a step may change what it depends on, as the installing of a missing compiler does.
+        The key is asked again afterwards: a step may change what it depends on, as the installing of a
+        missing compiler does.
         """
         if self.done().get(name) == key():
             return False
@@ -123,13 +134,19 @@ class Environment:
 
 
 def apt_prefix() -> list[str] | None:
-    """What to put before apt-get to be allowed to install (nothing for root), or None where apt-get cannot be used."""
+    """What to put before apt-get to be allowed to install (nothing for root), or None where apt-get cannot be
+    used.
+    """
     if shutil.which("apt-get") is None:
         return None
     if os.geteuid() == 0:
         return []
     sudo = shutil.which("sudo")
-    if sudo and subprocess.run([sudo, "-n", "true"], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0:
+    if (
+        sudo
+        and subprocess.run([sudo, "-n", "true"], stdin=subprocess.DEVNULL, capture_output=True).returncode
+        == 0
+    ):
         return [sudo, "-n"]
     return None
 
@@ -150,13 +167,19 @@ def apt_install(packages: list[str]) -> None:
 
 
 def usable(environment: Environment) -> bool:
-    """Whether to go on with what is there: one that its user named, or our own unless unfinished, moved or outdated."""
+    """Whether to go on with what is there: one that its user named, or our own unless unfinished, moved or
+    outdated.
+    """
     if not environment.python.exists():
         return False
     if not environment.path.is_relative_to(ROOT):
         return True
     try:
-        call(environment.python, "-c", f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})")
+        call(
+            environment.python,
+            "-c",
+            f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})",
+        )
     except SetupError:
         return False
     return not environment.done()
@@ -169,7 +192,9 @@ def create(environment: Environment) -> None:
         try:
             apt_install(["python3-venv"])
         except SetupError as error:
-            raise SetupError(f"this Python cannot make virtual environments: install python3-venv ({error})") from error
+            raise SetupError(
+                f"this Python cannot make virtual environments: install python3-venv ({error})"
+            ) from error
     call(sys.executable, "-m", "venv", "--clear", environment.path)
 
 
@@ -181,15 +206,19 @@ def pinned(name: str) -> str:
 
 
 def install_pins(environment: Environment, torch_index: str) -> None:
-    """torch first and alone: where pip finds a CPU build, it is in place before torchvision or timm could draw a CUDA build."""
+    """torch first and alone: where pip finds a CPU build, it is in place before torchvision or timm could
+    draw a CUDA build.
+    """
     # Upgrade: another build of the same version replaces the one that is installed.
     index = ("--extra-index-url", torch_index, "--upgrade") if torch_index else ()
     if sys.version_info >= OLDEST_LOCKED:
-        environment.pip_install(*index, "--constraint", LOCK, pinned("setuptools"), pinned("wheel"), pinned("torch"))
+        environment.pip_install(
+            *index, "--constraint", LOCK, pinned("setuptools"), pinned("wheel"), pinned("torch")
+        )
         environment.pip_install(*index, "--no-deps", pinned("torchvision"))
         environment.pip_install("--no-build-isolation", "--requirement", LOCK)
     else:
-        say("the pins need Python 3.11 or newer; taking the newest packages that pyproject.toml allows instead")
+        say("the pins need Python 3.11 or newer; taking the newest that pyproject.toml allows instead")
         environment.pip_install(*index, "torch>=2.4", "torchvision", "setuptools")
         environment.pip_install(".[notebooks,test,ffcv]")
     environment.remember(TORCH_INDEX, torch_index)
@@ -202,7 +231,9 @@ def described(library: str) -> bool:
 
 
 def missing_packages() -> list[str]:
-    """The system packages whose files FFCV's build would not find; looks for files, so that any origin of a library is good."""
+    """The system packages whose files FFCV's build would not find; looks for files, so that any origin of a
+    library is good.
+    """
     full_opencv = described("opencv4")
     there = {
         "g++": bool(shutil.which("g++") or shutil.which("c++")),
@@ -222,7 +253,8 @@ def install_system_packages() -> None:
     """See to it that FFCV can be built.
 
     Raises:
-        SetupError: something is missing and cannot be installed; the message names the packages and the conda way.
+        SetupError: something is missing and cannot be installed; the message names the packages and the conda
+        way.
     """
     missing = missing_packages()
     if not missing:
@@ -239,13 +271,15 @@ def install_system_packages() -> None:
 def opencv_description(folder: Path) -> Path:
     """A pkg-config description of OpenCV's core and imgproc alone, and the one header that FFCV includes.
 
-    FFCV asks for all of OpenCV, whose development package brings hundreds of others, and uses these two modules.
+    FFCV asks for all of OpenCV, whose development package brings hundreds of others, and uses these two
+    modules.
     """
     header = folder / "include" / "opencv2" / "opencv.hpp"
     header.parent.mkdir(parents=True, exist_ok=True)
     header.write_text("#include <opencv2/core.hpp>\n#include <opencv2/imgproc.hpp>\n", encoding="utf-8")
     (folder / "opencv4.pc").write_text(
-        "Name: OpenCV\nDescription: OpenCV's core and imgproc modules\nVersion: 4\nLibs: -lopencv_imgproc -lopencv_core\n"
+        "Name: OpenCV\nDescription: OpenCV's core and imgproc modules\nVersion: 4\n"
+        "Libs: -lopencv_imgproc -lopencv_core\n"
         f"Cflags: -I${{pcfiledir}}/include -I{OPENCV_INCLUDE}\n",
         encoding="utf-8",
     )
@@ -253,7 +287,8 @@ def opencv_description(folder: Path) -> Path:
 
 
 def install_ffcv(environment: Environment) -> None:
-    """Build FFCV as released. Without its dependencies: they name opencv-python, which would overwrite the headless build.
+    """Build FFCV as released. Without its dependencies: they name opencv-python, which would overwrite the
+    headless build.
 
     Raises:
         SetupError: a system package is missing, the build fails, or what was built cannot be imported.
@@ -262,9 +297,13 @@ def install_ffcv(environment: Environment) -> None:
     env = {}
     if not described("opencv4"):
         folder = opencv_description(BUILD / "opencv")
-        env["PKG_CONFIG_PATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PKG_CONFIG_PATH", "")]))
+        env["PKG_CONFIG_PATH"] = os.pathsep.join(
+            filter(None, [str(folder), os.environ.get("PKG_CONFIG_PATH", "")])
+        )
     # No cache: a wheel built against another OpenCV would be taken as it is.
-    environment.pip_install("--no-deps", "--no-build-isolation", "--no-cache-dir", "--force-reinstall", FFCV, env=env)
+    environment.pip_install(
+        "--no-deps", "--no-build-isolation", "--no-cache-dir", "--force-reinstall", FFCV, env=env
+    )
     try:
         call(environment.python, "-c", "import ffcv")
     except SetupError:
@@ -281,7 +320,9 @@ def try_ffcv(environment: Environment) -> None:
 
 
 def try_crop_decode(environment: Environment) -> None:
-    """Install the crop decoder from its folder, editable: an edited C source is compiled by the next `make setup`."""
+    """Install the crop decoder from its folder, editable: an edited C source is compiled by the next `make
+    setup`.
+    """
     try:
         environment.pip_install("--no-deps", "--no-build-isolation", "--editable", CROP_DECODE)
     except SetupError as error:
@@ -303,13 +344,15 @@ def install_package(environment: Environment) -> None:
 
 
 def build_means() -> str:
-    """What decides whether native code can be built here; a compiler, or the right to install one, that came later changes it."""
+    """What decides whether native code can be built here; a compiler, or the right to install one, that came
+    later changes it.
+    """
     missing = missing_packages()
     return f"{missing} {missing and apt_prefix()}"
 
 
 def set_up(environment: Environment, torch_index: str) -> bool:
-    """All steps in order; True when there was anything to do. An index for torch is named once and then kept."""
+    """All steps in order; True when there was anything to do. An index for torch is kept once named."""
     base = digest(ROOT, sys.version, sys.base_prefix)
     torch_index = torch_index or environment.done().get(TORCH_INDEX, "")
     pins = digest(base, LOCK, torch_index)
@@ -325,8 +368,12 @@ def set_up(environment: Environment, torch_index: str) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where the environment is, or is to be made")
-    parser.add_argument("--torch-index", default="", help="address of one more index to take torch from (a CUDA build, say)")
+    parser.add_argument(
+        "--venv", type=Path, default=ROOT / ".venv", help="where the environment is, or is to be made"
+    )
+    parser.add_argument(
+        "--torch-index", default="", help="address of one more index to take torch from (a CUDA build, say)"
+    )
     arguments = parser.parse_args()
     environment = Environment(arguments.venv.absolute())
     start = time.monotonic()

@@ -12,7 +12,9 @@ WEIGHT_ONLY = 2
 
 
 def online_probe(encoder: EncoderCost, num_classes: int) -> ImageCost:
-    """DailyMAE's probe (section 5.3): the run's encoder without gradient, then BatchNorm and Linear in float32."""
+    """DailyMAE's probe (section 5.3): the run's encoder without gradient, then BatchNorm and Linear in
+    float32.
+    """
     head, own = encoder.width * num_classes, (encoder.width + 1) * num_classes + 2 * encoder.width
     return ImageCost(
         macs=FROZEN * encoder.macs + WEIGHT_ONLY * head,

@@ -127,7 +127,9 @@ def _mim_decoder(
     from replicate.models.mim import MIM
 
     with shapes_only():
-        model = MIM(_LastTokens(image_size, width, stride, prefix), values, depth, decoder_width, mask_unit=mask_unit)
+        model = MIM(
+            _LastTokens(image_size, width, stride, prefix), values, depth, decoder_width, mask_unit=mask_unit
+        )
     noise = torch.empty(1, model.num_patches, device="meta")
     return count(model, image_size, lambda images: model(images, noise).pred)
 

@@ -44,7 +44,9 @@ def draw(size: int, image: str) -> Figure:
     found = similarity(image, size)
     figure, axes = new(2, 3, width=WIDTH * 1.7, height=6.0)
     enlarged = F.interpolate(small.float(), size=(FULL, FULL)).to(torch.uint8)
-    glyphs = [(255 * hog_glyphs(dense_hog(view))).to(torch.uint8).expand(-1, 3, -1, -1) for view in (raw, small)]
+    glyphs = [
+        (255 * hog_glyphs(dense_hog(view))).to(torch.uint8).expand(-1, 3, -1, -1) for view in (raw, small)
+    ]
     rows = (("pixel", "", (raw, enlarged), "psnr", "PSNR (dB)"), ("hog", "HOG of ", glyphs, "ssim", "SSIM"))
     for row, (kind, what, views, measure, label) in zip(axes, rows, strict=True):
         scores = f"{found[f'psnr_{kind}']:.1f} dB, SSIM {found[f'ssim_{kind}']:.2f}"

@@ -227,7 +227,8 @@ def _hog_views(
     original = raw.float() / 255
     cells = {HOG_PREDICTED: found.pred, HOG: target(raw)}
     glyphs = {
-        title: hog_glyphs(target.to_dense(one, found.grid)).expand(-1, 3, -1, -1) for title, one in cells.items()
+        title: hog_glyphs(target.to_dense(one, found.grid)).expand(-1, 3, -1, -1)
+        for title, one in cells.items()
     }
     views = {MASKED: original * (1 - hidden) + 0.5 * hidden, **glyphs, ORIGINAL: original}
     shown = {title: view.permute(0, 2, 3, 1).clamp(0, 1).numpy() for title, view in views.items()}

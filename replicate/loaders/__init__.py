@@ -17,7 +17,7 @@ import importlib
 import importlib.util
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from replicate.errors import UserError
 from replicate.loaders.batch import EVALUATION, Augmentation, Batch

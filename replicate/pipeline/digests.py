@@ -24,11 +24,7 @@ CORE = ("config", "losses", "loaders", "models", "schedules", "targets", "traine
 WIRING = ("pipeline/launch.py", "pipeline/seeds.py")
 """They decide what a run starts from."""
 OPTIONS = ("targets/*.py", "losses/*.py", "models/backbones/*.py", "trainers/*.py")
-SHARED = (
-    "losses/weights.py",
-    "losses/reconstruction.py",
-    "targets/similarity.py",
-)
+SHARED = ("losses/weights.py", "losses/reconstruction.py", "targets/similarity.py")
 """Files in the folders of options that belong to the core. Trainers are options by the names of PROTOCOLS
 alone.
 """

@@ -106,7 +106,9 @@ def launch_all(params: Params, papers: list[str]) -> None:
 
 
 def refuse_one_class(context: RunContext) -> None:
-    """Raise UserError when a run learns or scores classes and its data set has one: any model would score 100 %."""
+    """Raise UserError when a run learns or scores classes and its data set has one: any model would score 100
+    %.
+    """
     run = context.run
     if isinstance(run, PretrainRun):
         labelled = run.objective == "supmae" or run.online_probe

@@ -1,8 +1,8 @@
 """The scoreboard: every published number with its status, every claim with its verdict, totals per paper.
 
 `tables/<budget>/scoreboard.csv` has one line a number, `claims.csv` one a claim; `scoreboard.md` and
-`executed/<budget>/scoreboard.html` are for reading. `docs/results.md` carries the totals of the project's findings
-between two markers: each paper at the budget that `findings` in params.yaml names.
+`executed/<budget>/scoreboard.html` are for reading. `docs/results.md` carries the totals of the project's
+findings between two markers: each paper at the budget that `findings` in params.yaml names.
 """
 
 from __future__ import annotations

@@ -38,7 +38,10 @@ def train_seed(context: RunContext, seed: int, checkpoints: Checkpoints) -> dict
     seed_everything(seed)
     model = build_classifier(context)
     model.load_state_dict(load_weights(context.upstream_weights(seed)))
-    return {"results": _accuracy(tune_for_cpu(model.to(context.session.device)).eval(), context), "history": []}
+    return {
+        "results": _accuracy(tune_for_cpu(model.to(context.session.device)).eval(), context),
+        "history": [],
+    }
 
 
 @torch.no_grad()

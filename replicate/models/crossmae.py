@@ -4,8 +4,10 @@ Fu et al., "Rethinking Patch Dependence for Masked Autoencoders" (TMLR 2025, arX
 query the encoder's tokens and never one another. So each patch is decoded on its own, and a share of the
 masked patches is enough: the others are neither seen nor predicted.
 
-The encoder is MAE's. A released state dict loads after two renamings, which mark the decoder's part for
-`load_encoder`: `dec_norms.` is `decoder_map_norms.` here, `wfm.linear.` is `decoder_map_weights.`.
+The encoder is MAE's, and names follow the released models but for two, so that every part of the decoder
+starts with "decoder" and `load_encoder` leaves it out: `dec_norms` is `decoder_map_norms` here, and the one
+weight of `wfm` is `decoder_map_weights.weight`. With these renamed, load a released file with `strict=False`:
+`norm`, which that loss does not reach, may be missing there.
 """
 
 from __future__ import annotations

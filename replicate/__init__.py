@@ -1,4 +1,4 @@
-"""Replication workbook for five papers on efficient masked image modelling.
+"""Replication workbook for papers on efficient masked image modelling.
 
     from replicate import load_model, reconstruct
 

@@ -32,6 +32,8 @@ class Dataset(Strict):
 
     A data set that states `image_size` states it, and its caps, in the paper's pixels; a budget scales both.
     The others take the budget's size.
+
+    minival   training images of each class that are held out and join the validation images
     """
 
     source: str = "photos"
@@ -41,6 +43,7 @@ class Dataset(Strict):
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     train_images: Count | None = None
     val_images: Count | None = None
+    minival: Annotated[int, Field(ge=0)] = 0
     seed: int = 0
     on_error: Literal["raise", "skip"] = "raise"
     train: Encoding = Encoding(resolution=500, quality=95)

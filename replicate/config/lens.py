@@ -7,6 +7,7 @@ At the `paper` budget the lens is the identity.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -43,6 +44,8 @@ class Budget(Strict):
                                          stage
     decoder_width_scale                  decoder width, one head for each 32 channels; a tokenizer's width and
                                          vocabulary
+    decoder_depth_power                  decoder depth ** power, rounded: at 2/3 the depths 1, 2, 4, 8, 12 of
+                                         MAE's Table 1a become 1, 2, 3, 4, 5
     pretrain_epochs, evaluate_epochs     factor of the epochs, never below 1 epoch; warm-up keeps its fraction
     pretrain_epochs_power                below 1 draws 50 and 1,600 epochs together: pretrain_epochs x epochs
                                          ** power
@@ -55,6 +58,10 @@ class Budget(Strict):
                                          few steps
     scratch_lr                           the same for supervised training from random weights at one rate for
                                          all layers
+    scratch_layer_decay                  layer decay of fine-tuning from random weights: below 1 it starves
+                                         their first layers
+    labels_per_class                     most labelled images a class for fine-tuning, linear probes and k-NN;
+                                         epochs count passes over those, and pre-training keeps all images
     ema                                  decay of the moving average of the weights
     regularisation: light                no mixup, cutmix, RandAugment, erasing and drop path; milder crops
                                          (`keep_view` runs, which are about crops and colours, keep those)
@@ -69,6 +76,7 @@ class Budget(Strict):
     patch_scale: Positive = 1.0
     backbones: dict[str, dict[str, Any]] = {}
     decoder_width_scale: Positive = 1.0
+    decoder_depth_power: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_depth: Count | None = None
     hierarchy_width: Positive = 1.0
     hierarchy_depth: tuple[Count, Count, Count, Count] | None = None
@@ -83,6 +91,8 @@ class Budget(Strict):
     probe_epochs: Positive | None = None
     probe_lr: Positive | None = None
     scratch_lr: Positive | None = None
+    scratch_layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    labels_per_class: Count | None = None
     ema: Ratio | None = None
     regularisation: Literal["paper", "light"] = "paper"
     data: dict[str, Any] = {}
@@ -124,7 +134,7 @@ def resolve_pretrain(run: PretrainRun, budget: Budget) -> PretrainRun:
             "drop_blocks": _dropped(run, kwargs),
             "target_options": run.target_options | _hog_cell(run, budget),
             "decoder_width": _decoder_width(run.decoder_width, budget),
-            "decoder_depth": min(run.decoder_depth, budget.max_depth or run.decoder_depth),
+            "decoder_depth": _decoder_depth(run.decoder_depth, budget),
             "decoder_beta": run.decoder_beta and run.decoder_beta * pixels,
             "weighting_options": weighting,
         }
@@ -137,6 +147,10 @@ def resolve_evaluate(run: EvaluateRun, source: PretrainRun, budget: Budget) -> E
     update = _optimisation(run, budget, *_evaluate_factors(run, source, budget), grain)
     if budget.head_std is not None:
         update["head_std"] = budget.head_std
+    if budget.labels_per_class is not None and run.learns_labels:
+        update["labels_per_class"] = min(run.labels_per_class or math.inf, budget.labels_per_class)
+    if budget.scratch_layer_decay is not None and source.epochs == 0 and run.protocol == "finetune":
+        update["layer_decay"] = budget.scratch_layer_decay
     if run.tuned_blocks is not None and budget.max_depth:
         update["tuned_blocks"] = min(run.tuned_blocks, float(kwargs["depth"]))
     if run.ema is not None and budget.ema is not None:
@@ -319,3 +333,8 @@ def _decoder_width(width: int, budget: Budget) -> int:
     if budget.decoder_width_scale == 1.0:
         return width
     return max(1, round(width * budget.decoder_width_scale / DECODER_HEAD_WIDTH)) * DECODER_HEAD_WIDTH
+
+
+def _decoder_depth(depth: int, budget: Budget) -> int:
+    depth = round(depth**budget.decoder_depth_power) if depth else 0
+    return min(depth, budget.max_depth or depth)

@@ -199,6 +199,7 @@ class TokenizerRun(Optimisation):
 class EvaluateRun(Optimisation):
     """One evaluation of a pre-training's weights: end-to-end or partial fine-tuning, linear probe, or k-NN.
 
+    labels_per_class   training images with a label in each class, the same for all seeds; None: all
     keep_view      a budget with light regularisation leaves the run's crops and augmentation alone
     pos_embed_antialias   filter while position embeddings are resampled to the run's image size, as timm and
                           DailyMAE do; MAE's and FastMIM's code does not
@@ -210,6 +211,7 @@ class EvaluateRun(Optimisation):
     tuned_blocks: NonNegative | None = None
     head_std: Positive = 2.0e-5
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    labels_per_class: Count | None = None
     drop_path: Ratio = 0.0
     label_smoothing: Ratio = 0.0
     mixup: NonNegative = 0.0
@@ -229,9 +231,16 @@ class EvaluateRun(Optimisation):
             raise ValueError(
                 f"{', '.join(stated)}: a linear probe tunes no block of the encoder; protocol finetune does"
             )
+        if self.labels_per_class and not self.learns_labels:
+            raise ValueError(f"labels_per_class: protocol {self.protocol} learns from no label")
         if (self.protocol == "score") != isinstance(self, ScoreRun):
             raise ValueError("protocol score needs a classifier, and no other protocol takes one")
         return self
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether the protocol learns from labelled training images."""
+        return self.protocol in ("finetune", "linear", "knn")
 
 
 class ScoreRun(EvaluateRun):

@@ -63,8 +63,9 @@ def _expected(dataset: Dataset) -> DataSize:
     base = PHOTOS if photos else found or IMAGENET
     classes = dataset.classes or max(2, round(base["classes"] * dataset.class_fraction))
     share = 1.0 if photos else classes / base["classes"]
-    train = round((dataset.train_images or base["train"] * share) * dataset.fraction)
-    val = dataset.val_images or round(base["val"] * share)
+    held = dataset.minival * classes
+    train = round((dataset.train_images or base["train"] * share - held) * dataset.fraction)
+    val = (dataset.val_images or round(base["val"] * share)) + held
     stored = sum(
         beton_bytes(images, dataset.image_size if photos else encoding.resolution, encoding.quality)
         for images, encoding in ((train, dataset.train), (val, dataset.val))

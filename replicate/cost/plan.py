@@ -19,13 +19,12 @@ from replicate.cost.image_cost import ImageCost
 from replicate.cost.rates import Rates
 from replicate.cost.runs import evaluate_cost, pretrain_cost, tokenizer_cost
 from replicate.schedules.probe import scores_probe
+from replicate.schedules.scoring import scored_epochs
 from replicate.schedules.stages import View, view_at
 
 if TYPE_CHECKING:
     from replicate.config import Params, Run
 
-EVALUATIONS = 10
-"""How many times a classifier is scored during its training, about."""
 USABLE = 0.9
 """Share of a device's memory; the rest goes to fragmentation and libraries."""
 
@@ -74,9 +73,9 @@ def _line(
     stages = _stages(run)
     bytes_per_value = 4 if lens.precision == "float32" else 2
     costs = [_cost(params, run, source, view, data.classes, bytes_per_value, budget) for view in stages]
-    seconds = macs = 0.0
+    labelled, seconds, macs = _labelled_images(run, data), 0.0, 0.0
     for (view, epochs), cost in zip(stages.items(), costs, strict=True):
-        images = epochs * _whole_batches(data.train, view.batch_size)
+        images = epochs * _whole_batches(labelled, view.batch_size)
         macs += images * cost.macs
         seconds += images * rates.seconds(cost.macs, cost.activations, cost.calls / max(1, view.batch_size))
     scored = _scored_images(run, data) * costs[-1].forward
@@ -98,7 +97,7 @@ def _line(
         "params_m": max(cost.parameters for cost in costs) / 1e6,
         "micro_batch": held,
         "memory_gib": memory / 2**30,
-        "images_s": run.epochs * data.train * devices / seconds if run.epochs else math.nan,
+        "images_s": run.epochs * labelled * devices / seconds if run.epochs else math.nan,
         "exa_macs": seeds * macs / 1e18,
         "device_hours": hours,
         "hours": hours / devices,
@@ -153,7 +152,16 @@ def _scored_images(run: Run, data: DataSize) -> int:
     """Images scored forward: for a validation loss, a classifier's accuracy, or the features of a k-NN."""
     if not isinstance(run, EvaluateRun):
         return data.val
-    return data.train + data.val if run.protocol == "knn" else min(EVALUATIONS, max(run.epochs, 1)) * data.val
+    labelled = _labelled_images(run, data)
+    if run.protocol == "knn":
+        return labelled + data.val
+    return max(len(scored_epochs(run, labelled, data.val)), 1) * data.val
+
+
+def _labelled_images(run: Run, data: DataSize) -> int:
+    """The training images of a run: all of them, or as many as an evaluation takes of each class."""
+    labels = getattr(run, "labels_per_class", None)
+    return min(data.train, labels * data.classes) if labels else data.train
 
 
 def _memory(

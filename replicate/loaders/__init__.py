@@ -57,12 +57,15 @@ def open_loader(
     drop_last: bool | None = None,
     on_error: str = "raise",
     decoding: Decoding | None = None,
+    per_class: int | None = None,
+    subset_seed: int = 0,
 ) -> BaseLoader:
     """Open and check `path`: a .beton file, or for `folder` also a folder of class folders.
 
     train=True   random order; this rank's share of each global batch; drop_last defaults to True
     train=False  storage order; every image exactly once over all ranks
     on_error     "raise" stops at a damaged image and names it, "skip" counts it in `num_skipped`
+    per_class    serve at most this many images of each class, which `subset_seed` draws; `seed` does not
     decoding     options of the crop decoder for beton and ffcv (see `crop_decode.Decoding`); exact if None
 
     Raises UserError for an unknown kind, a missing or damaged file, or a training batch larger than the data
@@ -81,5 +84,7 @@ def open_loader(
         world_size=world_size,
         drop_last=train if drop_last is None else drop_last,
         on_error=on_error,
+        per_class=per_class,
+        subset_seed=subset_seed,
         **({} if decoding is None else {"decoding": decoding}),
     )

@@ -114,13 +114,18 @@ class BaseLoader(ABC):
         world_size: int,
         drop_last: bool,
         on_error: str = "raise",
+        per_class: int | None = None,
+        subset_seed: int = 0,
     ) -> None:
         if on_error not in ON_ERROR:
             raise UserError(f"on_error: {on_error!r} is none of {', '.join(ON_ERROR)}")
         if not 0 <= rank < world_size:
             raise UserError(f"rank: {rank} must lie between 0 and world_size - 1 = {world_size - 1}")
         self.path, self.labels, self.class_names, self.sizes = path, labels, class_names, sizes
-        self.num_images, self.num_classes = len(labels), len(class_names)
+        everyone = np.arange(len(labels))
+        some = per_class is not None
+        self.members = crops.first_of_each_class(labels, per_class, seed=subset_seed) if some else everyone
+        self.num_images, self.num_classes = len(self.members), len(class_names)
         self.batch_size, self.augmentation, self.seed, self.train = batch_size, augmentation, seed, train
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         self.workers = workers if workers > 0 else cores
@@ -172,8 +177,9 @@ class BaseLoader(ABC):
         """Sample numbers of this rank's batches in `epoch`."""
         share = {"rank": self.rank, "world_size": self.world_size}
         if not self.train:
-            return crops.evaluation_batches(self.num_images, self.batch_size, **share)
-        order = crops.epoch_order(self.num_images, seed=self.seed, epoch=epoch)
+            batches = crops.evaluation_batches(self.num_images, self.batch_size, **share)
+            return [self.members[batch] for batch in batches]
+        order = self.members[crops.epoch_order(self.num_images, seed=self.seed, epoch=epoch)]
         return crops.training_batches(order, self.batch_size, drop_last=self.drop_last, **share)
 
     def boxes(self, index: np.ndarray, sizes: np.ndarray, epoch: int) -> np.ndarray:
@@ -194,10 +200,12 @@ class BaseLoader(ABC):
 
     def plan(self, epoch: int) -> Epoch:
         """All random choices of `epoch`, made before its first image is read."""
-        everyone = np.arange(self.num_images)
-        chunks = [everyone[start : start + _CHUNK] for start in range(0, self.num_images, _CHUNK)]
-        boxes = np.concatenate([self.boxes(chunk, self.sizes[chunk], epoch) for chunk in chunks])
-        return Epoch(epoch, self.batches(epoch), boxes, self.flips(everyone, epoch))
+        boxes, flips = np.zeros((len(self.labels), 4), np.int32), np.zeros(len(self.labels), bool)
+        for start in range(0, self.num_images, _CHUNK):
+            chunk = self.members[start : start + _CHUNK]
+            boxes[chunk] = self.boxes(chunk, self.sizes[chunk], epoch)
+        flips[self.members] = self.flips(self.members, epoch)
+        return Epoch(epoch, self.batches(epoch), boxes, flips)
 
     def augment(self, images: np.ndarray, index: np.ndarray, epoch: int) -> np.ndarray:
         """Augment the colours of uint8 (n, S, S, 3), possibly in place. Keyed by sample, like the crops."""

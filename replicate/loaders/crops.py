@@ -12,6 +12,7 @@ CROP_SHARE = 224 / 256
 ATTEMPTS = 10
 
 CROP, FLIP, ORDER, AUGMENT = range(4)
+SUBSET = 14
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -112,6 +113,19 @@ def flips(index: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
 def epoch_order(num_images: int, *, seed: int, epoch: int) -> np.ndarray:
     """A permutation of 0..num_images-1 (int64), another one in each epoch."""
     return np.argsort(hashes(seed, epoch, ORDER, np.arange(num_images)), kind="stable")
+
+
+def first_of_each_class(labels: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """Sorted sample numbers (int64) of the first `count` images of each shuffled class, or all that it has.
+
+    The shuffle depends on `seed` and the class alone, so that 10 images a class are part of 20.
+    """
+    chosen = []
+    for label in np.unique(labels):
+        group = np.flatnonzero(labels == label)
+        order = np.argsort(hashes(seed, int(label), SUBSET, np.arange(len(group))), kind="stable")
+        chosen.append(group[order[:count]])
+    return np.sort(np.concatenate(chosen))
 
 
 def training_batches(

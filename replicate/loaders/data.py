@@ -33,20 +33,25 @@ def open_sources(
     fraction: float = 1.0,
     train_images: int | None = None,
     val_images: int | None = None,
+    minival: int = 0,
     image_size: int = 64,
     seed: int = 0,
 ) -> tuple[Source, Source]:
     """Training and validation images of `source`: "photos", or a folder with train/ and val/.
 
     `classes` or `class_fraction` select classes, `fraction` a share of each class's training images. The
-    image counts cap the totals. `image_size` applies to photos only. Raises UserError as the sources do.
+    image counts cap the totals. `minival` training images of each class of a folder become validation images.
+    `image_size` applies to photos only. Raises UserError as the sources do.
     """
     for name, share in (("class_fraction", class_fraction), ("fraction", fraction)):
         if not 0 < share <= 1:
             raise UserError(f"data {name}: {share} must be above 0 and at most 1")
     if source != PHOTOS:
-        part = {"fraction": fraction, "train_images": train_images, "val_images": val_images, "seed": seed}
-        return open_folder(source_folder(source), classes=classes, class_fraction=class_fraction, **part)
+        part = {"classes": classes, "class_fraction": class_fraction, "fraction": fraction}
+        part |= {"train_images": train_images, "val_images": val_images, "minival": minival, "seed": seed}
+        return open_folder(source_folder(source), **part)
+    if minival:
+        raise UserError(f"data minival: {minival} holds out images of a folder; for photos, raise val_images")
     classes = classes or max(round(len(LAYOUTS) * class_fraction), 2)
     common = {"image_size": image_size, "seed": seed, "num_classes": classes}
     train = PhotosSource("train", num_images=round((train_images or PHOTOS_TRAIN) * fraction), **common)
@@ -119,6 +124,7 @@ class DataSettings:
     fraction: float = 1.0
     train_images: int | None = None
     val_images: int | None = None
+    minival: int = 0
     image_size: int = 64
     seed: int = 0
     train: Any = WriteSettings()
@@ -141,6 +147,8 @@ def write(dataset: DataSettings, out: Path, *, workers: int = 2, progress: bool 
     """
     encodings = [_write_settings(encoding, dataset.seed) for encoding in (dataset.train, dataset.val)]
     description = {name: getattr(dataset, name) for name in signature(open_sources).parameters}
+    if not dataset.minival:
+        del description["minival"]  # so that the manifests of older data keep their digests
     options = {"workers": workers, "progress": progress, "on_error": dataset.on_error}
     return write_dataset(open_sources(**description), out, *encodings, description=description, **options)
 

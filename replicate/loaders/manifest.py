@@ -112,7 +112,8 @@ class Manifest:
 
     def refuse_other(self, folder: Path, dataset: Any) -> None:
         """Raise UserError when the data in `folder` was written with other settings than `dataset` has."""
-        settings = [(name, written, getattr(dataset, name, written)) for name, written in self.source.items()]
+        source = {"minival": 0} | self.source
+        settings = [(name, written, getattr(dataset, name, written)) for name, written in source.items()]
         for split, record in self.splits.items():
             encoding = getattr(dataset, split)
             for name, written in record["settings"].items():

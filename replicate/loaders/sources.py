@@ -12,7 +12,7 @@ from replicate.loaders import crops
 from replicate.loaders.listing import LeftOut, list_folder, list_images
 
 TINY_IMAGENET = Path("data/tiny-imagenet")
-_STREAM = 12
+_STREAM, _MINIVAL_STREAM = 12, 15
 
 
 class Source(Protocol):
@@ -141,6 +141,15 @@ def take_share(paths: Sequence[Path], label: int, fraction: float, seed: int) ->
     return [paths[i] for i in np.sort(rank[:count])]
 
 
+def hold_out(paths: Sequence[Path], label: int, count: int, seed: int) -> tuple[list[Path], list[Path]]:
+    """A class's paths without `count` random ones, and those. Raises UserError if none stays for training."""
+    if count >= len(paths):
+        few = f"the class has {len(paths)} images"
+        raise UserError(f"{paths[0].parent}: minival {count} leaves nothing to train on; {few}")
+    rank = np.argsort(crops.hashes(seed, label, _MINIVAL_STREAM, np.arange(len(paths))), kind="stable")
+    return [paths[i] for i in np.sort(rank[count:])], [paths[i] for i in np.sort(rank[:count])]
+
+
 def cap_evenly(files: Sequence[Sequence[Path]], limit: int | None, seed: int) -> list[list[Path]]:
     """At most `limit` images over all classes, equally many from each; the first classes may get one more."""
     if limit is None or limit >= sum(map(len, files)):
@@ -162,13 +171,15 @@ def open_folder(
     fraction: float = 1.0,
     train_images: int | None = None,
     val_images: int | None = None,
+    minival: int = 0,
     seed: int = 0,
 ) -> tuple[FolderSource, FolderSource]:
     """Training and validation images of `root`/train and `root`/val. Prints what it leaves out in one line.
 
     `classes` or `class_fraction` takes that many classes, `fraction` that share of each class's training
-    images. `train_images` and `val_images` cap the totals evenly. Raises UserError for a missing or empty
-    folder, and for classes that train and val do not share.
+    images. `train_images` and `val_images` cap the totals evenly. `minival` training images of each class
+    join the validation images before any part is taken, so that all parts of a source hold out the same ones.
+    Raises UserError for a missing or empty folder, and for classes that train and val do not share.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; {_how_to_get(root)}")
@@ -179,15 +190,16 @@ def open_folder(
         classes if classes is not None or class_fraction == 1 else max(round(len(names) * class_fraction), 2)
     )
     chosen = spread_classes(names, count, train_root)
-    train = [
-        take_share(images_in(train_root / name, left_out), label, fraction, seed)
-        for label, name in enumerate(chosen)
-    ]
-    val = [images_in(val_root / name, left_out) for name in chosen]
+    found = [images_in(train_root / name, left_out) for name in chosen]
+    split = [hold_out(paths, label, minival, seed) for label, paths in enumerate(found)]
+    train = [take_share(rest, label, fraction, seed) for label, (rest, _) in enumerate(split)]
+    val = cap_evenly([images_in(val_root / name, left_out) for name in chosen], val_images, seed)
     left_out.report()
     return (
         FolderSource.of_classes(train_root, chosen, cap_evenly(train, train_images, seed)),
-        FolderSource.of_classes(val_root, chosen, cap_evenly(val, val_images, seed)),
+        FolderSource.of_classes(
+            val_root, chosen, [own + held for own, (_, held) in zip(val, split, strict=True)]
+        ),
     )
 
 

@@ -130,7 +130,10 @@ def with_upstream(params: Params, names: Iterable[str]) -> list[str]:
 
 
 def _steps(context: RunContext) -> int:
-    return context.run.epochs * (context.manifest.splits["train"]["images"] // context.run.batch_size)
+    images = context.manifest.splits["train"]["images"]
+    if labels := getattr(context.run, "labels_per_class", None):
+        images = min(images, labels * context.num_classes)
+    return context.run.epochs * (images // context.run.batch_size)
 
 
 def trainer_of(run: Run) -> TrainSeed:

@@ -29,6 +29,9 @@ MEASURED = "measured"
 REFERENCES = ("pretrain", "classifier", "teacher", "tokenizer")
 """Settings that name another run; older files have its folder."""
 
+ADDED = {"labels_per_class": None}
+"""Settings that older files lack, and what their runs had."""
+
 TIMES = ("seconds_per_epoch", "wall_seconds", "images_per_second", "seconds")
 """Numbers that are valid only when the run had the machine to itself."""
 
@@ -172,7 +175,7 @@ def _is_current(name: str, measured: Mapping[str, Run], params: Params, budget: 
 def changed(run: Run, params: Params, budget: str) -> dict[str, tuple[Any, Any]]:
     """Settings of a finished run that `params` resolves otherwise now: key -> (then, now)."""
     now = params.resolve(run.name, budget).model_dump(mode="json")
-    then = {key: value for key, value in run.resolved.items() if key in now}
+    then = {key: value for key, value in (ADDED | run.resolved).items() if key in now}
     then |= {key: then[key].rpartition("/")[2] for key in REFERENCES if then.get(key)}
     return {key: (value, now[key]) for key, value in then.items() if value != now[key]}
 

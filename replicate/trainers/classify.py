@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from replicate.loaders.pixels import normalise
 from replicate.models.resized import Resized
+from replicate.schedules.scoring import PARTS, scored_epochs
 from replicate.schedules.stages import View
 from replicate.trainers.accuracy import accuracy
 from replicate.trainers.batches import mixes
@@ -23,9 +24,6 @@ from replicate.trainers.regularisation import Erasing, Mixing
 
 if TYPE_CHECKING:
     from replicate.config.runs import EvaluateRun
-
-PARTS = (30, 60)  # percent of the epochs at which DailyMAE's Table 9 reports
-EVALUATIONS = 10  # times during a run that the validation images are scored
 
 
 class ClassifyTask(nn.Module):
@@ -90,16 +88,15 @@ def train_classifier(
     run, session = context.run, context.session
     ema = ModelEmaV3(model, decay=run.ema) if run.ema else None
     task = ClassifyTask(model, run, context.num_classes, session.device, [ema.module] if ema else [], seed)
-    period = max(1, run.epochs // EVALUATIONS)
-    ends = {round(stage.until * run.epochs) for stage in run.stages} | {run.epochs}
 
     def score(epoch: int) -> dict[str, float]:
-        if (epoch + 1) % period and epoch + 1 not in ends:
+        if epoch + 1 not in scored:
             return {}
         return accuracy(ema.module if ema else model, context, task.image_size)
 
     averaged = {"after_step": lambda: ema.update(model), "extra_state": {"ema": ema}} if ema else {}
     with training_loader(context, seed) as loader:
+        scored = scored_epochs(run, loader.num_images, context.manifest.splits["val"]["images"])
         name = f"{context.name} seed {seed}"
         trainer = Trainer(
             task, optimizer, loader, run, session, checkpoints, seed, name, after_epoch=score, **averaged

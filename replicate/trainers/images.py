@@ -33,7 +33,13 @@ def training_loader(context: RunContext, seed: int) -> BaseLoader:
         rank=session.rank,
         world_size=session.world_size,
         on_error=context.on_error,
+        **_few_labels(context),
     )
+
+
+def _few_labels(context: RunContext) -> dict[str, int | None]:
+    """The labelled images of an evaluation, the same for all its seeds; a pre-training reads all images."""
+    return {"per_class": getattr(context.run, "labels_per_class", None), "subset_seed": context.dataset.seed}
 
 
 def validation_loader(context: RunContext, image_size: int) -> BaseLoader:
@@ -41,10 +47,18 @@ def validation_loader(context: RunContext, image_size: int) -> BaseLoader:
     return whole_loader(context, "val", image_size, context.session.rank, context.session.world_size)
 
 
+def labelled_loader(context: RunContext, image_size: int) -> BaseLoader:
+    """Centre crops of the training images that an evaluation has labels of; every process reads them all."""
+    return whole_loader(context, "train", image_size, **_few_labels(context))
+
+
 def whole_loader(
-    context: RunContext, split: str, image_size: int, rank: int = 0, world_size: int = 1
+    context: RunContext, split: str, image_size: int, rank: int = 0, world_size: int = 1, **few: int | None
 ) -> BaseLoader:
-    """Centre crops of every image of a split in storage order, shared by `world_size` processes."""
+    """Centre crops of every image of a split in storage order, shared by `world_size` processes.
+
+    `few` takes `per_class` and `subset_seed` of `replicate.loaders.open_loader`.
+    """
     return open_loader(
         context.session.loader,
         context.data_folder / f"{split}.beton",
@@ -57,4 +71,5 @@ def whole_loader(
         rank=rank,
         world_size=world_size,
         on_error=context.on_error,
+        **few,
     )

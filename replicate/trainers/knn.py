@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from replicate.loaders.base import BaseLoader
 from replicate.loaders.pixels import normalise
 from replicate.models.cpu import tune_for_cpu
 from replicate.models.weights import load_weights
@@ -14,7 +15,7 @@ from replicate.trainers.accuracy import TopK
 from replicate.trainers.builders import build_classifier, load_encoder, pooled
 from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.context import RunContext
-from replicate.trainers.images import whole_loader
+from replicate.trainers.images import labelled_loader, whole_loader
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
@@ -26,19 +27,20 @@ def train_seed(context: RunContext, seed: int, checkpoints: Checkpoints) -> dict
     path = context.upstream_weights(seed)
     load_encoder(context, model, load_weights(path), str(path))
     model = tune_for_cpu(model.to(context.session.device)).eval()
-    bank, bank_labels = features(model, context, "train")
-    queries, labels = features(model, context, "val")
+    size = context.run.image_size
+    bank, bank_labels = features(model, context, labelled_loader(context, size))
+    queries, labels = features(model, context, whole_loader(context, "val", size))
     found = TopK()
     found.add(knn_votes(queries, bank, bank_labels, context.num_classes), labels)
     return {"results": found.percent(context.session), "history": []}
 
 
 @torch.no_grad()
-def features(model: nn.Module, context: RunContext, split: str) -> tuple[Tensor, Tensor]:
-    """Unit-length features (M, C) and labels (M,) of a split's centre crops; every process reads all."""
+def features(model: nn.Module, context: RunContext, images: BaseLoader) -> tuple[Tensor, Tensor]:
+    """Unit-length features (M, C) and labels (M,) of a loader's images; closes the loader."""
     found, labels = [], []
-    with whole_loader(context, split, context.run.image_size) as loader:
-        for batch in loader.epoch(0):
+    with images:
+        for batch in images.epoch(0):
             with context.session.autocast():
                 feature = pooled(model, normalise(batch.images.to(context.session.device)))
             found.append(nn.functional.normalize(feature.float(), dim=1))

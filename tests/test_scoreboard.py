@@ -260,3 +260,19 @@ def test_prices_are_the_planners():
     assert tables.prices()["light_90_llrd_80"] == pytest.approx(
         lines.loc[["light_90", "light_90_llrd_80"], "device_hours"].sum(), rel=0.01
     )
+
+
+@pytest.mark.parametrize("paper", published.papers())
+def test_a_papers_readme_counts_its_verdicts(paper):
+    text = (ROOT / "papers" / paper / "README.md").read_text()
+    budget, counts = re.search(r"Claims at the budget `(\w+)` \(.*\): (.*)\.\n", text).groups()
+    assert budget == load(ROOT / "params.yaml").findings[paper]
+    board = scoreboard.read(budget, ROOT)
+    found = board.claims[board.claims["paper"] == paper]["verdict"].value_counts()
+    words = {
+        "holds": "hold",
+        "fails": "fail",
+        "undecided at this scale": "are undecided",
+        "not run": "have not run",
+    }
+    assert counts == ", ".join(f"{found.get(verdict, 0)} {word}" for verdict, word in words.items())

@@ -19,6 +19,7 @@ from replicate.config import Params, load
 from replicate.errors import UserError
 from replicate.loaders.data import PHOTOS
 from replicate.names import closest
+from replicate.pipeline.launch import with_upstream
 from replicate.pipeline.stages import group_of
 
 KEY = re.compile(r"([\w-]+)\.([\w.]+)")
@@ -51,15 +52,14 @@ def commands(params: Params, key: str, values: list[str], jobs: int) -> list[lis
 
 
 def _refuse_untracked(params: Params, name: str) -> None:
-    source = params.dataset(params.headline[name].dataset).source
-    if source == PHOTOS or Path(source).expanduser().is_absolute():
-        return
-    tracked = subprocess.run(["git", "ls-files", "--", source], capture_output=True, text=True).stdout
-    if not tracked:
-        where = "queued experiments run in copies of the repository, which would lack it"
-        raise UserError(
-            f"source {source}: not in git; {where}. State an absolute path: {Path(source).resolve()}"
-        )
+    datasets = {params.runs[one].dataset for one in with_upstream(params, [name])}
+    for source in {params.dataset(dataset).source for dataset in datasets} - {PHOTOS}:
+        if Path(source).expanduser().is_absolute():
+            continue
+        if not subprocess.run(["git", "ls-files", "--", source], capture_output=True, text=True).stdout:
+            where = "queued experiments run in copies of the repository, which would lack it"
+            advice = f"State an absolute path: {Path(source).resolve()}"
+            raise UserError(f"source {source}: not in git; {where}. {advice}")
 
 
 def main(arguments: list[str] | None = None) -> int:

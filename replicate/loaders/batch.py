@@ -1,4 +1,4 @@
-"""What a loader is told about its crops and colours, and the batches that it yields."""
+"""Options of a loader's crops and colours, and the batches that it yields."""
 
 from __future__ import annotations
 

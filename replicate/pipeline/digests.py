@@ -19,7 +19,10 @@ from replicate.config.runs import EvaluateRun, PretrainRun, Run
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent
 SHOWN = ("report", "papers", "explore", "cost")
-"""Folders that show results and do not make any."""
+"""Folders that show results and do not change any."""
+READ_OR_SHOWN = ("cli.py", "__main__.py", "noise.py", "intervals.py", "provenance.py")
+PUBLISHED = PACKAGE / "config" / "published.py"
+"""Files of the core's folders that change no result."""
 CORE = ("config", "losses", "loaders", "models", "schedules", "targets", "trainers", "transfer")
 WIRING = ("pipeline/launch.py", "pipeline/seeds.py")
 """They decide what a run starts from."""
@@ -79,6 +82,19 @@ def core_digest() -> str:
 
 
 @functools.cache
+def data_digest() -> str:
+    """One digest of what decides the bytes of a data set."""
+    settings = PACKAGE / "config" / "datasets.py"
+    return digest([*(PACKAGE / "loaders").rglob("*.py"), settings, *_decoder_files()])
+
+
+@functools.cache
+def search_digest() -> str:
+    """One digest of what a search does with its fine-tunings."""
+    return digest([PACKAGE / "pipeline" / "search.py", PACKAGE / "intervals.py"])
+
+
+@functools.cache
 def report_digest() -> str:
     """One digest of what draws tables, figures and pages; it takes all of the package."""
     return digest([*PACKAGE.rglob("*.py"), *(PACKAGE / "report").rglob("*.*")])
@@ -94,10 +110,10 @@ def digest(files: Iterable[Path]) -> str:
 
 def _core_files() -> Iterator[Path]:
     options = {PACKAGE / name for name in option_files()}
-    yield from (path for path in PACKAGE.glob("*.py") if path.name not in ("cli.py", "__main__.py"))
+    yield from (path for path in PACKAGE.glob("*.py") if path.name not in READ_OR_SHOWN)
     yield from (PACKAGE / name for name in WIRING)
     for folder in CORE:
-        yield from (path for path in (PACKAGE / folder).rglob("*.py") if path not in options)
+        yield from (path for path in (PACKAGE / folder).rglob("*.py") if path not in options | {PUBLISHED})
     yield from _decoder_files()
 
 

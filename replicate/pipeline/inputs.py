@@ -13,7 +13,7 @@ from typing import Any
 
 from replicate.config import ROOMS, EvaluateRun, Params, load
 from replicate.config.loading import read_files
-from replicate.pipeline.digests import code_of, core_digest, digest, report_digest
+from replicate.pipeline.digests import code_of, data_digest, digest, report_digest, search_digest
 from replicate.pipeline.stages import refuse_stale
 
 
@@ -50,7 +50,7 @@ def inputs(params: Params, path: str | Path) -> Iterator[tuple[str, Any]]:
     for name, dataset in params.datasets.items():
         yield (
             f"data/{name}",
-            {"stated": dataset.model_dump(mode="json", exclude_unset=True), "code": core_digest()},
+            {"stated": dataset.model_dump(mode="json", exclude_unset=True), "code": data_digest()},
         )
     stated = {
         name: run.model_dump(mode="json", exclude_unset=True)
@@ -65,7 +65,10 @@ def inputs(params: Params, path: str | Path) -> Iterator[tuple[str, Any]]:
     for name, search in params.searches.items():
         source = params.pretrain_runs[search.pretrain]
         parts = [stated[name], stated[search.pretrain]]
-        yield f"searches/{name}", {"stated": parts, "code": code_of(search, source)}
+        yield (
+            f"searches/{name}",
+            {"stated": parts, "code": code_of(search, source) | {"search": search_digest()}},
+        )
     published = digest(
         file for file in ROOMS.rglob("*.*") if file.name != "runs.yaml" and file.suffix != ".md"
     )

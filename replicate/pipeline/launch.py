@@ -95,11 +95,12 @@ def what_was_done(images: int, counts: Mapping[str, int]) -> str:
 def launch_all(params: Params, papers: list[str]) -> None:
     """Train every run, headline and grid, in one process: data first, and each run after its upstream."""
     runs = {name: run for name, run in params.runs.items() if not papers or run.paper in papers}
-    for dataset in dict.fromkeys(run.dataset for run in runs.values()):
+    names = with_upstream(params, runs)
+    for dataset in dict.fromkeys(params.runs[name].dataset for name in names):
         write_dataset(params, dataset)
     budget = params.budget_named()
     with open_session(params.machine, budget.precision, budget.loader) as session:
-        for name in with_upstream(params, runs):
+        for name in names:
             context = context_of(params, name, session)
             refuse_one_class(context)
             train_seeds(context, trainer_of(context.run))

@@ -35,7 +35,7 @@ pretrain:
 CLAIMS = """# Each claim with the checks that decide it; papers/README.md explains the keys.
 claims: []
 """
-MAPPING = """# Which of our runs stands beside which printed number. The first rule that fits a number counts.
+MAPPING = """# Maps each printed number to one of our runs. The first rule that fits a number counts.
 - match: {{table: table_1, column: ft_top1}}
   ours: {key}_base_ft
 """

@@ -20,6 +20,7 @@ from replicate.errors import UserError
 from replicate.files import atomic_write
 from replicate.intervals import Curve, Estimate
 from replicate.pipeline.digests import code_of
+from replicate.pipeline.launch import refuse_one_class
 from replicate.pipeline.parallel import end_with_parent, seed_processes, train_seeds_in_processes
 from replicate.pipeline.seeds import train_one_seed
 from replicate.pipeline.store import store_of
@@ -125,6 +126,7 @@ def _context(
 
 
 def _train(context: RunContext) -> dict[int, float]:
+    refuse_one_class(context)
     return {seed: _train_seed(context, seed) for seed in range(context.seeds)}
 
 

@@ -43,8 +43,11 @@ def stages(params: Params) -> dict[str, Any]:
         entry = {"paper": run.paper, "dataset": run.dataset} | (
             {"upstream": place(params, upstream)} if upstream else {}
         )
-        part = found["grid"] if name in params.grid else found
-        part[group_of(params, name)][name] = entry
+        part, group = found["grid"] if name in params.grid else found, group_of(params, name)
+        if group not in part:
+            wanted = "state it under `grid` of its paper's runs.yaml"
+            raise UserError(f"run {name}: dvc.yaml has no stage `{group}` for headline runs; {wanted}")
+        part[group][name] = entry
     return found
 
 

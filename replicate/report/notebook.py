@@ -26,7 +26,9 @@ def strip(source: str | Path, destination: str | Path) -> None:
     cells = [_bare(cell, number) for number, cell in enumerate(read(source).cells)]
     destination = Path(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), destination)
+    text = nbformat.writes(nbformat.v4.new_notebook(cells=cells)) + "\n"
+    if not destination.exists() or destination.read_text(encoding="utf-8") != text:
+        destination.write_text(text, encoding="utf-8")
 
 
 def _bare(cell: nbformat.NotebookNode, number: int) -> nbformat.NotebookNode:
@@ -54,8 +56,7 @@ def execute(paper: str, budget: str, scope: str = "headline") -> Path:
     from replicate.report.kernel import OwnKernel
 
     source = SOURCES / f"{paper}.ipynb"
-    if not source.exists():
-        strip(f"notebooks/{paper}.ipynb", source)
+    strip(f"notebooks/{paper}.ipynb", source)
     target = EXECUTED / budget / ("full" if scope == "full" else "papers") / f"{paper}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     page = target.with_suffix(".html")

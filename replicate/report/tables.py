@@ -53,7 +53,8 @@ def cells(paper: str, results: Results, judged: Mapping[str, str] | None = None)
         claims = verdicts.all_claims(results, [paper])
         judged = dict(zip(claims["claim"], claims["verdict"], strict=True))
     reader = Reader(results)
-    return pd.DataFrame([_line(cell, reader, judged) for cell in published.cells({"paper": paper})])
+    lines = [_line(cell, reader, judged) for cell in published.cells({"paper": paper})]
+    return pd.DataFrame(lines, columns=None if lines else ["table", "panel", *COLUMNS])
 
 
 def write(paper: str, made: pd.DataFrame, folder: str | Path) -> list[Path]:

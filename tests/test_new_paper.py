@@ -10,6 +10,7 @@ from replicate.config import load
 from replicate.errors import UserError
 from replicate.pipeline import stages
 from replicate.pipeline.new_paper import make
+from replicate.report import notebook
 
 
 @pytest.fixture
@@ -35,9 +36,21 @@ def test_its_notebook_takes_the_pipelines_parameters(root):
     from replicate.report.notebook import parameters
 
     make("newest", "The Newest Paper", root)
-    notebook = nbformat.read(root / "notebooks" / "newest.ipynb", as_version=4)
-    nbformat.validate(notebook)
-    assert set(parameters(notebook)) == {"budget", "paper", "scope"}
+    book = nbformat.read(root / "notebooks" / "newest.ipynb", as_version=4)
+    nbformat.validate(book)
+    assert set(parameters(book)) == {"budget", "paper", "scope"}
+
+
+def test_its_notebook_runs_before_a_number_is_copied(root, monkeypatch):
+    """Every cell, as `dvc repro notebook@newest` would run them, with nothing trained."""
+    shutil.copytree(ROOT / "replicate", root / "replicate", ignore=shutil.ignore_patterns("__pycache__"))
+    make("newest", "The Newest Paper", root)
+    write_params(root)
+    for name in ("measured", "benchmarks"):
+        (root / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    assert notebook.execute("newest", "smoke").exists()
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,10 @@ class ViT(FeatureMap, VisionTransformer):
     def fit_state(
         self, state: dict[str, Tensor], trained_at: Size | None = None, antialias: bool = True
     ) -> dict[str, Tensor]:
-        """Position embeddings of another grid, resampled. The grid of a sine-cosine table is inferred from its values."""
+        """Position embeddings of another grid, resampled.
+
+        The grid of a sine-cosine table is inferred from its values.
+        """
         table = state.get("pos_embed")
         if table is None or table.ndim != 3 or table.shape[-1] != self.embed_dim:
             return state

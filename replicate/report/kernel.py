@@ -1,4 +1,4 @@
-"""The kernel that executes notebooks: this interpreter's own. Kernel specs of the same name have no effect."""
+"""The kernel that executes notebooks: this interpreter's own, not another of the same name."""
 
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec

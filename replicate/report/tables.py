@@ -54,7 +54,7 @@ def cells(paper: str, results: Results, judged: Mapping[str, str] | None = None)
         judged = dict(zip(claims["claim"], claims["verdict"], strict=True))
     reader = Reader(results)
     lines = [_line(cell, reader, judged) for cell in published.cells({"paper": paper})]
-    return pd.DataFrame(lines, columns=None if lines else ["table", "panel", *COLUMNS])
+    return pd.DataFrame(lines, columns=None if lines else ["table", *COLUMNS])
 
 
 def write(paper: str, made: pd.DataFrame, folder: str | Path) -> list[Path]:

@@ -82,6 +82,11 @@ def test_from_the_command_line(tmp_path):
     found = json.loads((tmp_path / FOLDER / "search.json").read_text())
     assert [point["layer_decay"] for point in found["points"]] == [0.65, 0.8, 0.9]
     assert found["recommended"]["layer_decay"] in (0.65, 0.8, 0.9) and found["provenance"]["seeds"] == [0]
+    (tmp_path / FOLDER / "search.json").unlink()
+    run(tmp_path, "search", "llrd", NAME)
+    again = json.loads((tmp_path / FOLDER / "search.json").read_text())
+    for key in ("wall_seconds", "peak_memory_bytes"):
+        assert again["provenance"][key] == found["provenance"][key] > 0, "what the training took"
     finished = {folder.name for folder in (tmp_path / ".replicate/runs").iterdir()}
     run(tmp_path, "search", "llrd", NAME, "--apply")
     applied = json.loads((tmp_path / FOLDER / "applied.json").read_text())

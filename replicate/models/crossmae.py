@@ -20,11 +20,10 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from replicate.config.backbones import vit_backbone
 from replicate.errors import UserError
 from replicate.masking import num_visible
 from replicate.models.features import xavier_linear
-from replicate.models.mae import MAE
+from replicate.models.mae import MAE, sizes_of_run
 from replicate.models.prediction import MaskOptions, Prediction
 
 if TYPE_CHECKING:
@@ -180,12 +179,7 @@ class CrossMAE(MAE):
 def from_run(run: PretrainRun, target_dim: int, with_difficulty: bool) -> CrossMAE:
     """The model of a resolved pre-training run. Decoder heads are 32 wide, as in the released models."""
     return CrossMAE(
-        run.image_size,
-        **vit_backbone(run.backbone, **run.backbone_kwargs).kwargs,
-        decoder_embed_dim=run.decoder_width,
-        decoder_depth=run.decoder_depth,
-        decoder_num_heads=max(1, run.decoder_width // 32),
-        target_dim=target_dim,
+        **sizes_of_run(run, target_dim),
         prediction_ratio=run.prediction_ratio,
         last_features_only=run.last_features_only,
         **MaskOptions.of(run, with_difficulty),

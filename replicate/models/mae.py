@@ -280,15 +280,18 @@ def mae_vit_base_patch16_dec512d1b(**options: Any) -> MAE:
 
 def from_run(run: PretrainRun, target_dim: int, with_difficulty: bool) -> MAE:
     """The model of a resolved pre-training run. Decoder heads are 32 wide, as in the reference."""
-    return MAE(
-        run.image_size,
-        **vit_backbone(run.backbone, **run.backbone_kwargs).kwargs,
-        decoder_embed_dim=run.decoder_width,
-        decoder_depth=run.decoder_depth,
-        decoder_num_heads=max(1, run.decoder_width // 32),
-        target_dim=target_dim,
-        **MAEOptions.of(run, with_difficulty),
-    )
+    return MAE(**sizes_of_run(run, target_dim), **MAEOptions.of(run, with_difficulty))
+
+
+def sizes_of_run(run: PretrainRun, target_dim: int) -> dict[str, Any]:
+    """The sizes of a run's encoder and decoder, as `MAE` takes them."""
+    return vit_backbone(run.backbone, **run.backbone_kwargs).kwargs | {
+        "image_size": run.image_size,
+        "decoder_embed_dim": run.decoder_width,
+        "decoder_depth": run.decoder_depth,
+        "decoder_num_heads": max(1, run.decoder_width // 32),
+        "target_dim": target_dim,
+    }
 
 
 def _check_width(part: str, width: int, heads: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from replicate.intervals import Curve, Estimate
 from replicate.pipeline.digests import code_of
 from replicate.pipeline.launch import refuse_one_class
 from replicate.pipeline.parallel import end_with_parent, seed_processes, train_seeds_in_processes
-from replicate.pipeline.seeds import train_one_seed
+from replicate.pipeline.seeds import train_one_seed, used
 from replicate.pipeline.store import store_of
 from replicate.provenance import provenance
 from replicate.trainers.context import RunContext
@@ -41,7 +40,7 @@ def search(params: Params, name: str, command: Sequence[str]) -> dict[str, Any]:
     `command` holds this command's arguments, to start one process a seed with. Raises UserError for an
     unknown search and for missing weights or data.
     """
-    budget, stated, started = params.budget_named(), params.search(name), time.monotonic()
+    budget, stated = params.budget_named(), params.search(name)
     with open_session(params.machine, budget.precision, budget.loader) as session:
         contexts = {
             decay: _context(params, name, stated, decay, stated.dataset, session)
@@ -52,10 +51,14 @@ def search(params: Params, name: str, command: Sequence[str]) -> dict[str, Any]:
         processes = seed_processes(params.machine.seed_processes, len(waiting), session)
         if processes > 1:
             train_seeds_in_processes(command, budget.seeds, processes)
-        top1 = {decay: _train(context) for decay, context in contexts.items()}
-        found = recommendation(top1) | {"search": name, "pretrain": stated.pretrain}
+        trained = {decay: _train(context) for decay, context in contexts.items()}
+        found = recommendation({decay: _top1(outcomes) for decay, outcomes in trained.items()}) | {
+            "search": name,
+            "pretrain": stated.pretrain,
+        }
         found |= {"dataset": stated.dataset, "full": stated.full, "run": stated.model_dump(mode="json")}
-        found |= {"provenance": _provenance(next(iter(contexts.values())), started)}
+        everything = [outcome for outcomes in trained.values() for outcome in outcomes]
+        found |= {"provenance": _provenance(next(iter(contexts.values())), everything)}
         if session.is_main:
             _write(params.search_folder(name) / SEARCHED, found)
     return found
@@ -75,15 +78,16 @@ def apply(params: Params, name: str) -> dict[str, Any]:
 
     Raises UserError when the search has not run.
     """
-    budget, stated, started = params.budget_named(), params.search(name), time.monotonic()
+    budget, stated = params.budget_named(), params.search(name)
     path = params.search_folder(name) / SEARCHED
     if not path.exists():
         raise UserError(f"{path}: no such file; run `python -m replicate search llrd {name}` first")
     decay = json.loads(path.read_text())["recommended"]["layer_decay"]
     with open_session(params.machine, budget.precision, budget.loader) as session:
         context = _context(params, name, stated, decay, stated.full, session)
-        found = {"search": name, "dataset": stated.full, "layer_decay": decay, **_point(_train(context))}
-        found |= {"run": context.stated.model_dump(mode="json"), "provenance": _provenance(context, started)}
+        trained = _train(context)
+        found = {"search": name, "dataset": stated.full, "layer_decay": decay, **_point(_top1(trained))}
+        found |= {"run": context.stated.model_dump(mode="json"), "provenance": _provenance(context, trained)}
         if session.is_main:
             _write(params.search_folder(name) / APPLIED, found)
     return found
@@ -125,14 +129,18 @@ def _context(
     )
 
 
-def _train(context: RunContext) -> dict[int, float]:
+def _train(context: RunContext) -> list[dict[str, Any]]:
     refuse_one_class(context)
-    return {seed: _train_seed(context, seed) for seed in range(context.seeds)}
+    return [_train_seed(context, seed) for seed in range(context.seeds)]
 
 
-def _train_seed(context: RunContext, seed: int) -> float:
+def _train_seed(context: RunContext, seed: int) -> dict[str, Any]:
     trainer = importlib.import_module(f"replicate.trainers.{context.run.protocol}")
-    return train_one_seed(context, seed, trainer.train_seed)["results"]["top1"]
+    return train_one_seed(context, seed, trainer.train_seed)
+
+
+def _top1(outcomes: Sequence[dict[str, Any]]) -> dict[int, float]:
+    return {seed: outcome["results"]["top1"] for seed, outcome in enumerate(outcomes)}
 
 
 def recommendation(top1: dict[float, dict[int, float]]) -> dict[str, Any]:
@@ -154,14 +162,13 @@ def _bounds(found: Estimate) -> dict[str, Any]:
     return {"low": low, "high": high, "seeds": found.seeds}
 
 
-def _provenance(context: RunContext, started: float) -> dict[str, Any]:
+def _provenance(context: RunContext, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return provenance(
         device=context.session.describe(),
         seeds=list(range(context.seeds)),
         manifest_sha256=context.manifest_sha256,
-        wall_seconds=time.monotonic() - started,
         images_per_second=None,
-        peak_memory_bytes=context.session.peak_memory_bytes(),
+        **used(outcomes),
     )
 
 

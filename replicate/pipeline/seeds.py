@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ def train_one_seed(context: RunContext, seed: int, train_seed: TrainSeed) -> dic
         started = time.monotonic()
         outcome = train_seed(context, seed, store)
         outcome["seconds"] = max(time.monotonic() - started, _trained_seconds(outcome))
+        outcome["peak_memory_bytes"] = context.session.peak_memory_bytes()
         if context.session.is_main:
             store.finish(outcome)
     context.session.barrier()
@@ -87,6 +88,13 @@ def _trained_seconds(outcome: dict[str, Any]) -> float:
     return sum(row["seconds"] for row in outcome["history"])
 
 
+def used(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Seconds of all seeds together and their highest peak memory, whichever processes trained them."""
+    peaks = [outcome["peak_memory_bytes"] for outcome in outcomes if "peak_memory_bytes" in outcome]
+    seconds = sum(outcome.get("seconds", _trained_seconds(outcome)) for outcome in outcomes)
+    return {"wall_seconds": seconds, "peak_memory_bytes": max(peaks, default=None)}
+
+
 def _metrics(context: RunContext, finished: list[dict[str, Any]]) -> dict[str, Any]:
     per_seed = [outcome["results"] for outcome in finished]
     shared = [key for key in per_seed[0] if all(key in results for results in per_seed)]
@@ -101,9 +109,8 @@ def _metrics(context: RunContext, finished: list[dict[str, Any]]) -> dict[str, A
             device=context.session.describe(),
             seeds=list(range(context.seeds)),
             manifest_sha256=context.manifest_sha256,
-            wall_seconds=sum(outcome.get("seconds", _trained_seconds(outcome)) for outcome in finished),
             images_per_second=images / seconds if seconds else None,
-            peak_memory_bytes=context.session.peak_memory_bytes(),
+            **used(finished),
         ),
     }
 

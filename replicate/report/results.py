@@ -30,7 +30,7 @@ REFERENCES = ("pretrain", "classifier", "teacher", "tokenizer")
 """Settings that name another run; older files have its folder."""
 
 ADDED = {"labels_per_class": None}
-"""Settings that older files lack, and what their runs had."""
+"""Settings that older files of evaluations lack, and what their runs had."""
 
 TIMES = ("seconds_per_epoch", "wall_seconds", "images_per_second", "seconds")
 """Numbers that are valid only when the run had the machine to itself."""
@@ -130,7 +130,8 @@ class Results:
         resolved = self.runs[name].resolved if name in self.runs else {}
         if "base_lr" not in resolved:
             return None
-        own = {key: value for key, value in resolved.items() if key != "paper"}
+        added = ADDED if "protocol" in resolved else {}
+        own = {key: value for key, value in (added | resolved).items() if key != "paper"}
         if "pretrain" in own:
             upstream = str(own["pretrain"]).rpartition("/")[2]
             own["pretrain"] = self.recipe(upstream) or upstream

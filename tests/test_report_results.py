@@ -108,6 +108,16 @@ def test_a_number_of_the_whole_run_stands_at_one_seed(tmp_path):
     assert results.load("laptop", tmp_path).values("light_90_llrd_65", "wall_seconds") == {0: 7200.0}
 
 
+def test_a_recipe_does_not_depend_on_when_it_was_written(tmp_path):
+    """Older files lack `labels_per_class`; their runs took all labels."""
+    resolved = {"protocol": "finetune", "base_lr": 1e-3}
+    write(tmp_path, "old", resolved=resolved)
+    write(tmp_path, "new", resolved=resolved | {"labels_per_class": None})
+    write(tmp_path, "few", resolved=resolved | {"labels_per_class": 10})
+    found = results.load("laptop", tmp_path)
+    assert found.recipe("old") == found.recipe("new") != found.recipe("few")
+
+
 def test_no_results_is_no_error(tmp_path):
     assert results.load("laptop", tmp_path / "nowhere").runs == {}
 

@@ -52,10 +52,8 @@ def search(params: Params, name: str, command: Sequence[str]) -> dict[str, Any]:
         if processes > 1:
             train_seeds_in_processes(command, budget.seeds, processes)
         trained = {decay: _train(context) for decay, context in contexts.items()}
-        found = recommendation({decay: _top1(outcomes) for decay, outcomes in trained.items()}) | {
-            "search": name,
-            "pretrain": stated.pretrain,
-        }
+        found = recommendation({decay: _top1(outcomes) for decay, outcomes in trained.items()})
+        found |= {"search": name, "pretrain": stated.pretrain}
         found |= {"dataset": stated.dataset, "full": stated.full, "run": stated.model_dump(mode="json")}
         everything = [outcome for outcomes in trained.values() for outcome in outcomes]
         found |= {"provenance": _provenance(next(iter(contexts.values())), everything)}

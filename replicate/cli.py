@@ -125,6 +125,10 @@ def _add_runs(commands) -> None:
     command.add_argument(
         "--no-times", action="store_true", help="leave out times, for runs that shared their machine"
     )
+    command = _add(
+        commands, "box", _box, "train pre-trainings and put their weights into weights/, which git tracks"
+    )
+    command.add_argument("runs", nargs="+", metavar="RUN")
     actions = _group(commands, "weights", "exchange weights with the papers' released checkpoints")
     for name, handler, text in (
         (
@@ -306,6 +310,13 @@ def _keep(options: argparse.Namespace) -> None:
     params = _load(options)
     for name in options.runs:
         print(f"kept in {keep(params.results_folder(name), not options.no_times)}")
+
+
+def _box(options: argparse.Namespace) -> None:
+    params = _load(options)
+    from replicate.pipeline.launch import fill_box
+
+    fill_box(params, options.runs)
 
 
 def _weights_import(options: argparse.Namespace) -> None:

@@ -34,6 +34,8 @@ UNITS_ACROSS = 2
 class Budget(Strict):
     """What each number of a budget maps.
 
+    boxed                                take pre-trainings from `weights/<budget>/` where their recipe is the
+                                         same (`replicate.config.box`)
     interpolation                        how crops are resized, where it is not the paper's way
     image_scale, patch_scale             pixels of the image, of the patch; P2Dist thresholds and HOG cells
                                          follow the patch; size and caps of a data set that states its image
@@ -69,6 +71,7 @@ class Budget(Strict):
     """
 
     seeds: Count = 1
+    boxed: bool = False
     precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     loader: Literal["auto", "ffcv", "beton", "folder"] = "auto"
     interpolation: Literal["area", "bicubic"] | None = None

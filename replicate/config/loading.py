@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
-from replicate.config import lens
+from replicate.config import box, lens
 from replicate.config.datasets import Dataset
 from replicate.config.lens import Budget
 from replicate.config.machine import Machine
@@ -191,6 +191,19 @@ class Params(Strict):
         budget = self.budget_named(budget)
         own = lens.scaled_dataset(self.datasets[name], budget).model_dump(exclude_unset=True)
         return validated(Dataset, budget.data | own, f"datasets.{name}: ")
+
+    def box(self, name: str | None, budget: str | None = None) -> box.Box | None:
+        """The trained weights that stand for a pre-training at a budget, or None where it is trained."""
+        run = name and self.run(name)
+        if not self.budget_named(budget).boxed or not isinstance(run, PretrainRun):
+            return None
+        dataset = self.dataset(run.dataset, budget)
+        return box.find(box.BOX, budget or self.budget, name, self.resolve(name, budget), dataset)
+
+    def seeds(self, name: str, budget: str | None = None) -> int:
+        """How many seeds of a run a budget asks for; a tokenizer and a boxed pre-training have one."""
+        alone = isinstance(self.run(name), TokenizerRun) or self.box(name, budget)
+        return 1 if alone else self.budget_named(budget).seeds
 
     def results_folder(self, name: str, budget: str | None = None) -> Path:
         """`results/<budget>/<paper>/<run>`; the grid's runs lie in `results/<budget>/grid/<paper>/<run>`."""

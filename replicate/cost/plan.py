@@ -84,7 +84,7 @@ def _line(
     )
     macs, seconds = macs + scored, seconds + rates.seconds(scored)
     held, memory = _memory(costs, run.batch_size // devices or 1, rates.memory, params.machine.micro_batch)
-    seeds = 1 if isinstance(run, TokenizerRun) else lens.seeds
+    seeds = 0 if params.box(name, budget) else params.seeds(name, budget)
     hours = seeds * seconds / 3600
     return {
         "run": name,

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-WORTHWHILE = 2**22
+WORTHWHILE = 2**26
 """Multiply-adds of a product below which the detour costs more than it saves."""
 _enabled = True
 

@@ -24,7 +24,7 @@ READ_OR_SHOWN = ("cli.py", "__main__.py", "noise.py", "intervals.py", "provenanc
 PUBLISHED = PACKAGE / "config" / "published.py"
 """Files of the core's folders that change no result."""
 CORE = ("config", "losses", "loaders", "models", "schedules", "targets", "trainers", "transfer")
-WIRING = ("pipeline/launch.py", "pipeline/seeds.py")
+WIRING = ("pipeline/launch.py", "pipeline/seeds.py", "pipeline/box.py")
 """They decide what a run starts from."""
 OPTIONS = ("targets/*.py", "losses/*.py", "models/backbones/*.py", "trainers/*.py")
 SHARED = ("losses/weights.py", "losses/reconstruction.py", "targets/similarity.py")

@@ -58,10 +58,10 @@ def inputs(params: Params, path: str | Path) -> Iterator[tuple[str, Any]]:
     }
     for name, run in params.runs.items():
         source = params.pretrain_runs[run.pretrain] if isinstance(run, EvaluateRun) else None
-        yield (
-            f"runs/{name}",
-            {"stated": [stated[one] for one in _chain(params, name)], "code": code_of(run, source)},
-        )
+        chain = list(_chain(params, name))
+        boxes = {one: found.content["sha256"] for one in chain if (found := params.box(one))}
+        parts = {"stated": [stated[one] for one in chain], "code": code_of(run, source)}
+        yield f"runs/{name}", parts | ({"boxes": boxes} if boxes else {})
     for name, search in params.searches.items():
         source = params.pretrain_runs[search.pretrain]
         parts = [stated[name], stated[search.pretrain]]

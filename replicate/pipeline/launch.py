@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replicate.config import EvaluateRun, PretrainRun, TokenizerRun
 from replicate.errors import UserError
+from replicate.pipeline.box import pack
 from replicate.pipeline.digests import code_of
 from replicate.pipeline.parallel import end_with_parent, seed_processes, train_seeds_in_processes
-from replicate.pipeline.seeds import TrainSeed, all_finished, train_one_seed, train_seeds
+from replicate.pipeline.seeds import TrainSeed, all_finished, made_here, train_one_seed, train_seeds
 from replicate.pipeline.store import store_of
 from replicate.trainers.context import RunContext, weights_path
 from replicate.trainers.session import Session, open_session
@@ -54,6 +56,23 @@ def _train_all(context: RunContext, at_once: int | None, command: Sequence[str])
     if processes > 1 and _steps(context) >= STEPS_WORTH_A_PROCESS and not all_finished(context):
         train_seeds_in_processes(command, context.seeds, processes)
     train_seeds(context, trainer_of(context.run))
+
+
+def fill_box(params: Params, names: Iterable[str]) -> None:
+    """Train seed 0 of pre-trainings at the active budget and put its weights into `weights/<budget>/`.
+
+    Raises UserError when the budget takes nothing from a box, or a run is no pre-training.
+    """
+    budget = params.budget_named()
+    if not budget.boxed:
+        raise UserError(f"budget {params.budget} has no box; state `boxed: true` in budgets.yaml first")
+    with open_session(params.machine, budget.precision, budget.loader) as session:
+        for name in names:
+            if not isinstance(params.run(name), PretrainRun):
+                raise UserError(f"run {name} is no pre-training; only those go into the box")
+            context = replace(context_of(params, name, session), box=None)
+            outcome = train_one_seed(context, 0, trainer_of(context.run))
+            print(pack(context, outcome, made_here(context, [0], [outcome]), params.budget))
 
 
 def show_log(params: Params, name: str) -> None:
@@ -153,7 +172,7 @@ def context_of(params: Params, name: str, session: Session) -> RunContext:
         name=name,
         stated=params.run(name),
         run=run,
-        seeds=1 if isinstance(run, TokenizerRun) else params.budget_named().seeds,
+        seeds=params.seeds(name),
         session=session,
         dataset=params.dataset(run.dataset),
         data_folder=params.data_folder(run.dataset),
@@ -161,6 +180,8 @@ def context_of(params: Params, name: str, session: Session) -> RunContext:
         code=code_of(run, source and params.resolve(source)),
         upstream=upstream and params.results_folder(upstream),
         upstream_run=source and params.resolve(source),
+        upstream_seeds=upstream and params.seeds(upstream),
+        box=params.box(name),
         teacher_run=behind and params.resolve(behind),
         tokenizer=_tokenizer(params, name, run),
     )

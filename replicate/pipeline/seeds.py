@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from replicate.files import atomic_write
+from replicate.pipeline.box import boxed_outcome, unpack
 from replicate.pipeline.store import RunStore, store_of
 from replicate.provenance import git_state, provenance
 from replicate.trainers.context import RunContext, weights_path
@@ -32,6 +33,8 @@ def train_one_seed(context: RunContext, seed: int, train_seed: TrainSeed) -> dic
     Raises UserError when the weights that the run starts from are missing, or another process trains this
     seed.
     """
+    if context.box:
+        return boxed_outcome(context.box)
     store = store_of(context, seed)
     if (outcome := store.finished()) is not None:
         return outcome
@@ -63,7 +66,7 @@ def train_seeds(context: RunContext, train_seed: TrainSeed) -> dict[str, Any]:
 
 def all_finished(context: RunContext) -> bool:
     """Whether the store holds the outcome of every seed."""
-    return all(store_of(context, seed).finished() for seed in range(context.seeds))
+    return bool(context.box) or all(store_of(context, seed).finished() for seed in range(context.seeds))
 
 
 def _refuse_read_only(folder: Path) -> None:
@@ -97,22 +100,30 @@ def used(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _metrics(context: RunContext, finished: list[dict[str, Any]]) -> dict[str, Any]:
     per_seed = [outcome["results"] for outcome in finished]
+    seeds = list(range(context.seeds))
     shared = [key for key in per_seed[0] if all(key in results for results in per_seed)]
     means = {key: summary([results[key] for results in per_seed]) for key in shared}
-    epochs = [row for outcome in finished for row in outcome["history"]]
-    images, seconds = (sum(row[key] for row in epochs) for key in ("images", "seconds"))
+    found = context.box
+    made_by = {"box": found.weights.as_posix()} | found.content["provenance"] if found else {}
     return {
-        "results": {"seeds": list(range(context.seeds)), "per_seed": per_seed} | means,
+        "results": {"seeds": seeds, "per_seed": per_seed} | means,
         "run": context.stated.model_dump(mode="json"),
         "resolved": context.run.model_dump(mode="json") | {"peak_lr": context.run.peak_lr},
-        "provenance": provenance(
-            device=context.session.describe(),
-            seeds=list(range(context.seeds)),
-            manifest_sha256=context.manifest_sha256,
-            images_per_second=images / seconds if seconds else None,
-            **used(finished),
-        ),
+        "provenance": made_by or made_here(context, seeds, finished),
     }
+
+
+def made_here(context: RunContext, seeds: list[int], outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The provenance of seeds that were trained on this machine."""
+    epochs = [row for outcome in outcomes for row in outcome["history"]]
+    images, seconds = (sum(row[key] for row in epochs) for key in ("images", "seconds"))
+    return provenance(
+        device=context.session.describe(),
+        seeds=seeds,
+        manifest_sha256=context.manifest_sha256,
+        images_per_second=images / seconds if seconds else None,
+        **used(outcomes),
+    )
 
 
 def scores(results: dict[str, Any]) -> dict[str, float]:
@@ -125,9 +136,11 @@ def _write(context: RunContext, metrics: dict[str, Any], finished: list[dict[str
     """Write metrics.json last: its presence says that the folder is complete."""
     folder = context.results_folder
     for seed in range(context.seeds):
-        kept = store_of(context, seed).weights_path
-        if kept.exists():
-            atomic_write(weights_path(folder, seed), lambda path, kept=kept: shutil.copyfile(kept, path))
+        kept, place = store_of(context, seed).weights_path, weights_path(folder, seed)
+        if context.box:
+            unpack(context.box, place)
+        elif kept.exists():
+            atomic_write(place, lambda path, kept=kept: shutil.copyfile(kept, path))
     rows = [{"seed": seed, **row} for seed, outcome in enumerate(finished) for row in outcome["history"]]
     history = pd.DataFrame(rows if rows else {"seed": [], "epoch": [], "loss": []})
     atomic_write(folder / "history.csv", lambda path: history.to_csv(path, index=False))

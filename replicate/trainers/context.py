@@ -14,6 +14,7 @@ from replicate.loaders.manifest import FILE_NAME, Manifest
 
 if TYPE_CHECKING:
     from replicate.config import Dataset, Run
+    from replicate.config.box import Box
     from replicate.trainers.session import Session
 
 
@@ -30,6 +31,8 @@ class RunContext:
     upstream       results folder of the run whose weights this one needs
     upstream_run   the pre-training that those weights come from
     teacher_run    the fine-tuning behind a teacher or a scored classifier
+    upstream_seeds  how many seeds those weights have; an evaluation's seeds take them in turn
+    box            the trained weights that stand for the run, with what made them
     tokenizer      file of the tokenizer that the run needs
     code           digests of the code that decides the run's result
     """
@@ -45,6 +48,8 @@ class RunContext:
     code: dict[str, str] = field(default_factory=dict)
     upstream: Path | None = None
     upstream_run: Run | None = None
+    upstream_seeds: int | None = None
+    box: Box | None = None
     tokenizer: Path | None = None
     teacher_run: Run | None = None
 
@@ -72,7 +77,7 @@ class RunContext:
 
     def upstream_weights(self, seed: int) -> Path:
         """The weights that this seed starts from. Raises UserError with the command that makes them."""
-        path = weights_path(self.upstream, seed)
+        path = weights_path(self.upstream, seed % self.upstream_seeds if self.upstream_seeds else seed)
         if not path.exists():
             command = (
                 f"python -m replicate {'evaluate' if self.teacher_run else 'pretrain'} {self.upstream.name}"

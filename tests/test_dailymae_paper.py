@@ -288,10 +288,10 @@ def test_data_sets_are_compressed_as_table_4_says(params):
         dataset = params.dataset(name, "paper")
         assert (dataset.train.resolution, dataset.train.quality) == (int(cap), int(quality))
         assert (dataset.val.resolution, dataset.val.quality) == (500, 100)
-    scaled = params.dataset("daily_256_95", "evening")
+    scaled = params.dataset("daily_256_95", "brief")
     assert scaled.image_size == 125 and scaled.train.resolution == 64 and scaled.train.quality == 95
     assert (
-        params.dataset("full", "evening").train.resolution == 500
+        params.dataset("full", "brief").train.resolution == 500
     )  # the others keep their caps, and so their files
 
 

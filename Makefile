@@ -20,7 +20,7 @@ TESTS = python -m pytest -n $(JOBS) --dist loadfile
 PYTEST = $(RUN) $(TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all faults sanitize lint smoke stages repro grid lab lock clean distclean
+.PHONY: help setup test test-all faults sanitize lint smoke stages repro repro-all grid lab lock clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -57,7 +57,10 @@ stages: setup
 
 repro: stages ## the main job: data, training, tables, figures, notebooks (BUDGET=smoke|laptop|...; TARGET=notebook@PAPER)
 	$(if $(BUDGET),$(RUN) python -m replicate budget $(BUDGET))
-	$(RUN) dvc repro $(TARGET)
+	$(RUN) python -m replicate repro $(TARGET)
+
+repro-all: ## the same as repro, with every pre-training trained here: hours on two cores (budget evening)
+	$(MAKE) repro BUDGET=evening
 
 grid: stages ## the papers' full grids, or one stage of them (TARGET=evaluate@NAME, TARGET=notebook@PAPER)
 	cp grids/pipeline.yaml grids/dvc.yaml

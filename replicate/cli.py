@@ -242,6 +242,8 @@ def _add_papers(commands) -> None:
 
 
 def _add_pipeline(commands) -> None:
+    command = _add(commands, "repro", _repro, "run what changed in the pipeline, with a line a stage")
+    command.add_argument("targets", nargs="*", metavar="STAGE", help="stages such as notebook@mae")
     _add(commands, "stages", _stages, "regenerate stages.yaml, the list of runs that dvc.yaml reads")
     command = _add(
         commands, "inputs", _inputs, "check the configuration and write what each stage depends on"
@@ -435,6 +437,16 @@ def _paper_new(options: argparse.Namespace) -> None:
 
     for path in make(options.key, options.title or options.key):
         print(path)
+
+
+def _repro(options: argparse.Namespace) -> None:
+    from replicate.pipeline.progress import repro
+
+    params = _load(options)
+    if status := repro(params, options.targets):
+        raise SystemExit(status)
+    if not options.targets:
+        print(f"Open: executed/{params.budget}/site/index.html\nThen: make lab")
 
 
 def _stages(options: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ PAPER = "efficient_learners"
 NEW_RUN = "light_90_llrd_70"
 NEW_LINE = f"  {NEW_RUN}: {{base: tuned_finetune, pretrain: light_90, layer_decay: 0.7}}\n"
 REPORT = [f"notebook@{PAPER}", "scoreboard", "site"]
-FOREIGN, OWN = "replicate/targets/hog.py", "pretrain@fastmim_vit_hog_224"
+FOREIGN, OWN = "replicate/targets/hog.py", "pretrain@fastmim_vit_hog_128"
 EXPECTED = (
     "executed/inputs/runs/*.json",
     f"executed/{BUDGET}/papers/{PAPER}.ipynb",

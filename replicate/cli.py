@@ -125,6 +125,11 @@ def _add_runs(commands) -> None:
     command.add_argument(
         "--no-times", action="store_true", help="leave out times, for runs that shared their machine"
     )
+    text = "train the missing runs at the active budget, those first that decide most claims for their cost"
+    command = _add(commands, "campaign", _campaign, text)
+    command.add_argument("--hours", type=float, default=0.0, help="stop after so long (default: list only)")
+    command.add_argument("--keep", action="store_true", help="copy each run's numbers into measured/")
+    command.add_argument("--skip", nargs="*", default=[], metavar="PAPER", help="papers to leave out")
     command = _add(
         commands, "box", _box, "train pre-trainings and put their weights into weights/, which git tracks"
     )
@@ -312,6 +317,30 @@ def _keep(options: argparse.Namespace) -> None:
     params = _load(options)
     for name in options.runs:
         print(f"kept in {keep(params.results_folder(name), not options.no_times)}")
+
+
+def _campaign(options: argparse.Namespace) -> None:
+    import subprocess
+
+    from replicate.pipeline.stages import group_of
+    from replicate.report import campaign, results
+
+    params = _load(options)
+    finished = results.load(params.budget, params=params).runs
+    left_out = {name for name, run in params.runs.items() if run.paper in options.skip}
+    steps = campaign.queue(params, {*finished, *left_out}, campaign.costs(params, params.budget))
+    total = 0.0
+    for step in steps:
+        total += step.cost
+        print(f"{total * 1e6:8.1f} Tmac  {step.claim}: {' '.join(step.runs)}")
+
+    def run(name: str) -> None:
+        kind = "pretrain" if group_of(params, name).startswith("pretrain") else "evaluate"
+        subprocess.run([sys.executable, "-m", "replicate", kind, name], check=True)
+        if options.keep:
+            print(f"kept in {results.keep(params.results_folder(name))}", flush=True)
+
+    print(f"trained {len(campaign.train(steps, run, options.hours))} runs")
 
 
 def _box(options: argparse.Namespace) -> None:

@@ -98,7 +98,7 @@ def blocks(run):
     return run.backbone_kwargs.get("depth") or run.backbone_kwargs["depths"]
 
 
-@pytest.mark.parametrize("budget", ["smoke", "laptop", "brief", "tiny", "evening", "gpu"])
+@pytest.mark.parametrize("budget", ["smoke", "laptop", "proxy", "brief", "tiny", "evening", "gpu"])
 def test_ratios_that_carry_the_science_are_never_mapped(params, budget):
     for name, stated in params.pretrain_runs.items():
         run = params.resolve(name, budget)
@@ -115,7 +115,7 @@ def test_ratios_that_carry_the_science_are_never_mapped(params, budget):
         assert params.resolve(name, budget).layer_decay == expected
 
 
-@pytest.mark.parametrize("budget", ["smoke", "laptop", "brief", "tiny", "evening", "gpu"])
+@pytest.mark.parametrize("budget", ["smoke", "laptop", "proxy", "brief", "tiny", "evening", "gpu"])
 def test_epochs_and_resolutions_keep_their_order(params, budget):
     stated = sorted(params.pretrain_runs.items(), key=lambda item: item[1].epochs)
     resolved = [params.resolve(name, budget).epochs for name, _ in stated]

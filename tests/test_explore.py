@@ -5,6 +5,7 @@ import datetime
 import html
 import importlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from replicate.config import load
+from replicate.config import box, load
 from replicate.errors import UserError
 from replicate.explore import (
     emergence,
@@ -197,6 +198,20 @@ def test_the_best_run_comes_first_and_an_untrained_model_last(tmp_path):
 def test_a_run_without_pretraining_is_never_offered(tmp_path):
     finish(tmp_path, ("laptop", "scratch"), ("smoke", "light_75"))
     assert [found.run for found in runs.finished(tmp_path) if found.trained] == ["light_75"]
+
+
+def test_weights_in_the_box_are_found_where_the_recipe_is_the_same(tmp_path):
+    finish(tmp_path)
+    params = load(tmp_path / "params.yaml")
+    run, dataset = params.resolve("full_75", "laptop"), params.dataset("full", "laptop")
+    weights, description = box.paths(tmp_path / "weights", "laptop", "full_75")
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    description.write_text(json.dumps(box.recipe(run, dataset)))
+    assert runs.finished(tmp_path)[0] == ("full_75", "laptop", True)
+    assert runs.trained_weights(params, "full_75", "laptop", root=tmp_path) == weights
+    assert runs.trained_weights(params, "full_75", "laptop", seed=1, root=tmp_path) is None
+    assert runs.trained_weights(params, "light_75", "laptop", root=tmp_path) is None
 
 
 def test_two_runs_share_a_mask_and_others_are_refused():

@@ -15,7 +15,7 @@ from replicate.config import PretrainRun, load
 from replicate.difficulty import p2dist
 from replicate.errors import UserError
 from replicate.explore import images
-from replicate.explore.runs import DRAWN
+from replicate.explore.runs import DRAWN, trained_weights
 from replicate.intervals import spearman
 from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import per_unit_error, reconstruction_loss
@@ -114,10 +114,12 @@ def load_model(
     """A pre-trained model by the name of its run, or a released checkpoint of MAE by its file.
 
     name: a pre-training of papers/*/runs.yaml, or a file (.pth, .pt, .bin, .safetensors) of the reference or
-    of transformers' ViTMAE. weights: a file for a run's model, or a checkpoint kept of it; None: what the run
-    has trained at `budget` (default: the active one) for `seed`. A run without weights gets random ones, with
-    a warning. norm_pix: whether a released checkpoint predicts normalised pixels, as all but the
-    `mae_visualize` files do.
+    of transformers' ViTMAE.
+    weights: a file for a run's model, or a checkpoint kept of it. None: what the run has trained at `budget`
+    (default: the active one) for `seed`, or what comes with the project in `weights/`. A run without either
+    gets random weights, with a warning.
+    norm_pix: whether a released checkpoint predicts normalised pixels, as all but the `mae_visualize` files
+    do.
 
     Raises UserError for an unknown run or a file that is no model's weights.
     """
@@ -128,13 +130,13 @@ def load_model(
     run = params.resolve(str(name), budget)
     if not isinstance(run, PretrainRun):
         raise UserError(f"{name} is no pre-training; it starts from {params.upstream_of(str(name))}")
-    folder = root / params.results_folder(str(name), budget)
-    path = Path(weights) if weights else folder / "weights" / f"seed{seed}.safetensors"
-    if weights or path.exists():
+    path = Path(weights) if weights else trained_weights(params, str(name), budget, seed, root)
+    if path:
         return Pretrained(run, load_weights(path), path)
-    model, train = random_model(run, seed), f"python -m replicate pretrain {name}"
-    warnings.warn(f"{path} is not there: {name} gets random weights; train it by `{train}`", stacklevel=2)
-    return model
+    missing = f"{params.results_folder(str(name), budget)} holds no weights of seed {seed}, and no box does"
+    advice = f"train it by `python -m replicate pretrain {name}`"
+    warnings.warn(f"{missing}: {name} gets random weights; {advice}", stacklevel=2)
+    return random_model(run, seed)
 
 
 def random_model(run: PretrainRun, seed: int = 0) -> Pretrained:

@@ -6,13 +6,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from replicate.config import Params, PretrainRun, load
+from replicate.config import Params, PretrainRun, box, load
 from replicate.report.root import repository
 
 DRAWN = ("pixel", "hog")
 """Targets that a picture can show."""
 UNTRAINED = ("light_75", "smoke")
-WEIGHTS = Path("weights", "seed0.safetensors")
 
 
 class Choice(NamedTuple):
@@ -33,6 +32,18 @@ def parameters(root: Path) -> Params:
     return load(root / "params.yaml")
 
 
+def trained_weights(
+    params: Params, name: str, budget: str | None = None, seed: int = 0, root: Path = Path()
+) -> Path | None:
+    """Weights of a pre-training: trained here, or of seed 0 in the box that comes with the project."""
+    trained = root / params.results_folder(name, budget) / "weights" / f"seed{seed}.safetensors"
+    if trained.exists() or seed:
+        return trained if trained.exists() else None
+    run = params.resolve(name, budget)
+    boxed = box.find(root / box.BOX, budget or params.budget, name, run, params.dataset(run.dataset, budget))
+    return boxed and boxed.weights
+
+
 def finished(root: Path | None = None) -> list[Choice]:
     """Every finished pre-training whose target can be drawn, the best first; last an untrained model.
 
@@ -46,7 +57,7 @@ def finished(root: Path | None = None) -> list[Choice]:
         Choice(name, budget, True)
         for budget in params.budgets
         for name in drawn
-        if (root / params.results_folder(name, budget) / WEIGHTS).exists()
+        if trained_weights(params, name, budget, root=root)
     ]
     return [*sorted(trained, key=lambda found: _rank(params, found)), Choice(*UNTRAINED, False)]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 TAILS = (0.025, 0.975)
 DRAWS = 4000
@@ -122,7 +122,12 @@ def difference(left: Mapping[int, float], right: Mapping[int, float]) -> Estimat
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     """Rank correlation; ties share their mean rank."""
-    return float(stats.spearmanr(x, y).statistic)
+    return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]
 
 
 def noise(curve: Curve) -> tuple[float, float]:
@@ -216,7 +221,7 @@ def seeds_to_decide(estimate: Estimate, threshold: float = 0.0) -> int | None:
 
     def decides(seeds: int) -> bool:
         df = estimate.df if estimate.pooled else seeds - 1
-        return stats.t.ppf(TAILS[1], df) * estimate.spread / math.sqrt(seeds) < distance
+        return stdtrit(df, TAILS[1]) * estimate.spread / math.sqrt(seeds) < distance
 
     return fewest_seeds(decides, 1)
 
@@ -240,7 +245,7 @@ def _shared_seeds(runs: Sequence[Mapping[int, float]]) -> list[int]:
 
 
 def _student(centre: float, error: float, df: float, seeds: int, spread: float) -> Estimate:
-    reach = float(stats.t.ppf(TAILS[1], df)) * error
+    reach = float(stdtrit(df, TAILS[1])) * error
     return Estimate(centre, centre - reach, centre + reach, seeds, spread, df)
 
 

@@ -1,25 +1,45 @@
 """The explore notebooks: controls at the ends of their ranges, what they draw, and execution."""
 
+import base64
+import datetime
+import html
 import importlib
+import io
+import json
 import os
+import re
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
+import project
 import pytest
 import torch
+from PIL import Image
 
-from replicate.config import load
+from replicate.config import box, load
 from replicate.errors import UserError
-from replicate.explore import images, loader, masking, recipe, reconstruction, schedules
+from replicate.explore import (
+    emergence,
+    images,
+    loader,
+    masking,
+    recipe,
+    reconstruction,
+    runs,
+    schedules,
+    side_by_side,
+)
 from replicate.explore.panel import panel
 from replicate.report.notebook import read
 from replicate.report.style import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 IDEAS = ("masking", "reconstruction", "hog", "schedules", "loader", "recipe")
+"""Ideas with a notebook of their own."""
+SHOWN = (*IDEAS, "side_by_side")
 
 
 LONG_LIST = 5
@@ -54,7 +74,7 @@ def opened(idea, **changes):
     return {name: control.value for name, control in controls.items()} | changes
 
 
-@pytest.mark.parametrize("idea", [idea for idea in IDEAS if idea != "recipe"])
+@pytest.mark.parametrize("idea", [idea for idea in SHOWN if idea != "recipe"])
 def test_every_control_can_be_moved_to_its_ends(idea):
     module = importlib.import_module(f"replicate.explore.{idea}")
     with warnings.catch_warnings():
@@ -74,11 +94,71 @@ def test_a_mix_at_its_ends_is_costed_or_refused_in_one_line():
     assert refused > 0
 
 
-@pytest.mark.parametrize("idea", IDEAS)
-def test_the_panel_shows_the_opening_picture_and_follows_its_controls(idea):
+@pytest.mark.parametrize("idea", SHOWN)
+def test_the_panel_shows_a_picture_and_a_caption_that_follow_its_controls(idea):
     module = importlib.import_module(f"replicate.explore.{idea}")
     view = panel(module)
-    assert len(view.children) == 2 and len(view.children[0].children) == len(module.controls())
+    assert list(view.named) == list(module.controls())
+    opened = view.shown.value
+    assert module.caption(**view.values) in html.unescape(opened)
+    slider = next(one for one in view.named.values() if hasattr(one, "step") and one.value > one.min)
+    slider.value = slider.min
+    assert pixels(view.shown.value).shape == pixels(opened).shape
+    assert (pixels(view.shown.value) != pixels(opened)).any()
+    assert module.caption(**view.values) in html.unescape(view.shown.value)
+
+
+def pixels(shown):
+    """The picture within a panel's HTML."""
+    encoded = re.search("base64,([^']+)", shown)[1]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+
+
+def test_sliders_report_while_they_are_dragged_where_drawing_is_fast():
+    for idea in IDEAS:
+        for control in importlib.import_module(f"replicate.explore.{idea}").controls().values():
+            assert getattr(control, "continuous_update", True) == (
+                idea != "recipe" or not hasattr(control, "step")
+            )
+
+
+def test_a_redraw_keeps_the_places_of_the_panels():
+    """The layout is searched once: the axes stay where they were, whatever the numbers beside them."""
+    view = panel(masking)
+    before = view._places
+    view.named["mask_ratio"].value = 0.9
+    assert [place.bounds for place in view._places] == [place.bounds for place in before]
+
+
+def upload(button, name, content):
+    """What Jupyter sends once a file has been chosen."""
+    file = {"name": name, "type": "", "size": len(content), "content": memoryview(content)}
+    button.value = [file | {"last_modified": datetime.datetime.now(datetime.timezone.utc)}]
+
+
+def png_of(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def test_an_uploaded_image_is_chosen_and_drawn():
+    view = panel(masking)
+    button = view.children[0].children[-1]
+    uploaded = np.zeros((300, 500, 3), np.uint8)
+    uploaded[:, :, 0] = 200
+    upload(button, "red.png", png_of(uploaded))
+    chosen = view.named["image"].value
+    assert chosen.startswith("red.png") and chosen in view.named["image"].options
+    assert images.square(chosen, 32)[:, 0, 0].tolist() == [200, 0, 0]
+    assert images.photograph(chosen).shape == (300, 500, 3)
+
+
+def test_an_upload_that_is_no_image_is_named_and_changes_nothing():
+    view = panel(masking)
+    button, before = view.children[0].children[-1], view.shown.value
+    upload(button, "notes.txt", b"hi")
+    assert "notes.txt: cannot be read as an image" in button.description and view.shown.value == before
 
 
 def test_pictures_render_with_a_description():
@@ -100,17 +180,75 @@ def test_without_gamma_every_decoded_patch_weighs_the_same():
     assert np.ptp(found.weight[found.decoded > 0]) < 1e-9 and (found.decoded == found.mask).all()
 
 
-def test_reconstruction_offers_finished_runs_and_an_untrained_model(tmp_path):
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    weights = tmp_path / "results/smoke/efficient_learners/light_90/weights/seed0.safetensors"
+def finish(root, *runs):
+    """Empty weights of runs of `efficient_learners` at their budgets."""
+    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    for budget, run in runs:
+        weights = root / f"results/{budget}/efficient_learners/{run}/weights/seed0.safetensors"
+        weights.parent.mkdir(parents=True)
+        weights.touch()
+
+
+def test_the_best_run_comes_first_and_an_untrained_model_last(tmp_path):
+    finish(tmp_path, ("smoke", "light_90"), ("smoke", "full_75"), ("laptop", "light_90"))
+    expected = [("light_90", "laptop", True), ("full_75", "smoke", True), ("light_90", "smoke", True)]
+    assert runs.finished(tmp_path) == [*expected, ("light_75", "smoke", False)]
+
+
+def test_a_run_without_pretraining_is_never_offered(tmp_path):
+    finish(tmp_path, ("laptop", "scratch"), ("smoke", "light_75"))
+    assert [found.run for found in runs.finished(tmp_path) if found.trained] == ["light_75"]
+
+
+def test_weights_in_the_box_are_found_where_the_recipe_is_the_same(tmp_path):
+    finish(tmp_path)
+    params = load(tmp_path / "params.yaml")
+    run, dataset = params.resolve("full_75", "laptop"), params.dataset("full", "laptop")
+    weights, description = box.paths(tmp_path / "weights", "laptop", "full_75")
     weights.parent.mkdir(parents=True)
     weights.touch()
-    found = reconstruction.finished(tmp_path)
-    assert found == [("light_90", "smoke", True), ("light_75", "smoke", False)]
+    description.write_text(json.dumps(box.recipe(run, dataset)))
+    assert runs.finished(tmp_path)[0] == ("full_75", "laptop", True)
+    assert runs.trained_weights(params, "full_75", "laptop", root=tmp_path) == weights
+    assert runs.trained_weights(params, "full_75", "laptop", seed=1, root=tmp_path) is None
+    assert runs.trained_weights(params, "light_75", "laptop", root=tmp_path) is None
+
+
+def test_two_runs_share_a_mask_and_others_are_refused():
+    values = opened("side_by_side")
+    hog = runs.Choice("fastmim_vit_hog_128", "smoke", False)
+    (_, left), (_, right) = side_by_side.pair(**values)
+    assert (left.mask == right.mask).all()
+    with pytest.raises(UserError, match="share no mask: choose two runs of one budget"):
+        side_by_side.draw(**values | {"right": hog})
+
+
+def test_without_checkpoints_the_panel_says_how_to_keep_some(monkeypatch):
+    monkeypatch.setattr(emergence, "finished", lambda root: [])
+    assert "keep_checkpoints: 20" in panel(emergence).value
+
+
+@pytest.mark.slow
+def test_the_slider_goes_from_an_untrained_model_through_its_checkpoints(tmp_path, monkeypatch):
+    machine = {"keep_checkpoints": 3, "checkpoint_every": 1, "seed_processes": 1}
+    project.write_params(tmp_path, machine=machine, runs={"light_75": {"epochs": 500}})
+    for command in (("data", "write"), ("pretrain", "light_75")):
+        project.run(tmp_path, *command)
+    monkeypatch.chdir(tmp_path)
+    runs.parameters.cache_clear()
+    view = panel(emergence)
+    number, losses = view.named["number"], []
+    assert number.value == number.max == 4
+    for place in range(5):
+        number.value = place
+        losses.append(float(re.search(r"loss ([\d.]+)", view.shown.value)[1]))
+    assert "before training" in emergence.caption(**view.values | {"number": 0})
+    assert losses[0] > losses[1] and losses[3] == losses[4]
+    runs.parameters.cache_clear()
 
 
 def test_a_run_that_predicts_hog_is_drawn_as_glyphs():
-    chosen = reconstruction.Choice("fastmim_vit_hog_128", "smoke", False)
+    chosen = runs.Choice("fastmim_vit_hog_128", "smoke", False)
     figure = reconstruction.draw(chosen, 0.6, 1, 0)
     assert "HOG prediction" in figure.description
 
@@ -125,9 +263,9 @@ def test_a_palindrome_returns_to_where_it_began_and_costs_less_than_its_largest_
 
 def test_stages_are_costed_without_an_online_probe():
     """The sliders' own run has no probe, so runs of the list are counted without theirs."""
-    runs = reconstruction.parameters(schedules.repository()).pretrain_runs
-    assert runs["daily_s5"].online_probe and not runs["full_75"].online_probe
-    assert schedules.epoch_costs(runs["daily_s5"])[0] == schedules.epoch_costs(runs["full_75"])[0]
+    known = runs.parameters(schedules.repository()).pretrain_runs
+    assert known["daily_s5"].online_probe and not known["full_75"].online_probe
+    assert schedules.epoch_costs(known["daily_s5"])[0] == schedules.epoch_costs(known["full_75"])[0]
 
 
 def test_staged_runs_of_the_papers_can_be_chosen():
@@ -215,10 +353,5 @@ def test_notebooks_execute_headless_and_show_a_widget(idea, tmp_path):
     }
     assert "application/vnd.jupyter.widget-view+json" in shown
     states = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"].values()
-    pictures = [
-        output
-        for state in states
-        for output in state["state"].get("outputs", [])
-        if "image/png" in output.get("data", {})
-    ]
-    assert pictures, "no picture in the panel's output"
+    shown = [state["state"].get("value", "") for state in states if state["model_name"] == "HTMLModel"]
+    assert any("data:image/png" in text for text in shown), "no picture in the panel"

@@ -132,11 +132,44 @@ def test_a_run_that_predicts_hog_shows_glyphs(project):
 
 
 @pytest.mark.parametrize(
+    ("name", "predicted"), [("mae_token", 512), ("mae_pca", 24), ("fastmim_vit_hog_128", 108)]
+)
+def test_any_run_loads_whatever_it_predicts(project, name, predicted):
+    with pytest.warns(UserWarning, match="random weights"):
+        model = load_model(name)
+    raw = images.square("chelsea", model.run.image_size)[None]
+    assert model(raw).pred.shape[-1] == predicted
+
+
+def test_the_vocabulary_of_a_run_on_tokens_is_read_off_its_weights(project):
+    with pytest.warns(UserWarning, match="random weights"):
+        state = load_model("mae_token").model.state_dict()
+    for part in ("weight", "bias"):
+        state[f"decoder_pred.{part}"] = state[f"decoder_pred.{part}"][:40]
+    save_weights(state, project / "tokens.safetensors")
+    model = load_model("mae_token", "tokens.safetensors")
+    with pytest.raises(
+        UserError, match="target token is no picture; choose a run whose target is pixel or hog"
+    ):
+        reconstruct(model, "chelsea")
+    assert model.model.target_dim == 40
+
+
+def test_a_checkpoint_of_a_run_loads_by_its_name(project):
+    """A checkpoint holds the model below a name, beside what else was trained."""
+    with pytest.warns(UserWarning, match="random weights"):
+        untrained = load_model("light_75")
+    task = {f"model.{name}": tensor + 1 for name, tensor in untrained.model.state_dict().items()}
+    torch.save({"task": task | {"probe.weight": torch.zeros(3)}, "history": []}, project / "epoch00003.pt")
+    found = load_model("light_75", "epoch00003.pt").model.state_dict()
+    assert torch.equal(found["cls_token"], task["model.cls_token"])
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("light_57",), "no run 'light_57'"),
         (("light_75_llrd_80",), "light_75_llrd_80 is no pre-training; it starts from light_75"),
-        (("mae_token",), "target token is no picture"),
         (("missing.pth",), "missing.pth"),
         (("light_75", "other.safetensors"), "other.safetensors: does not fit the run's model"),
     ],

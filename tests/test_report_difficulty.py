@@ -13,7 +13,7 @@ from replicate.papers import efficient_mae
 from replicate.papers import efficient_mae_figures as draw
 from replicate.report import benchmarks
 from replicate.report.book import Book
-from replicate.report.reconstruct import faded
+from replicate.report.patch_maps import faded
 from replicate.trainers.diagnostics import ErrorByP2Dist
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,11 +14,11 @@ from replicate.config import published
 from replicate.errors import UserError
 from replicate.papers import fastmim
 from replicate.papers import fastmim_figures as draw
-from replicate.report.book import repository
 from replicate.report.figures import sweep_curves
+from replicate.report.glyphs import hog_glyphs
 from replicate.report.quantities import Reader
-from replicate.report.reconstruct import hog_glyphs
 from replicate.report.results import Results, Run
+from replicate.report.root import repository
 from replicate.targets.hog import dense_hog
 
 

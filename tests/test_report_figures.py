@@ -6,7 +6,7 @@ import pytest
 
 from replicate.config.published import Sweep
 from replicate.papers import efficient_learners
-from replicate.report import figures, style
+from replicate.report import figures, patch_maps, style
 from replicate.report.quantities import Reader
 from replicate.report.results import Results, Run
 
@@ -92,7 +92,7 @@ def test_reconstructions_are_one_row_an_image():
 
 def test_p2dist_map_crosses_out_what_decoder_masking_drops():
     distance = np.array([[0.0, 8.0], [20.0, 30.0]])
-    figure = figures.p2dist_map(distance, beta=26)
+    figure = patch_maps.p2dist_map(distance, beta=26)
     assert "decoded 2 of 3" in figure.axes[0].get_title(loc="left")
     assert len(figure.axes[0].collections[0].get_offsets()) == 1
 

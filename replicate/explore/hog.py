@@ -11,9 +11,8 @@ from torch import Tensor
 
 from replicate.explore import images
 from replicate.explore.panel import choice, whole
-from replicate.report.figures import new
-from replicate.report.reconstruct import hog_glyphs
-from replicate.report.style import OURS, PALETTE, REFERENCE, WIDTH, Figure
+from replicate.report.glyphs import hog_glyphs
+from replicate.report.style import OURS, PALETTE, REFERENCE, WIDTH, Figure, new
 from replicate.targets.hog import CELL, dense_hog
 from replicate.targets.similarity import reduced, similarities
 
@@ -59,6 +58,15 @@ def draw(size: int, image: str) -> Figure:
         row[2].set(xlabel="resolution (pixels)", ylabel=label)
     axes[0, 2].legend()
     return figure
+
+
+def caption(size: int, image: str) -> str:
+    """The similarities of the picture in a sentence."""
+    found = similarity(image, size)
+    return (
+        f"At {size} of {FULL} pixels, pixels keep {found['psnr_pixel']:.1f} dB (SSIM "
+        f"{found['ssim_pixel']:.2f}) and HOG keeps {found['psnr_hog']:.1f} dB (SSIM {found['ssim_hog']:.2f})."
+    )
 
 
 def _image(axis, view: Tensor, title: str) -> None:

@@ -4,8 +4,10 @@ set.
 
 from __future__ import annotations
 
+import io
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,13 +15,36 @@ from torch import Tensor
 
 from replicate.errors import UserError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 PICTURES = 48
+LONGEST = 1024
+"""Longest side in pixels that is kept of an image of one's own."""
+
+_own: dict[str, np.ndarray] = {}
+
+
+def add(name: str, content: bytes) -> str:
+    """Keep an image file of one's own under a name that `photograph` and `square` take; returns the name.
+
+    Raises UserError for a file that is no image.
+    """
+    from PIL import Image, ImageOps
+
+    opened = ImageOps.exif_transpose(_opened(io.BytesIO(content), name))
+    opened.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
+    name = f"{name} ({len(_own) + 1})"
+    _own[name] = np.asarray(opened.convert("RGB"))
+    return name
 
 
 @lru_cache(maxsize=8)
 def photograph(name: str) -> np.ndarray:
-    """One of `PHOTOGRAPHS`: uint8 (H, W, 3), 300 to 640 pixels a side."""
+    """One of `PHOTOGRAPHS`, 300 to 640 pixels a side, or one that was added: uint8 (H, W, 3)."""
+    if name in _own:
+        return _own[name]
     from skimage import data
 
     return np.ascontiguousarray(getattr(data, name)())
@@ -41,21 +66,30 @@ def square(image: str | Path | object, size: int) -> Tensor:
 
 
 def _pixels(image: str | Path | object) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    if image in PHOTOGRAPHS if isinstance(image, str) else False:
+    if isinstance(image, str) and (image in PHOTOGRAPHS or image in _own):
         return photograph(image)
     if isinstance(image, str | Path):
-        try:
-            image = Image.open(image)
-        except FileNotFoundError:
-            raise UserError(f"{image}: no such image file, and none of {', '.join(PHOTOGRAPHS)}") from None
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"{image}: cannot be read as an image ({error})") from None
+        image = _opened(image, str(image))
     pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise UserError(f"image: must be uint8 (H, W, 3); it is {pixels.dtype} {pixels.shape}")
     return pixels
+
+
+def _opened(file: str | Path | io.BytesIO, name: str) -> Image.Image:
+    """An image file, decoded. Raises UserError, naming it, for one that is missing or cannot be read."""
+    from PIL import Image
+
+    try:
+        opened = Image.open(file)
+        opened.load()
+        return opened
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such image file, and none of {', '.join(PHOTOGRAPHS)}") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name}: cannot be read as an image ({error})") from None
 
 
 @lru_cache(maxsize=64)

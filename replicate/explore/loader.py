@@ -19,8 +19,7 @@ from replicate.explore.panel import choice, real, whole
 from replicate.loaders import crop_decode
 from replicate.loaders.crop_decode import Decoding, decode_crop_resize
 from replicate.loaders.crops import random_resized_crop_boxes
-from replicate.report.figures import new
-from replicate.report.style import MARKERS, PALETTE, PAPER, WIDTH, Figure
+from replicate.report.style import MARKERS, PALETTE, PAPER, WIDTH, Figure, new
 
 OUTPUT = 224
 QUALITIES = (50, 70, 80, 90, 95, 100)
@@ -81,6 +80,26 @@ def microseconds(jpeg: bytes, box: np.ndarray, decoding: Decoding, rounds: int =
     return 1e6 * float(np.median(taken))
 
 
+@lru_cache(maxsize=128)
+def times(image: str, quality: int, resolution: int, low: float, seed: int) -> tuple[float, float]:
+    """Microseconds of one crop by decoding all of the stored photograph, and by decoding the crop alone."""
+    jpeg, (box, _) = stored(image, quality, resolution), crop_box(image, resolution, low, seed)
+    full, part = (microseconds(jpeg, box, Decoding(full=full)) for full in (True, False))
+    return full, part
+
+
+def caption(image: str, quality: int, resolution: int, low: float, seed: int) -> str:
+    """Bytes, the crop's share and what decoding it alone saves."""
+    size = len(stored(image, quality, resolution)) / 1e3
+    (_, _, height, width), _ = crop_box(image, resolution, low, seed)
+    rows, columns = stored_size(image, resolution)
+    text = f"{size:.0f} kB at quality {quality}; the crop is {height * width / rows / columns:.0%} of it."
+    if not crop_decode.available():
+        return text + " Without the package crop_decode, the whole image is decoded."
+    full, part = times(image, quality, resolution, low, seed)
+    return f"{text} Decoding it alone takes {part:.0f} µs, not {full:.0f}: {full / part:.1f} times as fast."
+
+
 def draw(image: str, quality: int, resolution: int, low: float, seed: int) -> Figure:
     """The stored photograph; the training crop; its difference from the original; size against quality."""
     jpeg = stored(image, quality, resolution)
@@ -92,7 +111,9 @@ def draw(image: str, quality: int, resolution: int, low: float, seed: int) -> Fi
     figure, axes = new(2, 2, width=WIDTH * 1.5, height=7.0)
     _photograph(axes[0, 0], pixels, box)
     axes[0, 1].imshow(crop)
-    axes[0, 1].set(title=f"{OUTPUT} x {OUTPUT}{_times(jpeg, box)}", xticks=[], yticks=[])
+    axes[0, 1].set(
+        title=f"{OUTPUT} x {OUTPUT}{_times(image, quality, resolution, low, seed)}", xticks=[], yticks=[]
+    )
     gap = crop.astype(int) - truth
     axes[1, 0].imshow(np.clip(128 + AMPLIFIED * gap, 0, 255).astype(np.uint8))
     psnr = 10 * np.log10(255**2 / max((gap.astype(float) ** 2).mean(), 1e-9))
@@ -115,10 +136,10 @@ def _photograph(axes, pixels: np.ndarray, box: np.ndarray) -> None:
     axes.set(title=f"{size} stored: {1 - share:.0%} outside the crop", xticks=[], yticks=[])
 
 
-def _times(jpeg: bytes, box: np.ndarray) -> str:
+def _times(*values: str | float) -> str:
     if not crop_decode.available():
         return ""
-    full, part = (microseconds(jpeg, box, Decoding(full=full)) for full in (True, False))
+    full, part = times(*values)
     return f": {full:.0f} µs by the whole, {part:.0f} by the crop"
 
 

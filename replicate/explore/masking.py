@@ -18,9 +18,8 @@ from replicate.explore import images
 from replicate.explore.panel import choice, real, whole
 from replicate.losses.flatten import Weighting
 from replicate.masking import sample_mask
-from replicate.report.figures import P2DIST, new, p2dist_map
-from replicate.report.reconstruct import faded
-from replicate.report.style import HEATMAP, OURS, REFERENCE, WIDTH, Figure
+from replicate.report.patch_maps import P2DIST, faded, p2dist_map
+from replicate.report.style import HEATMAP, OURS, REFERENCE, WIDTH, Figure, new
 
 SIDE, PATCH = 224, 16
 GRID = (SIDE // PATCH, SIDE // PATCH)
@@ -77,6 +76,21 @@ def draw(sampling: str, mask_ratio: float, beta: float, gamma: float, image: str
     weight.set(title=f"weights in the loss, d^-{gamma:g}", xticks=[], yticks=[])
     _histogram(histogram, found, beta)
     return figure
+
+
+def caption(sampling: str, mask_ratio: float, beta: float, gamma: float, image: str, seed: int) -> str:
+    """What the picture shows, in words and numbers."""
+    found = masked(sampling, mask_ratio, beta, gamma, seed)
+    hidden, decoded = found.mask > 0, found.decoded > 0
+    relative = found.weight[decoded] * decoded.sum()
+    weights = (
+        f"weights run from {relative.min():.2f} to {relative.max():.2f}" if decoded.any() else "no weights"
+    )
+    return (
+        f"{sampling} sampling hides {hidden.sum()} of {hidden.size} patches; the encoder reads "
+        f"{(~hidden).sum()}. Mean P2Dist: {found.distance[hidden].mean():.1f} pixels. Within beta "
+        f"{beta:g} the decoder predicts {decoded.sum()} and drops {hidden.sum() - decoded.sum()}; {weights}."
+    )
 
 
 def _histogram(axes, found: Masked, beta: float) -> None:

@@ -15,15 +15,19 @@ from replicate.config import PretrainRun, load
 from replicate.difficulty import p2dist
 from replicate.errors import UserError
 from replicate.explore import images
+from replicate.explore.runs import DRAWN, trained_weights
+from replicate.intervals import spearman
 from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import per_unit_error, reconstruction_loss
 from replicate.models.build import build_pretraining_model
 from replicate.models.huggingface import from_transformers, is_transformers
+from replicate.models.loading import without_prefixes
 from replicate.models.weights import load_weights, sizes_of
 from replicate.patches import pair, unpatchify
-from replicate.report.book import repository
-from replicate.report.reconstruct import HOG, HOG_PREDICTED, MASKED, ORIGINAL, hog_glyphs
+from replicate.report.glyphs import hog_glyphs
+from replicate.report.reconstruct import HOG, HOG_PREDICTED, MASKED, ORIGINAL
 from replicate.report.reconstruct import views as pixel_views
+from replicate.report.root import repository
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,8 +36,8 @@ if TYPE_CHECKING:
     from replicate.report.style import Figure
 
 FILES = (".pth", ".pt", ".bin", ".safetensors")
-DRAWN = ("pixel", "hog")
-"""Targets that a picture can show."""
+NO_STATE_TO_MEASURE = 512
+"""Vocabulary of a model of tokens that has no weights."""
 
 
 class Pretrained(nn.Module):
@@ -41,26 +45,25 @@ class Pretrained(nn.Module):
 
     run       the run through a budget's lens
     weights   the file that they were read from; None: random weights
+    target    None for discrete tokens, whose tokenizer is a model of its own
 
-    Raises UserError for a run whose target is no picture, and for weights of another model.
+    Raises UserError for weights of another model.
     """
 
     def __init__(
         self, run: PretrainRun, state: dict[str, Tensor] | None = None, weights: Path | None = None
     ) -> None:
         super().__init__()
-        if run.target not in DRAWN:
-            raise UserError(
-                f"target {run.target} is no picture; choose a run whose target is {' or '.join(DRAWN)}"
-            )
         self.run, self.weights = run, weights
         options = {"patch_size": run.patch_size, "difficulty": run.difficulty, **run.weighting_options}
         self.weighting = losses.build_weighting(run.weighting, **options)
-        self.target = targets.build(run.target, run.patch_size, **run.target_options)
-        self.model = build_pretraining_model(run, self.target.dim, self.weighting.needs_difficulty)
+        tokens = run.target == "token"
+        self.target = None if tokens else targets.build(run.target, run.patch_size, **run.target_options)
+        dim = _predicted(run, state) if tokens else self.target.dim
+        self.model = build_pretraining_model(run, dim, self.weighting.needs_difficulty)
         if state is not None:
             try:
-                self.model.load_state_dict(state)
+                self.model.load_state_dict(without_prefixes(state, self.model.state_dict()))
             except RuntimeError as error:
                 raise UserError(
                     f"{weights}: does not fit the run's model: {str(error).splitlines()[-1].strip()}"
@@ -90,6 +93,15 @@ class Pretrained(nn.Module):
         return per_unit_error(prediction.pred, self.target(raw), self.run.loss_norm)
 
 
+def _predicted(run: PretrainRun, state: dict[str, Tensor] | None) -> int:
+    """Values that a model of tokens predicts for a patch, read off its weights."""
+    if state is None:
+        return NO_STATE_TO_MEASURE
+    found = (len(tensor) for name, tensor in state.items() if name.endswith("decoder_pred.bias"))
+    rows = next(found, NO_STATE_TO_MEASURE)
+    return rows // build_pretraining_model(run, 1).decoder_pred.out_features
+
+
 def load_model(
     name: str | Path,
     weights: str | Path | None = None,
@@ -102,9 +114,12 @@ def load_model(
     """A pre-trained model by the name of its run, or a released checkpoint of MAE by its file.
 
     name: a pre-training of papers/*/runs.yaml, or a file (.pth, .pt, .bin, .safetensors) of the reference or
-    of transformers' ViTMAE. weights: a file for a run's model; None: what the run has trained at `budget`
-    (default: the active one) for `seed`. A run without weights gets random ones, with a warning. norm_pix:
-    whether a released checkpoint predicts normalised pixels, as all but the `mae_visualize` files do.
+    of transformers' ViTMAE.
+    weights: a file for a run's model, or a checkpoint kept of it. None: what the run has trained at `budget`
+    (default: the active one) for `seed`, or what comes with the project in `weights/`. A run without either
+    gets random weights, with a warning.
+    norm_pix: whether a released checkpoint predicts normalised pixels, as all but the `mae_visualize` files
+    do.
 
     Raises UserError for an unknown run or a file that is no model's weights.
     """
@@ -115,13 +130,13 @@ def load_model(
     run = params.resolve(str(name), budget)
     if not isinstance(run, PretrainRun):
         raise UserError(f"{name} is no pre-training; it starts from {params.upstream_of(str(name))}")
-    folder = root / params.results_folder(str(name), budget)
-    path = Path(weights) if weights else folder / "weights" / f"seed{seed}.safetensors"
-    if weights or path.exists():
+    path = Path(weights) if weights else trained_weights(params, str(name), budget, seed, root)
+    if path:
         return Pretrained(run, load_weights(path), path)
-    model, train = random_model(run, seed), f"python -m replicate pretrain {name}"
-    warnings.warn(f"{path} is not there: {name} gets random weights; train it by `{train}`", stacklevel=2)
-    return model
+    missing = f"{params.results_folder(str(name), budget)} holds no weights of seed {seed}, and no box does"
+    advice = f"train it by `python -m replicate pretrain {name}`"
+    warnings.warn(f"{missing}: {name} gets random weights; {advice}", stacklevel=2)
+    return random_model(run, seed)
 
 
 def random_model(run: PretrainRun, seed: int = 0) -> Pretrained:
@@ -159,8 +174,12 @@ def reconstruct(
 
     image: a file, a PIL image, uint8 (H, W, 3), uint8 (3, S, S) of the model's size as a tensor, or the name
     of a scikit-image photograph ("astronaut", "chelsea", "coffee", "rocket"). Others are cut to their central
-    square. mask_ratio: the run's own unless given. `seed` decides the mask.
+    square. mask_ratio: the run's own unless given. `seed` decides the mask. Raises UserError for a run whose
+    target is no picture.
     """
+    if model.run.target not in DRAWN:
+        wanted = f"choose a run whose target is {' or '.join(DRAWN)}"
+        raise UserError(f"target {model.run.target} is no picture; {wanted}")
     raw = (image if isinstance(image, Tensor) else images.square(image, model.run.image_size))[None]
     noise = torch.rand(1, model.model.num_patches, generator=torch.Generator().manual_seed(seed))
     ratio = model.run.mask_ratio if mask_ratio is None else mask_ratio
@@ -193,6 +212,15 @@ class Reconstruction:
     error: np.ndarray
     p2dist: np.ndarray
     views: dict[str, np.ndarray]
+
+    @property
+    def summary(self) -> str:
+        """Loss, and the rank correlation of error and P2Dist over the masked patches, in a sentence."""
+        text = f"loss {self.loss:.3f} on {int(self.mask.sum())} of {self.mask.size} patches"
+        error, distance = self.error[self.mask], self.p2dist[self.mask]
+        if len(error) > 2 and distance.min() < distance.max():
+            text += f"; rank correlation of error and P2Dist {spearman(distance, error):.2f}"
+        return f"{text}."
 
     def figure(self) -> Figure:
         """The views above; below, error and P2Dist of masked patches, and one against the other."""

@@ -21,18 +21,18 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 import yaml
+from IPython.display import display
 
 from replicate.config import Params, load
 from replicate.cost import plan
 from replicate.cost.rates import rates_of
 from replicate.errors import UserError
-from replicate.explore.panel import choice, panel, real, shown, whole
-from replicate.explore.reconstruction import parameters
+from replicate.explore.panel import choice, panel, real, whole
+from replicate.explore.runs import parameters
 from replicate.explore.schedules import FIXED, PALINDROME, PATCH, PROGRESSIVE, stages
 from replicate.report import results
-from replicate.report.book import repository
-from replicate.report.figures import new
-from replicate.report.style import OURS, PAPER, WIDTH, Figure
+from replicate.report.root import repository
+from replicate.report.style import OURS, PAPER, WIDTH, Figure, new
 
 ROOM = "own"
 BUDGET, PRICED_AT = "smoke", "paper"
@@ -76,19 +76,19 @@ def controls() -> dict[str, widgets.Widget]:
         "method": choice(methods, "mae", "method"),
         "backbone": choice(list(BACKBONES), BACKBONES[0], "backbone"),
         "mask": choice(["random", "block", "grid"], "random", "sampling"),
-        "mask_ratio": real(0.1, 0.95, 0.05, 0.9, "mask ratio"),
+        "mask_ratio": real(0.1, 0.95, 0.05, 0.9, "mask ratio", live=False),
         "target": choice(list(TARGETS), "HOG", "target"),
         "weighting": choice(list(WEIGHTINGS), "flatten", "loss weights"),
-        "beta": whole(BETA_OFF, 80, BETA_OFF, "beta, 0 is off"),
-        "decoder_depth": whole(0, 8, 1, "decoder blocks"),
+        "beta": whole(BETA_OFF, 80, BETA_OFF, "beta, 0 is off", live=False),
+        "decoder_depth": whole(0, 8, 1, "decoder blocks", live=False),
         "objective": choice(["reconstruction", "supmae"], "reconstruction", "objective"),
         "schedule": choice([FIXED, PROGRESSIVE, PALINDROME], PALINDROME, "stages"),
-        "low": whole(64, 224, 128, "lowest pixels", 2 * PATCH),
-        "image_size": whole(64, 224, 224, "highest pixels", 2 * PATCH),
-        "epochs": whole(20, 1600, 100, "epochs", 20),
+        "low": whole(64, 224, 128, "lowest pixels", 2 * PATCH, live=False),
+        "image_size": whole(64, 224, 224, "highest pixels", 2 * PATCH, live=False),
+        "epochs": whole(20, 1600, 100, "epochs", 20, live=False),
         "batch_size": choice([256, 512, 1024, 2048, 4096], 1024, "batch"),
-        "layer_decay": real(0.5, 1.0, 0.05, 0.8, "LLRD"),
-        "finetune_epochs": whole(10, 200, 100, "fine-tuning epochs", 10),
+        "layer_decay": real(0.5, 1.0, 0.05, 0.8, "LLRD", live=False),
+        "finetune_epochs": whole(10, 200, 100, "fine-tuning epochs", 10, live=False),
     }
 
 
@@ -167,9 +167,26 @@ def known_costs() -> pd.DataFrame:
     return costs_of(parameters(repository()), list(KNOWN.values())).assign(label=list(KNOWN))
 
 
+@lru_cache(maxsize=32)
+def _own_costs(frozen: str) -> pd.DataFrame:
+    """The plan of a mix, from its values as JSON."""
+    return costs_of(load(write(json.loads(frozen))), [])
+
+
+def caption(**values: Any) -> str:
+    """The mix's hours beside the cheapest of `KNOWN`."""
+    own, known = _own_costs(json.dumps(values, sort_keys=True)), known_costs()
+    hours = own.loc[own["kind"] == "pretrain", "hours"].sum()
+    cheapest = known.loc[known["hours"].idxmin()]
+    return (
+        f"Pre-training your mix is planned to take {hours:.1f} hours on eight A100. The cheapest of the "
+        f"papers' recipes here, {cheapest['label']}, takes {cheapest['hours']:.1f}."
+    )
+
+
 def draw(**values: Any) -> Figure:
     """Planned cost of the mix's pre-training beside one recipe a paper; the title adds its fine-tuning."""
-    own = costs_of(load(write(values)), [])
+    own = _own_costs(json.dumps(values, sort_keys=True))
     trains = own["kind"] == "pretrain"
     lines = pd.concat([known_costs(), own[trains].assign(label="your mix")])
     figure, axes = new(height=0.9 + 0.42 * len(lines), width=WIDTH * 1.2)
@@ -231,7 +248,10 @@ def bench() -> widgets.VBox:
         button.disabled = True
         output.clear_output()
         with output:
-            shown(train)(**values_of(whole_bench))
+            try:
+                display(train(**view.values))
+            except UserError as error:
+                print(error)
         button.disabled = False
 
     button.on_click(pressed)
@@ -240,5 +260,4 @@ def bench() -> widgets.VBox:
 
 def values_of(bench: widgets.VBox) -> dict[str, Any]:
     """The controls' values of a bench."""
-    row = bench.children[0].children[0]
-    return {name: control.value for name, control in zip(controls(), row.children, strict=True)}
+    return bench.children[0].values

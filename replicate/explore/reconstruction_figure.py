@@ -10,8 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from replicate.intervals import spearman
-from replicate.report.figures import new
-from replicate.report.style import HEATMAP, OURS, PAPER, Figure
+from replicate.report.reconstruct import ORIGINAL
+from replicate.report.style import HEATMAP, OURS, PAPER, Figure, new
+
+OPACITY = 0.7
 
 
 def reconstruction_figure(
@@ -21,16 +23,26 @@ def reconstruction_figure(
     figure, axes = new(2, len(views), width=2.1 * len(views), height=4.9)
     for axis, (title, view) in zip(axes[0], views.items(), strict=True):
         _image(axis, view, title)
-    _image(axes[1][0], error, "error of a masked patch", cmap=HEATMAP)
-    _image(axes[1][1], p2dist, "its P2Dist", cmap=HEATMAP)
+    original = views[ORIGINAL]
+    _overlay(axes[1][0], original, error, "error of a masked patch")
+    _overlay(axes[1][1], original, p2dist, "its P2Dist")
     _error_by_distance(axes[1][2], p2dist[mask], error[mask])
     for axis in axes[1][3:]:
         axis.set_axis_off()
     return figure
 
 
-def _image(axis: Axes, values: np.ndarray, title: str, **options: str) -> None:
-    axis.imshow(values, **options)
+def _overlay(axis: Axes, original: np.ndarray, values: np.ndarray, title: str) -> None:
+    """A value a patch over the image in grey; visible patches stay clear."""
+    axis.imshow(original.mean(axis=2), cmap="gray", vmin=0, vmax=1)
+    height, width = original.shape[:2]
+    axis.imshow(values, cmap=HEATMAP, alpha=OPACITY, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+    axis.set_title(title, loc="center", fontsize="small")
+    axis.set(xticks=[], yticks=[])
+
+
+def _image(axis: Axes, values: np.ndarray, title: str) -> None:
+    axis.imshow(values)
     axis.set_title(title, loc="center", fontsize="small")
     axis.set(xticks=[], yticks=[])
 

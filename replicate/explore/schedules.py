@@ -14,10 +14,9 @@ import numpy as np
 from replicate.config import PretrainRun, Stage
 from replicate.cost.runs import pretrain_cost
 from replicate.explore.panel import choice, real, whole
-from replicate.explore.reconstruction import parameters
-from replicate.report.book import repository
-from replicate.report.figures import new
-from replicate.report.style import HEATMAP, OURS, PALETTE, REFERENCE, WIDTH, Figure
+from replicate.explore.runs import parameters
+from replicate.report.root import repository
+from replicate.report.style import HEATMAP, OURS, PALETTE, REFERENCE, WIDTH, Figure, new
 from replicate.schedules.layer_decay import layer_scales
 from replicate.schedules.lr import warmup_cosine
 from replicate.schedules.stages import view_at
@@ -108,6 +107,31 @@ def draw(
     _layers(*axes[0], depth, llrd, warmup)
     _stages(*axes[1], run_of(schedule, low, high, mask_start, mask_end))
     return figure
+
+
+def caption(
+    depth: int,
+    llrd: float,
+    warmup: float,
+    schedule: str,
+    low: int,
+    high: int,
+    mask_start: float,
+    mask_end: float,
+) -> str:
+    """The two numbers that the pictures are about."""
+    run = run_of(schedule, low, high, mask_start, mask_end)
+    return (
+        f"At LLRD {llrd:g} the embeddings learn at {layer_scales(depth, llrd)[0]:.2%} of the head's rate. "
+        f"The stages ({schedule}) cost {_share(run):.0%} of the largest size throughout."
+    )
+
+
+def _share(run: PretrainRun) -> float:
+    """Cost of a run's stages over that of its largest size throughout."""
+    largest = max(view_at(run, epoch).image_size for epoch in range(run.epochs))
+    fixed = run.model_copy(update={"stages": (), "image_size": largest, "epochs": 1})
+    return float(epoch_costs(run).mean() / epoch_costs(fixed)[0])
 
 
 def _layers(rates, scales, depth: int, llrd: float, warmup: float, epochs: int = 100) -> None:

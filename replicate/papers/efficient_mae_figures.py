@@ -15,8 +15,9 @@ from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import per_unit_error
 from replicate.masking import random_masking
 from replicate.papers.efficient_mae import PATCH, SIDE
-from replicate.report.figures import ACCURACY, P2DIST, new, reach, series
-from replicate.report.reconstruct import faded, load_model, mask_noise, sample_images
+from replicate.report.figures import ACCURACY, new, reach, series
+from replicate.report.patch_maps import P2DIST, faded
+from replicate.report.reconstruct import load_model, mask_noise, sample_images
 from replicate.report.style import HEATMAP, PALETTE, WIDTH, Figure
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from replicate.errors import UserError
 from replicate.loaders.pixels import denormalise, normalise
 from replicate.patches import unpatchify
 from replicate.report import figures, reconstruct
-from replicate.report.reconstruct import BORROWED, HOG, HOG_PREDICTED, MASKED, PREDICTED, hog_glyphs
+from replicate.report.glyphs import hog_glyphs
+from replicate.report.reconstruct import BORROWED, HOG, HOG_PREDICTED, MASKED, PREDICTED
 from replicate.report.style import HEATMAP, OURS, PAPER, REFERENCE, Figure
 from replicate.targets.hog import CELL, dense_hog
 from replicate.targets.similarity import reduced, similarities

@@ -15,6 +15,7 @@ from replicate.config import published
 from replicate.report import figures, loader_runs, results, style, summary, tables, verdicts, wording
 from replicate.report.lens import lens
 from replicate.report.quantities import Reader
+from replicate.report.root import repository
 
 if TYPE_CHECKING:
     from replicate.config import Params
@@ -24,14 +25,6 @@ NOTHING_DRAWN = "*No picture: the runs or weights that it shows are not here at 
 # A notebook's tables are read, not skimmed: a cut name or a left-out line hides what was compared.
 pd.set_option("display.max_colwidth", None)
 pd.set_option("display.max_rows", None)
-
-
-def repository() -> Path:
-    """The nearest folder with params.yaml, from the working folder upwards; else this package's."""
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / "params.yaml").exists():
-            return folder
-    return Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

@@ -15,25 +15,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from replicate.report.quantities import NotRun, Reader
-from replicate.report.style import HEATMAP, HEIGHT, MARKERS, OURS, PALETTE, PAPER, WIDTH, Figure, set_theme
+from replicate.report.style import HEIGHT, MARKERS, OURS, PALETTE, PAPER, WIDTH, Figure, new, one
 
 ACCURACY = "top-1 accuracy (%)"
-P2DIST = "P2Dist (pixels of a 16-pixel patch)"
-
-
-def new(
-    rows: int = 1, columns: int = 1, width: float = WIDTH, height: float = HEIGHT, **options: Any
-) -> tuple[Figure, np.ndarray]:
-    """An empty figure with the theme and its axes (rows, columns)."""
-    set_theme()
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
-
-
-def one(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
-    """An empty figure with the theme and its only axes."""
-    figure, axes = new(width=width, height=height)
-    return figure, axes[0, 0]
 
 
 def curve(axes: Axes, reader: Reader, sweep: Any, label: str, index: int = 0, least: int = 3) -> list[float]:
@@ -149,18 +133,4 @@ def reconstructions(rows: Sequence[Mapping[str, np.ndarray]], across: int = 1) -
             axis.imshow(np.clip(row[name], 0, 1))
     for axis, name in zip(axes[0], names * across, strict=True):
         axis.set_title(name, loc="center", fontsize="small")
-    return figure
-
-
-def p2dist_map(distance: np.ndarray, beta: float | None = None, axes: Axes | None = None) -> Figure:
-    """P2Dist of every patch (rows, columns) in pixels; patches beyond `beta` get a cross."""
-    figure, axis = (axes.figure, axes) if axes is not None else one(width=HEIGHT * 1.2)
-    image = axis.imshow(np.where(distance > 0, distance, np.nan), cmap=HEATMAP)
-    figure.colorbar(image, ax=axis, label="P2Dist (pixels)")
-    if beta is not None:
-        rows, columns = np.nonzero(distance > beta)
-        axis.scatter(columns, rows, marker="x", color="white", s=14, linewidths=1)
-        masked, decoded = int((distance > 0).sum()), int(((distance > 0) & (distance <= beta)).sum())
-        axis.set_title(f"decoded {decoded} of {masked} masked patches")
-    axis.set(xticks=[], yticks=[])
     return figure

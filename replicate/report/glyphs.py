@@ -10,6 +10,8 @@ from torch import Tensor
 
 from replicate.targets.hog import BINS
 
+GLYPH = 16  # pixels a side that one HOG cell's star is drawn with
+
 
 @lru_cache(maxsize=8)
 def _strokes(side: int) -> Tensor:
@@ -29,3 +31,9 @@ def hog_image(cells: Tensor, side: int = 16) -> Tensor:
     """
     glyphs = torch.einsum("...bhw,byx->...hywx", cells.float().clamp(min=0).cpu(), _strokes(side))
     return glyphs.flatten(-2).flatten(-3, -2)
+
+
+def hog_glyphs(cells: Tensor) -> Tensor:
+    """Histograms (N, 3, 9, h, w) -> (N, 1, h * 16, w * 16) glyphs in 0..1, mean over the colours."""
+    glyphs = hog_image(cells.mean(dim=1), GLYPH)[:, None]
+    return glyphs / glyphs.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)

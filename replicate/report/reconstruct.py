@@ -16,7 +16,6 @@ from replicate.loaders.pixels import denormalise, normalise
 from replicate.models.build import build_pretraining_model
 from replicate.models.weights import load_weights
 from replicate.patches import unpatchify
-from replicate.report.glyphs import hog_image
 
 if TYPE_CHECKING:
     from replicate.config import Params, PretrainRun
@@ -27,10 +26,7 @@ BORROWED = "prediction, true\nmean and contrast"
 STATED = "prediction as it is,\nall patches alike"
 PASTED_BORROWED = "visible and predicted,\ntrue mean and contrast"
 HOG, HOG_PREDICTED = "HOG", "HOG prediction"
-COVER = 0.25  # share of the picture that shows through a masked patch
-BLUE = (0.35, 0.55, 0.85)
 PATCH = 16  # pixels of a patch in which P2Dist is given
-GLYPH = 16  # pixels a side that one HOG cell's star is drawn with
 
 
 def reconstruct(
@@ -116,18 +112,3 @@ def sample_images(folder: Path, image_size: int, count: int) -> Tensor:
         return torch.cat(
             [batch.images[torch.from_numpy(np.isin(batch.index, wanted))] for batch in loader.epoch(0)]
         )
-
-
-def faded(raw: Tensor, mask: Tensor, grid: tuple[int, int]) -> np.ndarray:
-    """uint8 image (3, H, W) -> (H, W, 3) in 0..1, its masked patches faded towards blue."""
-    rows, columns = grid
-    patch = np.ones((raw.shape[1] // rows, raw.shape[2] // columns))
-    hidden = np.kron(mask.view(grid).numpy(), patch)[..., None]
-    picture = raw.permute(1, 2, 0).numpy() / 255
-    return picture * (1 - hidden) + hidden * (COVER * picture + (1 - COVER) * np.array(BLUE))
-
-
-def hog_glyphs(cells: Tensor) -> Tensor:
-    """Histograms (N, 3, 9, h, w) -> (N, 1, h * 16, w * 16) glyphs in 0..1, mean over the colours."""
-    glyphs = hog_image(cells.mean(dim=1), GLYPH)[:, None]
-    return glyphs / glyphs.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)

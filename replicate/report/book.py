@@ -12,6 +12,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from replicate.config import published
+from replicate.files import workbook
 from replicate.report import figures, loader_runs, results, style, summary, tables, verdicts, wording
 from replicate.report.lens import lens
 from replicate.report.quantities import Reader
@@ -27,11 +28,11 @@ pd.set_option("display.max_rows", None)
 
 
 def repository() -> Path:
-    """The nearest folder with params.yaml, from the working folder upwards; else this package's."""
+    """The nearest folder with params.yaml, from the working folder upwards; else the package's own."""
     for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder / "params.yaml").exists():
             return folder
-    return Path(__file__).resolve().parents[2]
+    return workbook()
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,11 @@ def _add_data(commands) -> None:
         action.add_argument(
             "dataset", nargs="?", default="full", help="name of a data set (default: %(default)s)"
         )
+    text = "download a public data set, check it, and lay out its class folders in data/"
+    action = _add(actions, "fetch", _data_fetch, text, "interrupted; the same command continues")
+    action.add_argument("name", nargs="?", help="a public set (default: list them)")
+    given = "folder that has the set's files, or for imagenet-100 the ImageNet; nothing is downloaded"
+    action.add_argument("--from", dest="given", type=Path, metavar="FOLDER", help=given)
 
 
 def _add_plan(commands) -> None:
@@ -366,6 +371,15 @@ def _data_write(options: argparse.Namespace) -> None:
     from replicate.pipeline.launch import write_dataset
 
     write_dataset(_load(options), options.dataset)
+
+
+def _data_fetch(options: argparse.Namespace) -> None:
+    from replicate.fetch import datasets
+
+    if options.name is None:
+        print(datasets.listing())
+        return
+    print(datasets.fetch(options.name, options.given))
 
 
 def _data_check(options: argparse.Namespace) -> None:

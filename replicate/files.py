@@ -10,6 +10,14 @@ from typing import Any
 
 from replicate.errors import UserError
 
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def workbook() -> Path:
+    """The folder with params.yaml, budgets.yaml and papers/: the checkout, or a wheel's own copy."""
+    inside = _PACKAGE / "workbook"
+    return inside if inside.is_dir() else _PACKAGE.parent
+
 
 def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write(temporary_path)`, flush the file to disk and move it to `path`.

@@ -95,10 +95,9 @@ def test_missing_data_folder(project, capsys):
     assert "nowhere" in told(capsys, "data", "write")
 
 
-def test_tiny_imagenet_that_is_not_there_is_told_with_the_tool_that_lays_it_out(project, capsys):
+def test_tiny_imagenet_that_is_not_there_is_told_with_the_command_that_brings_it(project, capsys):
     write_folder_params(project, Path("data/tiny-imagenet"))
-    assert "`python tools/tiny_imagenet.py UNPACKED`" in told(capsys, "data", "write")
-    assert (ROOT / "tools" / "tiny_imagenet.py").exists()
+    assert "`python -m replicate data fetch tiny-imagenet`" in told(capsys, "data", "write")
 
 
 @pytest.mark.parametrize("action", ["write", "check", "info"])

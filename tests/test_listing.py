@@ -143,11 +143,8 @@ def test_every_place_that_lists_images_lists_the_same(
         assert loader.num_images == 8
 
 
-def test_tiny_imagenets_archive_may_hold_resource_forks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "tools"))
-    import tiny_imagenet
+def test_tiny_imagenets_archive_may_hold_resource_forks(tmp_path: Path) -> None:
+    from replicate.fetch import tiny_imagenet
 
     source = tmp_path / "tiny-imagenet-200"
     _save(source / "train" / "n01" / "images" / "n01_0.JPEG")

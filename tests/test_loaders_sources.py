@@ -264,3 +264,9 @@ def test_kill_9_in_mid_write_leaves_nothing_and_the_next_run_succeeds(root: Path
         "val.csv",
     ]
     assert len(data.check(out)) == 2
+
+
+def test_ten_of_two_hundred_classes_are_ten_of_every_fifth():
+    """`classes: 10` takes the same classes of Tiny-ImageNet from all 200 as from a fifth of them."""
+    names = [f"n{number:03d}" for number in range(200)]
+    assert spread_classes(names, 10, Path()) == spread_classes(names[::5], 10, Path()) == names[::20]

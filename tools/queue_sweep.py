@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from replicate.config import Params, load
+from replicate.config.datasets import source_path
 from replicate.errors import UserError
 from replicate.loaders.data import PHOTOS
 from replicate.names import closest
@@ -53,7 +54,8 @@ def commands(params: Params, key: str, values: list[str], jobs: int) -> list[lis
 
 def _refuse_untracked(params: Params, name: str) -> None:
     datasets = {params.runs[one].dataset for one in with_upstream(params, [name])}
-    for source in {params.dataset(dataset).source for dataset in datasets} - {PHOTOS}:
+    sources = {params.dataset(dataset).source for dataset in datasets} - {PHOTOS}
+    for source in map(str, map(source_path, sources)):
         if Path(source).expanduser().is_absolute():
             continue
         if not subprocess.run(["git", "ls-files", "--", source], capture_output=True, text=True).stdout:

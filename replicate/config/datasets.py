@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from replicate.config.schema import Count, Fraction, Strict
+
+PUBLIC = ("imagenette160", "imagenette320", "tiny-imagenet", "cifar10", "fashion-mnist", "imagenet-100")
+"""Public sets that `source` can name; `replicate.fetch` brings them."""
+HUB = "hf://datasets/"
+"""What the name of a data set on the Hugging Face hub begins with."""
 
 
 class Encoding(Strict):
@@ -33,6 +39,7 @@ class Dataset(Strict):
     A data set that states `image_size` states it, and its caps, in the paper's pixels; a budget scales both.
     The others take the budget's size.
 
+    source    photos, a folder with train/ and val/, one of PUBLIC, or hf://datasets/OWNER/NAME
     minival   training images of each class that are held out and join the validation images
     """
 
@@ -48,3 +55,15 @@ class Dataset(Strict):
     on_error: Literal["raise", "skip"] = "raise"
     train: Encoding = Encoding(resolution=500, quality=95)
     val: Encoding = Encoding(resolution=500, quality=100)
+
+
+def is_public(source: str) -> bool:
+    """Whether `source` names a set to be fetched, and not a folder."""
+    return source in PUBLIC or source.startswith(HUB)
+
+
+def source_path(source: str) -> Path:
+    """The folder of a source: a public set's is below data/."""
+    if source.startswith(HUB):
+        return Path("data", "hf", source.removeprefix(HUB).strip("/").replace("/", "--"))
+    return Path("data", source) if source in PUBLIC else Path(source)

@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 from replicate.config.schema import NAME, Strict, validated
 from replicate.config.yaml_file import frozen, read_yaml
 from replicate.errors import UserError
+from replicate.files import workbook
 from replicate.names import closest
 
-ROOMS = Path(__file__).resolve().parents[2] / "papers"
+ROOMS = workbook() / "papers"
 SECTIONS = ("datasets", "tokenizers", "pretrain", "evaluate", "searches")
 
 

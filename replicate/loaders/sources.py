@@ -7,11 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
+from replicate.config.datasets import PUBLIC, source_path
 from replicate.errors import UserError
 from replicate.loaders import crops
 from replicate.loaders.listing import LeftOut, list_folder, list_images
 
-TINY_IMAGENET = Path("data/tiny-imagenet")
 _STREAM, _MINIVAL_STREAM = 12, 15
 
 
@@ -59,7 +59,7 @@ class FolderSource:
 def source_folder(source: str | Path) -> Path:
     """The folder that `data.source` names; "~" is the home folder. Raises UserError for an unknown user."""
     try:
-        return Path(source).expanduser()
+        return source_path(str(source)).expanduser()
     except RuntimeError as error:
         raise UserError(f"data source {source}: no such user; write the full path") from error
 
@@ -212,7 +212,6 @@ def _refuse_different(root: Path, train: Iterable[str], val: Iterable[str]) -> N
 
 
 def _how_to_get(root: Path) -> str:
-    if root == TINY_IMAGENET:
-        command = "`python tools/tiny_imagenet.py UNPACKED`"
-        return f"{command} writes it from the unpacked Tiny-ImageNet archive (see the README)"
-    return "data source must be 'photos' or a folder with train/ and val/ in it"
+    if name := next((name for name in PUBLIC if root == source_path(name)), None):
+        return f"`python -m replicate data fetch {name}` brings it"
+    return "data source must be 'photos', a folder with train/ and val/ in it, or a public set's name"

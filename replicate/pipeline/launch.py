@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replicate.config import EvaluateRun, PretrainRun, TokenizerRun
+from replicate.config.datasets import is_public, source_path
 from replicate.errors import UserError
 from replicate.pipeline.box import pack
 from replicate.pipeline.digests import code_of
@@ -95,10 +96,18 @@ def show_log(params: Params, name: str) -> None:
 
 
 def write_dataset(params: Params, name: str) -> None:
-    """Write a data set's .beton files and manifest and print what became of its images."""
+    """Write a data set's .beton files and manifest and print what became of its images.
+
+    A public set that is not here is fetched first, after its size has been said.
+    """
     from replicate.loaders.data import write
 
-    folder = params.data_folder(name)
+    folder, source = params.data_folder(name), params.dataset(name).source
+    if is_public(source) and not source_path(source).is_dir():
+        from replicate.fetch import datasets
+
+        datasets.announce(source)
+        datasets.fetch(source)
     manifest = write(params.dataset(name), folder, workers=params.machine.workers)
     for split in manifest.splits.values():
         print(f"{folder / split['file']}: {what_was_done(split['images'], split['counts'])}")

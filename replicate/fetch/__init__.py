@@ -1,0 +1,1 @@
+"""Public data sets and released weights by name: downloaded, checked, unpacked, laid out. Never on import."""

@@ -170,7 +170,8 @@ class Detector(MaskRCNN):
             mask_head=MaskRCNNHeads(width, [width] * 4, 1, norm),
             mask_predictor=MaskPredictor(width, width, num_classes),
         )
-        self.image_size, self.num_classes = run.image_size, num_classes
+        self.image_size, self.test_size, self.window = run.image_size, run.test_size, run.window
+        self.num_classes = num_classes
         self.transform = Images(run.image_size)
 
     def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
@@ -214,23 +215,21 @@ def _vit_pyramid(name: str, kwargs: dict[str, Any], run: DetectRun) -> Pyramid:
 
 
 def _stages_pyramid(pretrained: PretrainRun, run: DetectRun) -> Pyramid:
-    name, kwargs = pretrained.backbone, _stage_numbers(pretrained, run.image_size)
+    name, kwargs = pretrained.backbone, _stage_numbers(pretrained, run.image_size, run.window)
     numbers = hierarchy(name, **kwargs)
     encoder = Stages(build_backbone(name, run.image_size, drop_path=run.drop_path, **kwargs))
     neck = StagesFPN(numbers.dims, run.head_width, run.norm)
-    return Pyramid(
-        encoder, neck, run.head_width, tuple(numbers.patch_size * 2**stage for stage in range(4))
-    )
+    return Pyramid(encoder, neck, run.head_width, tuple(numbers.patch_size * 2**stage for stage in range(4)))
 
 
-def _stage_numbers(pretrained: PretrainRun, image_size: int) -> dict[str, Any]:
-    """A hierarchy's numbers. Swin keeps the window of its pre-training: more windows cover the image."""
+def _stage_numbers(pretrained: PretrainRun, image_size: int, window: int) -> dict[str, Any]:
+    """A hierarchy's numbers. Swin's windows have `window` tokens a side: more of them cover the image."""
     name, kwargs = pretrained.backbone, dict(pretrained.backbone_kwargs)
     if not is_hierarchy(name):
         raise UserError(f"backbone {name!r}: a detector takes a plain ViT or a hierarchy of FastMIM Table 4")
     numbers = hierarchy(name, **kwargs)
     if "windows_across" in numbers.options:
-        kwargs["windows_across"] = numbers.options["windows_across"] * image_size / pretrained.image_size
+        kwargs["windows_across"] = image_size / numbers.patch_size / window
     return kwargs
 
 
@@ -250,6 +249,7 @@ def load_encoder(
     if is_plain_vit(pretrained.backbone, pretrained.backbone_kwargs):
         source = build.build_classifier(pretrained, 1, size)
     else:
-        source = build_backbone(pretrained.backbone, size, 1, **_stage_numbers(pretrained, size))
+        numbers = _stage_numbers(pretrained, size, model.window)
+        source = build_backbone(pretrained.backbone, size, 1, **numbers)
     build.load_encoder(source, state, path, drop_blocks=pretrained.drop_blocks, antialias=antialias)
     model.backbone.encoder.take(source)

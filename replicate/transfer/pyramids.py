@@ -31,7 +31,9 @@ class TapsFPN(nn.Module):
         groups = math.gcd(32, channels)
         self.adapt = nn.ModuleList(
             [
-                nn.Sequential(_double(channels), nn.GroupNorm(groups, channels), nn.GELU(), _double(channels)),
+                nn.Sequential(
+                    _double(channels), nn.GroupNorm(groups, channels), nn.GELU(), _double(channels)
+                ),
                 _double(channels),
                 nn.Identity(),
                 nn.MaxPool2d(2),

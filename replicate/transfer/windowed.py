@@ -90,7 +90,7 @@ class WindowedViT(nn.Module):
         return {"pos_embed", "rel_pos_windowed", "rel_pos_global"}
 
     def take(self, source: nn.Module) -> None:
-        """Copy the encoder of a loaded ViT of the same sizes; tables of relative positions stay as they are."""
+        """Copy the encoder of a loaded ViT of the same sizes; relative positions stay as they are."""
         theirs, ours = source.state_dict(), self.state_dict()
         taken = {name: theirs[name] for name in ours if name in theirs}
         prefix = theirs["pos_embed"].shape[1] - self.pos_embed.shape[1]

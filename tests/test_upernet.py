@@ -43,7 +43,12 @@ def theirs(taps):
         add_fpn=True,
         reshape_hidden_states=True,
     )
-    options = {"hidden_size": HEAD, "num_labels": CLASSES, "auxiliary_channels": 8, "auxiliary_in_channels": None}
+    options = {
+        "hidden_size": HEAD,
+        "num_labels": CLASSES,
+        "auxiliary_channels": 8,
+        "auxiliary_in_channels": None,
+    }
     config = transformers.UperNetConfig(backbone_config=backbone, **options)
     return transformers.UperNetForSemanticSegmentation(config).eval()
 

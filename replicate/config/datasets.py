@@ -33,8 +33,8 @@ class Dataset(Strict):
     A data set that states `image_size` states it, and its caps, in the paper's pixels; a budget scales both.
     The others take the budget's size.
 
-    layout    classes: a folder a class; coco: images and boxes with instance masks; ade20k: images and masks of
-              class numbers. `scenes` are made in either of the last two
+    layout    classes: a folder a class; coco: boxes and instance masks; ade20k: masks of class numbers.
+              `scenes` are made in either of the last two
     minival   training images of each class that are held out and join the validation images
     """
 

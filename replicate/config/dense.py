@@ -1,4 +1,4 @@
-"""Runs of dense transfer: detection with instance masks (COCO) and segmentation (ADE20K), in their papers' numbers.
+"""Runs of dense transfer in their papers' numbers: detection (COCO) and segmentation (ADE20K).
 
 Both are evaluations of a pre-training: they start from its weights, or from those of a fine-tuned classifier.
 """
@@ -112,7 +112,7 @@ class DetectRun(DenseRun):
 
     neck           taps_fpn: four taps of a ViT, upsampled and pooled (Li et al. 2021); simple_fpn: ViTDet's
                    pyramid from the last map; fpn: the maps of a hierarchy
-    window         tokens a side of a ViT's attention windows; the last block of each quarter sees the whole image
+    window         tokens a side of a ViT's attention windows; the last block of each quarter has none
     norm           of pyramid and heads: bn, or ln
     fc_width       channels of the box head's linear layer
     proposals      (before NMS in training, before NMS in testing, after NMS)

@@ -1,4 +1,4 @@
-"""How a budget maps runs of dense transfer: sizes, lengths, channels and counts (`budgets.yaml`, key `dense`)."""
+"""How a budget maps dense transfer: sizes, lengths, channels, counts (`dense` in `budgets.yaml`)."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ class DenseLens(Strict):
     proposals: Positive = 1.0
 
 
-def resolve_dense(run: DenseRun, lens: DenseLens, grain: int, depth: tuple[int, int] | None) -> dict[str, Any]:
-    """The settings that change. `grain`: pixels that divide an image. `depth`: blocks here and in the paper."""
+def resolve_dense(
+    run: DenseRun, lens: DenseLens, grain: int, depth: tuple[int, int] | None
+) -> dict[str, Any]:
+    """The settings that change; `grain` pixels divide an image, `depth` counts blocks here and there."""
     found = _shared(run, lens)
     if isinstance(run, DetectRun):
         return found | _detect(run, lens, grain)
@@ -70,7 +72,7 @@ def _detect(run: DetectRun, lens: DenseLens, grain: int) -> dict[str, Any]:
     return {
         "image_size": size,
         "test_size": _pixels(run.test_size, lens.detect_scale, grain),
-        "window": run.window if size == run.image_size else max(2, round(run.window * size / grain / PAPER_GRID)),
+        "window": run.window if size == run.image_size else _window(run.window, size // grain),
         "fc_width": _channels(run.fc_width, lens),
         "proposals": tuple(_count(number, lens.proposals) for number in run.proposals),
         "rpn_batch": _count(run.rpn_batch, lens.proposals),
@@ -89,6 +91,10 @@ def _segment(run: SegmentRun, lens: DenseLens, grain: int, depth: tuple[int, int
         ours, theirs = depth
         found["taps"] = tuple(max(0, math.ceil((tap + 1) * ours / theirs) - 1) for tap in run.taps)
     return found
+
+
+def _window(tokens: int, grid: int) -> int:
+    return max(2, round(tokens * grid / PAPER_GRID))
 
 
 def _pixels(size: int, scale: float, grain: int) -> int:

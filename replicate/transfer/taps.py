@@ -1,4 +1,4 @@
-"""Feature maps for a dense head: taps of a plain ViT with relative position bias, or the stages of a hierarchy."""
+"""Feature maps for a dense head: taps of a plain ViT, or the stages of a hierarchy."""
 
 from __future__ import annotations
 
@@ -44,15 +44,11 @@ def relative_positions(grid: tuple[int, int]) -> Tensor:
 class VitTaps(nn.Module):
     """A plain ViT that gives the tokens after some of its blocks as maps: (N, 3, H, W) -> 4 of (N, C, h, w).
 
-    The class token takes part; the last norm does not. Positions are learned here (MAE, A.4, after BEiT's code).
+    The class token takes part; the last norm does not. Positions are learned here, as in BEiT's code.
     """
 
     def __init__(
-        self,
-        vit: ViT,
-        taps: Sequence[int],
-        relative_bias: bool = True,
-        layer_scale: float | None = None,
+        self, vit: ViT, taps: Sequence[int], relative_bias: bool = True, layer_scale: float | None = None
     ) -> None:
         super().__init__()
         if max(taps) >= len(vit.blocks):
@@ -98,7 +94,7 @@ class VitTaps(nn.Module):
 
 
 class StageTaps(nn.Module):
-    """A hierarchy that gives the map of each stage, normalised: (N, 3, H, W) -> 4 of (N, C_i, H / s_i, W / s_i)."""
+    """A hierarchy's maps, each normalised: (N, 3, H, W) -> 4 of (N, C_i, H / s_i, W / s_i)."""
 
     def __init__(self, backbone: nn.Module, channels: Sequence[int]) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """UperNet (Xiao et al. 2018): pyramid pooling and a feature pyramid that classify every pixel.
 
-MAE's Table 5 and FastMIM's Table 6 use it by BEiT's code, with a fully convolutional head beside it in training.
+MAE's Table 5 and FastMIM's Table 6 use it by BEiT's code, with an auxiliary head in training.
 """
 
 from __future__ import annotations

@@ -33,13 +33,13 @@ class Dataset(Strict):
     A data set that states `image_size` states it, and its caps, in the paper's pixels; a budget scales both.
     The others take the budget's size.
 
-    layout    classes: a folder a class; coco: boxes and instance masks; ade20k: masks of class numbers.
-              `scenes` are made in either of the last two
+    layout    classes: a folder a class; coco: boxes and instance masks; ade20k: masks of class numbers;
+              panoptic: COCO's panoptic masks. `scenes` are made as coco or as ade20k
     minival   training images of each class that are held out and join the validation images
     """
 
     source: str = "photos"
-    layout: Literal["classes", "coco", "ade20k"] = "classes"
+    layout: Literal["classes", "coco", "ade20k", "panoptic"] = "classes"
     image_size: Count = 224
     classes: Annotated[int, Field(ge=2)] | None = None
     class_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

@@ -26,6 +26,8 @@ class DenseRun(EvaluateRun):
     decay              cosine, or linear (power 1), to `min_lr`; or a tenth at each share of `steps`
     warmup_iterations  in place of warmup_epochs
     head_width         channels of the pyramid and of the heads
+    window             tokens a side of attention windows: of a ViT in detection, of Swin in both; None: the
+                       pre-training's own rule
     """
 
     crop_scale: CropScale = (1.0, 1.0)
@@ -38,6 +40,7 @@ class DenseRun(EvaluateRun):
     steps: tuple[Fraction, ...] = ()
     classifier: str | None = None
     head_width: Count = 256
+    window: Count | None = None
 
     @model_validator(mode="after")
     def _check_dense(self):
@@ -112,7 +115,7 @@ class DetectRun(DenseRun):
 
     neck           taps_fpn: four taps of a ViT, upsampled and pooled (Li et al. 2021); simple_fpn: ViTDet's
                    pyramid from the last map; fpn: the maps of a hierarchy
-    window         tokens a side of a ViT's attention windows; the last block of each quarter has none
+    window         as above; in a ViT the last block of each quarter has none
     norm           of pyramid and heads: bn, or ln
     fc_width       channels of the box head's linear layer
     proposals      (before NMS in training, before NMS in testing, after NMS)
@@ -125,7 +128,7 @@ class DetectRun(DenseRun):
     protocol: Literal["detect"] = "detect"
     image_size: Count = 1024
     neck: Literal["taps_fpn", "simple_fpn", "fpn"] = "taps_fpn"
-    window: Count = 16
+    window: Count | None = 16
     norm: Literal["bn", "ln"] = "bn"
     fc_width: Count = 1024
     proposals: tuple[Count, Count, Count] = (2000, 1000, 1000)

@@ -185,8 +185,9 @@ def _resolve_dense(
     run: DenseRun, source: PretrainRun, budget: Budget, grain: int, kwargs: dict[str, Any]
 ) -> DenseRun:
     stated = backbone_kwargs(source.backbone, source.backbone_kwargs, Budget())
-    depth = (kwargs["depth"], stated["depth"]) if "depth" in kwargs else None
-    update = resolve_dense(run, budget.dense, grain, depth)
+    depths = (kwargs["depth"], stated["depth"]) if "depth" in kwargs else None
+    strides = grain, stride_of(source.backbone, stated) or grain
+    update = resolve_dense(run, budget.dense, strides, depths)
     if budget.regularisation == "light":
         update["drop_path"] = 0.0
     return run.model_copy(update=update)

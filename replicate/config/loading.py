@@ -37,9 +37,9 @@ MODELS = {
 
 LAYOUTS = {
     "detect": ("coco",),
-    "segment": ("ade20k", "coco"),
-    "dense_knn": ("ade20k", "coco"),
-    "dense_linear": ("ade20k", "coco"),
+    "segment": ("ade20k", "panoptic"),
+    "dense_knn": ("ade20k", "panoptic"),
+    "dense_linear": ("ade20k", "panoptic"),
 }
 """The layouts of data that a dense protocol reads; every other run reads folders of classes."""
 

@@ -10,6 +10,7 @@ from timm.layers import LayerScale
 from torch import Tensor, nn
 
 from replicate.config.backbones import is_plain_vit, vit_backbone
+from replicate.config.hierarchies import hierarchy
 from replicate.errors import UserError
 from replicate.models.backbones import build_backbone
 from replicate.models.loading import load_encoder, without_prefixes
@@ -131,8 +132,19 @@ def build_taps(source: PretrainRun, run: SegmentRun) -> VitTaps | StageTaps:
         numbers = vit_backbone(name, **kwargs).kwargs
         vit = ViT(run.image_size, **numbers, drop_path=run.drop_path)
         return VitTaps(vit, run.taps, run.relative_bias, run.layer_scale)
-    backbone = build_backbone(name, run.image_size, drop_path=run.drop_path, **kwargs)
+    backbone = hierarchy_backbone(source, run.image_size, run.drop_path, run.window)
     return StageTaps(backbone, stage_channels(backbone, name))
+
+
+def hierarchy_backbone(
+    source: PretrainRun, image_size: int, drop_path: float, window: int | None = None
+) -> nn.Module:
+    """A pre-training's hierarchy at another image size; `window` tokens a side of Swin's windows."""
+    name, kwargs = source.backbone, dict(source.backbone_kwargs)
+    if window is not None:
+        first = hierarchy(name, **kwargs).patch_size
+        kwargs["windows_across"] = round(image_size / first / window)
+    return build_backbone(name, image_size, drop_path=drop_path, **kwargs)
 
 
 def stage_channels(backbone: nn.Module, name: str) -> list[int]:

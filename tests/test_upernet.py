@@ -189,10 +189,9 @@ def test_layer_decay_puts_the_head_above_the_last_block():
 
 def test_a_hierarchy_gives_a_map_of_every_stage():
     from replicate.models.backbones import build_backbone
-    from replicate.transfer.taps import stage_channels
 
     backbone = build_backbone("swin_base", 64, dims=(8, 16, 32, 64), depths=(1, 1, 1, 1), heads=(1, 1, 2, 2))
-    taps = StageTaps(backbone, stage_channels(backbone, "swin_base"))
+    taps = StageTaps(backbone, (8, 16, 32, 64))
     maps = taps(torch.randn(1, 3, 64, 64))
     assert [tuple(map_.shape[1:]) for map_ in maps] == [(8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)]
     model = Segmenter(taps, CLASSES, HEAD, plain=False).train()

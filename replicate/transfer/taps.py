@@ -10,7 +10,7 @@ from timm.layers import LayerScale
 from torch import Tensor, nn
 
 from replicate.config.backbones import is_plain_vit, vit_backbone
-from replicate.config.hierarchies import hierarchy
+from replicate.config.hierarchies import hierarchy, is_hierarchy
 from replicate.errors import UserError
 from replicate.models.backbones import build_backbone
 from replicate.models.loading import load_encoder, without_prefixes
@@ -99,16 +99,13 @@ class StageTaps(nn.Module):
 
     def __init__(self, backbone: nn.Module, channels: Sequence[int]) -> None:
         super().__init__()
-        if not hasattr(backbone, "forward_intermediates"):
-            name = type(backbone).__name__
-            raise UserError(f"backbone {name}: the maps of its stages cannot be read; use another backbone")
         self.backbone, self.channels = backbone, tuple(channels)
         if hasattr(backbone, "norm"):
             backbone.norm = nn.Identity()
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        maps = self.backbone.forward_intermediates(images, intermediates_only=True)[-len(self.channels) :]
+        maps = self.backbone.stage_maps(images)[-len(self.channels) :]
         pairs = zip(self.norms, maps, strict=True)
         return [norm(map_.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, map_ in pairs]
 
@@ -132,8 +129,10 @@ def build_taps(source: PretrainRun, run: SegmentRun) -> VitTaps | StageTaps:
         numbers = vit_backbone(name, **kwargs).kwargs
         vit = ViT(run.image_size, **numbers, drop_path=run.drop_path)
         return VitTaps(vit, run.taps, run.relative_bias, run.layer_scale)
+    if not is_hierarchy(name):
+        raise UserError(f"backbone {name!r}: UperNet takes a plain ViT or a hierarchy of FastMIM Table 4")
     backbone = hierarchy_backbone(source, run.image_size, run.drop_path, run.window)
-    return StageTaps(backbone, stage_channels(backbone, name))
+    return StageTaps(backbone, hierarchy(name, **kwargs).dims)
 
 
 def hierarchy_backbone(
@@ -143,13 +142,5 @@ def hierarchy_backbone(
     name, kwargs = source.backbone, dict(source.backbone_kwargs)
     if window is not None:
         first = hierarchy(name, **kwargs).patch_size
-        kwargs["windows_across"] = round(image_size / first / window)
+        kwargs["windows_across"] = image_size / first / window
     return build_backbone(name, image_size, drop_path=drop_path, **kwargs)
-
-
-def stage_channels(backbone: nn.Module, name: str) -> list[int]:
-    """The width of each stage's map."""
-    found = getattr(backbone, "feature_info", None)
-    if not found or len(found) < 4:
-        raise UserError(f"backbone {name!r}: the widths of its stages are not known")
-    return [int(stage["num_chs"]) for stage in found][-4:]

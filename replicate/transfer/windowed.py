@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from replicate.errors import UserError
 from replicate.models.resample import span
 from replicate.models.vit import ViT
 
@@ -36,8 +35,6 @@ class WindowedViT(nn.Module):
 
     def __init__(self, vit: ViT, window: int, positions: str) -> None:
         super().__init__()
-        if len(vit.blocks) < 4:
-            raise UserError(f"a detector needs a ViT of 4 blocks or more; this one has {len(vit.blocks)}")
         self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
         self.channels, self.stride, self.positions = vit.embed_dim, vit.stride, positions
         self.window = min(window, *self.grid)
@@ -60,7 +57,7 @@ class WindowedViT(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         tokens = self.patch_embed(images) + self.pos_embed
-        tokens, maps = tokens.unflatten(1, self.grid), []
+        tokens, maps = tokens.unflatten(1, self.grid), {}
         shared = [] if self.positions == "decomposed" else self._shared_biases()
         for number, block in enumerate(self.blocks):
             is_global = number in self.taps
@@ -75,8 +72,8 @@ class WindowedViT(nn.Module):
             tokens = tokens + block.drop_path1(attended)
             tokens = tokens + block.drop_path2(block.mlp(block.norm2(tokens)))
             if is_global:
-                maps.append(tokens.permute(0, 3, 1, 2).contiguous())
-        return maps
+                maps[number] = tokens.permute(0, 3, 1, 2).contiguous()
+        return [maps[tap] for tap in self.taps]
 
     def _shared_biases(self) -> list[Bias]:
         """Biases of windowed and of global blocks, each computed once a pass."""
@@ -98,8 +95,8 @@ class WindowedViT(nn.Module):
 
 
 def quarters(depth: int) -> tuple[int, ...]:
-    """The last block of each quarter, counted from 0: 2, 5, 8, 11 of 12 blocks."""
-    return tuple(depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
+    """The last block of each quarter, counted from 0: 2, 5, 8, 11 of 12 blocks; fewer than 4 repeat."""
+    return tuple(max(0, depth * quarter // 4 - 1) for quarter in (1, 2, 3, 4))
 
 
 def in_windows(attend: Callable[[Tensor], Tensor], tokens: Tensor, window: int) -> Tensor:

@@ -215,10 +215,9 @@ class Colours(torch.nn.Module):
 
 
 def test_sliding_over_windows_equals_one_pass_of_a_pixelwise_model():
-    context = SimpleNamespace(session=SESSION)
     for shape in ((40, 70), (32, 32), (20, 50)):
         image = np.random.default_rng(0).integers(0, 255, (*shape, 3)).astype(np.uint8)
-        found = slide(Colours(), image, 32, 21, context)
+        found = slide(Colours(), image, 32, 21, SESSION)
         from replicate.loaders.pixels import normalise
 
         torch.testing.assert_close(found, normalise(torch.from_numpy(image).permute(2, 0, 1)[None])[0])
@@ -227,8 +226,7 @@ def test_sliding_over_windows_equals_one_pass_of_a_pixelwise_model():
 def test_prediction_has_the_images_size_and_averages_scales():
     image = np.random.default_rng(0).integers(0, 255, (40, 70, 3)).astype(np.uint8)
     for scales in ((1.0,), (0.75, 1.25)):
-        context = SimpleNamespace(session=SESSION, run=run_of(test_scales=scales))
-        found = predict(Colours(), image, context)
+        found = predict(Colours(), image, run_of(test_scales=scales), SESSION)
         assert found.shape == (3, 40, 70)
         torch.testing.assert_close(found.sum(0), torch.ones(40, 70))
 

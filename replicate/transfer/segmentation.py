@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from replicate.config import PretrainRun, SegmentRun
     from replicate.trainers.checkpoints import Checkpoints
     from replicate.trainers.context import RunContext
+    from replicate.trainers.session import Session
 
 WINDOWS_AT_ONCE = 8
 
@@ -120,24 +121,24 @@ def score(model: nn.Module, context: RunContext) -> dict[str, float]:
     found = Overlap(context.num_classes)
     for index in range(session.rank, len(images), session.world_size):
         image, mask = images.pair(index)
-        found.add(predict(model, image, context).argmax(0), torch.from_numpy(mask))
+        found.add(predict(model, image, context.run, session).argmax(0), torch.from_numpy(mask))
     return found.percent(session)
 
 
 @torch.no_grad()
-def predict(model: nn.Module, image: np.ndarray, context: RunContext) -> Tensor:
+def predict(model: nn.Module, image: np.ndarray, run: SegmentRun, session: Session) -> Tensor:
     """Class probabilities (classes, H, W) of an image (H, W, 3), averaged over the run's test scales."""
-    run, total = context.run, None
+    total = None
     for scale in run.test_scales:
         short = run.image_size * scale
         seen = resize(image, scale_to(image.shape[:2], short, LONGEST * short))
-        scores = slide(model, seen, run.image_size, run.stride, context)
+        scores = slide(model, seen, run.image_size, run.stride, session)
         found = resized(scores[None], image.shape[:2])[0].softmax(0)
         total = found if total is None else total + found
     return total / len(run.test_scales)
 
 
-def slide(model: nn.Module, image: np.ndarray, size: int, stride: int, context: RunContext) -> Tensor:
+def slide(model: nn.Module, image: np.ndarray, size: int, stride: int, session: Session) -> Tensor:
     """Scores (classes, H, W) from windows of `size`, averaged where they overlap.
 
     An image smaller than a window is padded with the colour that normalises to zero.
@@ -152,8 +153,8 @@ def slide(model: nn.Module, image: np.ndarray, size: int, stride: int, context: 
     for start in range(0, len(boxes), WINDOWS_AT_ONCE):
         chosen = boxes[start : start + WINDOWS_AT_ONCE]
         windows = torch.stack([pixels[:, top : top + size, left : left + size] for top, left in chosen])
-        with context.session.autocast():
-            scores = model(normalise(windows.to(context.session.device)))[0].float().cpu()
+        with session.autocast():
+            scores = model(normalise(windows.to(session.device)))[0].float().cpu()
         if total is None:
             total = scores.new_zeros(scores.shape[1], *padded.shape[:2])
         for (top, left), found in zip(chosen, scores, strict=True):

@@ -385,6 +385,8 @@ def _data_fetch(options: argparse.Namespace) -> None:
 def _data_check(options: argparse.Namespace) -> None:
     from replicate.loaders.data import check
 
+    if _show_dense(options):
+        return
     for file in check(_data_folder(options)):
         print(f"{file}: whole")
 
@@ -392,7 +394,22 @@ def _data_check(options: argparse.Namespace) -> None:
 def _data_info(options: argparse.Namespace) -> None:
     from replicate.loaders.data import info
 
+    if _show_dense(options):
+        return
     info(_data_folder(options))
+
+
+def _show_dense(options: argparse.Namespace) -> bool:
+    """Print what a data set of boxes or masks holds; False for one of classes."""
+    params = _load(options)
+    if params.dataset(options.dataset).layout == "classes":
+        return False
+    from replicate.loaders.manifest import FILE_NAME, Manifest
+    from replicate.transfer.data import describe
+
+    for record in describe(Manifest.read(_data_folder(options) / FILE_NAME)):
+        print(", ".join(f"{key} {value}" for key, value in record.items() if value != {}))
+    return True
 
 
 def _data_folder(options: argparse.Namespace) -> Path:

@@ -29,6 +29,11 @@ def _operators_load() -> bool:
     return True
 
 
+def compiled_operators_missing() -> bool:
+    """Whether torchvision's compiled operators cannot be loaded here, so that this module declared them."""
+    return _library is not None
+
+
 def _declare_missing_schemas() -> None:
     global _library
     if _library is not None or _operators_load():

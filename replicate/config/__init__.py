@@ -1,6 +1,7 @@
 """What the configuration files state: runs, data sets, budgets, machine. Imports nothing heavy."""
 
 from replicate.config.datasets import Dataset, Encoding
+from replicate.config.dense import DenseRun, DetectRun, SegmentRun
 from replicate.config.lens import Budget
 from replicate.config.loading import Params, load, switch_budget
 from replicate.config.machine import Machine
@@ -20,6 +21,8 @@ __all__ = [
     "ROOMS",
     "Budget",
     "Dataset",
+    "DenseRun",
+    "DetectRun",
     "Encoding",
     "EvaluateRun",
     "Machine",
@@ -29,6 +32,7 @@ __all__ = [
     "Run",
     "ScoreRun",
     "Search",
+    "SegmentRun",
     "Stage",
     "TokenizerRun",
     "load",

@@ -40,10 +40,13 @@ class Dataset(Strict):
     The others take the budget's size.
 
     source    photos, a folder with train/ and val/, one of PUBLIC, or hf://datasets/OWNER/NAME
+    layout    classes: a folder a class; coco: boxes and instance masks; ade20k: masks of class numbers;
+              panoptic: COCO's panoptic masks. `scenes` are made as coco or as ade20k
     minival   training images of each class that are held out and join the validation images
     """
 
     source: str = "photos"
+    layout: Literal["classes", "coco", "ade20k", "panoptic"] = "classes"
     image_size: Count = 224
     classes: Annotated[int, Field(ge=2)] | None = None
     class_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

@@ -14,6 +14,8 @@ from pydantic import Field, ValidationError, field_validator
 
 from replicate.config.backbones import is_plain_vit, stride_of, vit_backbone
 from replicate.config.datasets import Dataset, Encoding
+from replicate.config.dense import DenseRun
+from replicate.config.dense_lens import DenseLens, resolve_dense
 from replicate.config.hierarchies import hierarchy, is_hierarchy
 from replicate.config.runs import EvaluateRun, PretrainRun, Run, ScoreRun, Stage, TokenizerRun
 from replicate.config.schema import Count, Positive, Ratio, Strict, first_fault
@@ -67,7 +69,9 @@ class Budget(Strict):
     ema                                  decay of the moving average of the weights
     regularisation: light                no mixup, cutmix, RandAugment, erasing and drop path; milder crops
                                          (`keep_view` runs, which are about crops and colours, keep those)
+    dense                                sizes, lengths and channels of detection and segmentation
     data                                 settings of every data set that does not state its own
+    datasets                             settings of single data sets by name, above `data`
     """
 
     seeds: Count = 1
@@ -98,7 +102,9 @@ class Budget(Strict):
     labels_per_class: Count | None = None
     ema: Ratio | None = None
     regularisation: Literal["paper", "light"] = "paper"
+    dense: DenseLens = DenseLens()
     data: dict[str, Any] = {}
+    datasets: dict[str, dict[str, Any]] = {}
 
     @field_validator("data")
     @classmethod
@@ -108,6 +114,11 @@ class Budget(Strict):
         except ValidationError as error:
             raise ValueError(first_fault(error, Dataset.model_fields)) from None
         return stated
+
+    @field_validator("datasets")
+    @classmethod
+    def _check_datasets(cls, stated: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {name: cls._check_data(one) for name, one in stated.items()}
 
 
 def resolve(run: Run, source: PretrainRun | None, budget: Budget) -> Run:
@@ -147,6 +158,8 @@ def resolve_pretrain(run: PretrainRun, budget: Budget) -> PretrainRun:
 def resolve_evaluate(run: EvaluateRun, source: PretrainRun, budget: Budget) -> EvaluateRun:
     kwargs = backbone_kwargs(source.backbone, source.backbone_kwargs, budget)
     grain = stride_of(source.backbone, kwargs) or source.mask_unit
+    if isinstance(run, DenseRun):
+        return _resolve_dense(run, source, budget, grain, kwargs)
     update = _optimisation(run, budget, *_evaluate_factors(run, source, budget), grain)
     if budget.head_std is not None:
         update["head_std"] = budget.head_std
@@ -165,6 +178,18 @@ def resolve_evaluate(run: EvaluateRun, source: PretrainRun, budget: Budget) -> E
         if not run.keep_view:
             update |= {"auto_augment": None, "crop_scale": _light_crop(run.crop_scale)}
             update["stages"] = tuple(_light_stage(stage) for stage in update["stages"])
+    return run.model_copy(update=update)
+
+
+def _resolve_dense(
+    run: DenseRun, source: PretrainRun, budget: Budget, grain: int, kwargs: dict[str, Any]
+) -> DenseRun:
+    stated = backbone_kwargs(source.backbone, source.backbone_kwargs, Budget())
+    depths = (kwargs["depth"], stated["depth"]) if "depth" in kwargs else None
+    strides = grain, stride_of(source.backbone, stated) or grain
+    update = resolve_dense(run, budget.dense, strides, depths)
+    if budget.regularisation == "light":
+        update["drop_path"] = 0.0
     return run.model_copy(update=update)
 
 

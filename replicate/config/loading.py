@@ -16,6 +16,7 @@ from pydantic import ValidationError, model_validator
 
 from replicate.config import box, lens
 from replicate.config.datasets import Dataset
+from replicate.config.dense import DenseRun, model_of
 from replicate.config.lens import Budget
 from replicate.config.machine import Machine
 from replicate.config.rooms import ROOMS, Entry, Room, entries, read_rooms
@@ -32,6 +33,15 @@ MODELS = {
     "evaluate": EvaluateRun,
     "searches": Search,
 }
+
+
+LAYOUTS = {
+    "detect": ("coco",),
+    "segment": ("ade20k", "panoptic"),
+    "dense_knn": ("ade20k", "panoptic"),
+    "dense_linear": ("ade20k", "panoptic"),
+}
+"""The layouts of data that a dense protocol reads; every other run reads folders of classes."""
 
 
 class Settings(Strict):
@@ -106,6 +116,12 @@ class Params(Strict):
                 raise ValueError(
                     f"run '{name}' uses dataset '{dataset}'; defined are {', '.join(self.datasets)}"
                 )
+            layouts = LAYOUTS[getattr(run, "protocol", "")] if isinstance(run, DenseRun) else ("classes",)
+            if self.datasets[dataset].layout not in layouts:
+                raise ValueError(
+                    f"run '{name}' uses dataset '{dataset}' of layout {self.datasets[dataset].layout}; "
+                    f"it reads {' or '.join(layouts)}"
+                )
             if dataset in self.grid_datasets and name not in self.grid:
                 raise ValueError(
                     f"run '{name}' uses dataset '{dataset}', which only the grid writes; define it outside"
@@ -127,9 +143,10 @@ class Params(Strict):
                 raise ValueError(
                     f"run '{name}' has {key} '{wanted}', which keeps no weights{closest(wanted, kept)}"
                 )
-        if isinstance(run, ScoreRun) and run.pretrain != kept[run.classifier].pretrain:
+        classifier = getattr(run, "classifier", None)
+        if classifier and run.pretrain != kept[classifier].pretrain:
             raise ValueError(
-                f"run '{name}' has pretrain {run.pretrain!r}, but '{run.classifier}' starts from another run"
+                f"run '{name}' has pretrain {run.pretrain!r}, but '{classifier}' starts from another run"
             )
 
     @cached_property
@@ -190,7 +207,8 @@ class Params(Strict):
             raise UserError(f"there is no dataset '{name}'{closest(name, self.datasets)}")
         budget = self.budget_named(budget)
         own = lens.scaled_dataset(self.datasets[name], budget).model_dump(exclude_unset=True)
-        return validated(Dataset, budget.data | own, f"datasets.{name}: ")
+        stated = budget.data | budget.datasets.get(name, {}) | own
+        return validated(Dataset, stated, f"datasets.{name}: ")
 
     def box(self, name: str | None, budget: str | None = None) -> box.Box | None:
         """The trained weights that stand for a pre-training at a budget, or None where it is trained."""
@@ -291,8 +309,8 @@ def _by_name(found: list[Entry], changes: dict[str, dict[str, Any]], where: str)
         model = MODELS[entry.section]
         if entry.section != "datasets":
             stated = {"paper": entry.paper} | stated
-        if model is EvaluateRun and stated.get("protocol") == "score":
-            model = ScoreRun
+        if model is EvaluateRun:
+            model = model_of(stated) or (ScoreRun if stated.get("protocol") == "score" else EvaluateRun)
         place = f"{where}: runs.{entry.name}." if entry.name in changes else f"{entry.where}."
         groups[entry.section][entry.name] = validated(model, stated, place)
     runs = groups["tokenizers"] | groups["pretrain"] | groups["evaluate"]

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 IMAGENET = {"train": 1_281_167, "val": 50_000, "classes": 1000}
 PHOTOS = {"train": 2400, "val": 1200, "classes": 12}
+DENSE = {
+    "coco": {"train": 118_287, "val": 5000, "classes": 80, "bytes": 20.1e9},
+    "panoptic": {"train": 118_287, "val": 5000, "classes": 133, "bytes": 20.1e9},
+    "ade20k": {"train": 20_210, "val": 2000, "classes": 150, "bytes": 0.97e9},
+}
+SCENE_CLASSES = 6
 UNCAPPED = 1000
 """Pixels a side at which images without a cap are taken from DailyMAE's Table 4."""
 
@@ -38,7 +44,7 @@ def data_size(params: Params, name: str, budget: str) -> DataSize:
         return _expected(params.dataset(name, budget))
     content = json.loads(manifest.read_text())
     splits = content["splits"]
-    stored = sum(split["bytes"] for split in splits.values())
+    stored = sum(split.get("bytes", 0) for split in splits.values())
     return DataSize(
         splits["train"]["images"], splits["val"]["images"], len(content["class_names"]), stored, assumed=False
     )
@@ -57,7 +63,19 @@ def beton_bytes(images: int, resolution: int | None, quality: int) -> float:
     return images * known[nearest] * (min(side, nearest[0]) / nearest[0]) ** 2
 
 
+def _dense(dataset: Dataset) -> DataSize:
+    """COCO and ADE20K as they ship, or the scenes that stand in for them."""
+    known = DENSE[dataset.layout]
+    if dataset.source != "scenes":
+        return DataSize(**known, assumed=not Path(dataset.source).is_dir())
+    train, val = (getattr(dataset, f"{split}_images") or known[split] for split in ("train", "val"))
+    classes = (dataset.classes or SCENE_CLASSES) + (dataset.layout != "coco")
+    return DataSize(train, val, classes, beton_bytes(train + val, dataset.image_size, 95), assumed=False)
+
+
 def _expected(dataset: Dataset) -> DataSize:
+    if dataset.layout != "classes":
+        return _dense(dataset)
     photos = dataset.source == "photos"
     found = None if photos else _counted(source_folder(dataset.source))
     base = PHOTOS if photos else found or IMAGENET

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from replicate.config import EvaluateRun, PretrainRun, TokenizerRun
+from replicate.config import DenseRun, EvaluateRun, PretrainRun, TokenizerRun
 from replicate.cost.data_size import DataSize, data_size
 from replicate.cost.image_cost import ImageCost
 from replicate.cost.rates import Rates
@@ -75,7 +75,7 @@ def _line(
     costs = [_cost(params, run, source, view, data.classes, bytes_per_value, budget) for view in stages]
     labelled, seconds, macs = _labelled_images(run, data), 0.0, 0.0
     for (view, epochs), cost in zip(stages.items(), costs, strict=True):
-        images = epochs * _whole_batches(labelled, view.batch_size)
+        images = _seen_images(run, epochs, labelled, view.batch_size)
         macs += images * cost.macs
         seconds += images * rates.seconds(cost.macs, cost.activations, cost.calls / max(1, view.batch_size))
     scored = _scored_images(run, data) * costs[-1].forward
@@ -91,13 +91,13 @@ def _line(
         "paper": run.paper,
         "kind": _kind(run),
         "backbone": getattr(source, "backbone", "convolutions"),
-        "epochs": run.epochs,
+        "epochs": _epochs(run, labelled),
         "batch": run.batch_size,
         "gmacs": costs[-1].forward / 1e9,
         "params_m": max(cost.parameters for cost in costs) / 1e6,
         "micro_batch": held,
         "memory_gib": memory / 2**30,
-        "images_s": run.epochs * labelled * devices / seconds if run.epochs else math.nan,
+        "images_s": _epochs(run, labelled) * labelled * devices / seconds if seconds else math.nan,
         "exa_macs": seeds * macs / 1e18,
         "device_hours": hours,
         "hours": hours / devices,
@@ -148,13 +148,33 @@ def _whole_batches(images: int, batch_size: int) -> int:
     return max(images // batch_size, 1) * batch_size
 
 
+def _seen_images(run: Run, epochs: int, labelled: int, batch_size: int) -> int:
+    """Images of a stage, counted again in every epoch; a dense run may state iterations instead."""
+    if isinstance(run, DenseRun):
+        return run.total_steps(labelled) * run.batch_size if _trains(run) else 0
+    return epochs * _whole_batches(labelled, batch_size)
+
+
+def _epochs(run: Run, labelled: int) -> int:
+    """Passes over the training images, rounded where a run states iterations."""
+    if isinstance(run, DenseRun) and run.iterations:
+        return round(run.iterations * run.batch_size / labelled) if _trains(run) else 0
+    return run.epochs
+
+
+def _trains(run: DenseRun) -> bool:
+    return run.protocol in ("detect", "segment")
+
+
 def _scored_images(run: Run, data: DataSize) -> int:
     """Images scored forward: for a validation loss, a classifier's accuracy, or the features of a k-NN."""
     if not isinstance(run, EvaluateRun):
         return data.val
     labelled = _labelled_images(run, data)
-    if run.protocol == "knn":
+    if run.protocol in ("knn", "dense_knn", "dense_linear"):
         return labelled + data.val
+    if isinstance(run, DenseRun):
+        return data.val
     return max(len(scored_epochs(run, labelled, data.val)), 1) * data.val
 
 

@@ -53,6 +53,10 @@ def pretrain_cost(
 
 def evaluate_cost(run: EvaluateRun, source: PretrainRun, num_classes: int, bytes_per_value: int) -> ImageCost:
     """The cost of a resolved evaluation of `source`'s backbone; frozen blocks run forward only."""
+    if run.protocol in ("detect", "segment"):
+        from replicate.cost.dense import dense_cost
+
+        return dense_cost(run, source, num_classes, bytes_per_value)
     cost = vit if is_plain_vit(source.backbone, source.backbone_kwargs) else counted
     return cost.classifier_cost(run, source, num_classes, bytes_per_value)
 

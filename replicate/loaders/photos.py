@@ -73,9 +73,9 @@ _STREAM = 11
 class Draws:
     """A finite sequence of uniform random numbers of one image; each call takes the next."""
 
-    def __init__(self, seed: int, split: str, index: int) -> None:
+    def __init__(self, seed: int, split: str, index: int, stream: int = _STREAM) -> None:
         self._tape = iter(
-            crops.uniforms(seed, SPLITS.index(split), _STREAM, np.asarray(index), np.arange(DRAWS)).tolist()
+            crops.uniforms(seed, SPLITS.index(split), stream, np.asarray(index), np.arange(DRAWS)).tolist()
         )
 
     def between(self, low: float, high: float) -> float:
@@ -199,7 +199,7 @@ def _photographs() -> list[np.ndarray]:
     return [decode_image((folder / name).read_bytes(), name) for name in PHOTOGRAPHS]
 
 
-def _cut(split: str, size: int, draws: Draws) -> np.ndarray:
+def cut_texture(split: str, size: int, draws: Draws) -> np.ndarray:
     """A square cut of a random photograph, float32 (size, size, 3): zero mean per channel, unit deviation."""
     photographs = _photographs()
     photograph = photographs[draws.integer(len(photographs))]
@@ -243,7 +243,7 @@ def draw_image(layout: str, size: int, split: str, draws: Draws) -> np.ndarray:
     tint = np.array([draws.between(*TINT) for _ in range(3)], np.float32)
     step = tint / max(float(np.linalg.norm(tint)), 0.3) * draws.log_between(*COLOUR_STEP)
     base = np.array([draws.between(90, 165) for _ in range(3)], np.float32)
-    first, second = (_cut(split, size, draws) * draws.log_between(*TEXTURE_CONTRAST) for _ in range(2))
+    first, second = (cut_texture(split, size, draws) * draws.log_between(*TEXTURE_CONTRAST) for _ in range(2))
     image = base + mask * (first + step) + (1 - mask) * (second - step)
     axis = (np.arange(size, dtype=np.float32) / size - 0.5)[None]
     light = draws.between(-LIGHT, LIGHT) * axis + draws.between(-LIGHT, LIGHT) * axis.T

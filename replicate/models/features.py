@@ -35,6 +35,15 @@ class FeatureMap:
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         return tokens.transpose(1, 2).unflatten(2, grid)
 
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
+        """(N, in_chans, H, W) -> the last map of each stage, (N, C_i, H_i, W_i), before the last norm.
+
+        Raises UserError for a backbone whose stages cannot be read.
+        """
+        if not hasattr(self, "forward_intermediates"):
+            raise UserError(f"backbone {type(self).__name__}: the maps of its stages cannot be read")
+        return self.forward_intermediates(images, intermediates_only=True)
+
     @property
     def _channels_last(self) -> bool:
         return getattr(self, "output_fmt", "NCHW") == "NHWC"

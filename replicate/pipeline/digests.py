@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from replicate.config.backbones import is_plain_vit
+from replicate.config.dense import DenseRun
 from replicate.config.hierarchies import hierarchy, is_hierarchy
 from replicate.config.runs import EvaluateRun, PretrainRun, Run
 
@@ -23,7 +24,7 @@ SHOWN = ("report", "papers", "explore", "cost")
 READ_OR_SHOWN = ("cli.py", "__main__.py", "noise.py", "intervals.py", "provenance.py")
 PUBLISHED = PACKAGE / "config" / "published.py"
 """Files of the core's folders that change no result."""
-CORE = ("config", "losses", "loaders", "models", "schedules", "targets", "trainers", "transfer")
+CORE = ("config", "losses", "loaders", "models", "schedules", "targets", "trainers")
 WIRING = ("pipeline/launch.py", "pipeline/seeds.py", "pipeline/box.py")
 """They decide what a run starts from."""
 OPTIONS = ("targets/*.py", "losses/*.py", "models/backbones/*.py", "trainers/*.py")
@@ -31,6 +32,7 @@ SHARED = ("losses/weights.py", "losses/reconstruction.py", "targets/similarity.p
 """Files in the folders of options that belong to the core. Trainers are options by the names of PROTOCOLS
 alone.
 """
+DENSE_DATA = ("data.py", "scenes.py")
 PROTOCOLS = ("pretrain", "tokenizer", "finetune", "linear", "knn", "score", "invariance")
 CROP_DECODE = ROOT / "crop_decode"
 """The decoder of crops, whose C sources decide pixels."""
@@ -40,7 +42,9 @@ def code_of(run: Run, source: PretrainRun | None = None) -> dict[str, str]:
     """Digests by file, and of the core, of what decides a run; `source` is the pre-training that it starts
     from.
     """
-    return {"core": core_digest()} | {name: _digest_of(name) for name in sorted(options_of(run, source))}
+    options = {name: _digest_of(name) for name in sorted(options_of(run, source))}
+    dense = {"transfer": transfer_digest()} if isinstance(run, DenseRun) else {}
+    return {"core": core_digest()} | dense | options
 
 
 def options_of(run: Run, source: PretrainRun | None = None) -> set[str]:
@@ -82,10 +86,17 @@ def core_digest() -> str:
 
 
 @functools.cache
-def data_digest() -> str:
+def transfer_digest() -> str:
+    """One digest of detection and segmentation, on which no other run depends."""
+    return digest([*(PACKAGE / "transfer").rglob("*.py"), PACKAGE / "compat.py"])
+
+
+@functools.cache
+def data_digest(layout: str = "classes") -> str:
     """One digest of what decides the bytes of a data set."""
+    dense = [PACKAGE / "transfer" / name for name in DENSE_DATA] if layout != "classes" else []
     settings = PACKAGE / "config" / "datasets.py"
-    return digest([*(PACKAGE / "loaders").rglob("*.py"), settings, *_decoder_files()])
+    return digest([*(PACKAGE / "loaders").rglob("*.py"), settings, *_decoder_files(), *dense])
 
 
 @functools.cache

@@ -46,11 +46,17 @@ def inputs(params: Params, path: str | Path) -> Iterator[tuple[str, Any]]:
     for name, budget in read_files(path)[1].items():
         stated = budget.model_dump(mode="json", exclude_unset=True)
         yield f"budgets/{name}", stated
-        yield f"budgets/{name}.data", {"data": stated.get("data", {}), "image_scale": budget.image_scale}
+        yield (
+            f"budgets/{name}.data",
+            {key: stated.get(key, {}) for key in ("data", "datasets")} | {"image_scale": budget.image_scale},
+        )
     for name, dataset in params.datasets.items():
         yield (
             f"data/{name}",
-            {"stated": dataset.model_dump(mode="json", exclude_unset=True), "code": data_digest()},
+            {
+                "stated": dataset.model_dump(mode="json", exclude_unset=True),
+                "code": data_digest(dataset.layout),
+            },
         )
     stated = {
         name: run.model_dump(mode="json", exclude_unset=True)

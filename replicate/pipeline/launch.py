@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from replicate.config import EvaluateRun, PretrainRun, TokenizerRun
+from replicate.config import DenseRun, EvaluateRun, PretrainRun, TokenizerRun
 from replicate.config.datasets import is_public, source_path
 from replicate.errors import UserError
 from replicate.pipeline.box import pack
@@ -28,6 +28,13 @@ STORED = {
     "raw": "are stored as pixels",
     "resized": "were made smaller",
 }
+DENSE = {
+    "detect": "detect",
+    "segment": "segmentation",
+    "dense_knn": "dense_probe",
+    "dense_linear": "dense_probe",
+}
+"""The module of `replicate.transfer` that trains a run of a protocol."""
 STEPS_WORTH_A_PROCESS = 60
 """A run of fewer steps ends before another process has imported torch."""
 
@@ -98,11 +105,15 @@ def show_log(params: Params, name: str) -> None:
 def write_dataset(params: Params, name: str) -> None:
     """Write a data set's .beton files and manifest and print what became of its images.
 
-    A public set that is not here is fetched first, after its size has been said.
+    A public set that is not here is fetched first, after its size has been said. Scenes are made, and a
+    folder of COCO or ADE20K is recorded where it lies.
     """
     from replicate.loaders.data import write
 
     folder, source = params.data_folder(name), params.dataset(name).source
+    if params.dataset(name).layout != "classes":
+        _write_dense(params, name)
+        return
     if is_public(source) and not source_path(source).is_dir():
         from replicate.fetch import datasets
 
@@ -111,6 +122,13 @@ def write_dataset(params: Params, name: str) -> None:
     manifest = write(params.dataset(name), folder, workers=params.machine.workers)
     for split in manifest.splits.values():
         print(f"{folder / split['file']}: {what_was_done(split['images'], split['counts'])}")
+
+
+def _write_dense(params: Params, name: str) -> None:
+    from replicate.transfer import data
+
+    for record in data.describe(data.write(params.dataset(name), params.data_folder(name))):
+        print(f"{record['image_folder']}: {record['images']} images of {record['classes']} classes")
 
 
 def what_was_done(images: int, counts: Mapping[str, int]) -> str:
@@ -142,7 +160,7 @@ def refuse_one_class(context: RunContext) -> None:
     if isinstance(run, PretrainRun):
         labelled = run.objective == "supmae" or run.online_probe
     else:
-        labelled = isinstance(run, EvaluateRun) and run.protocol != "invariance"
+        labelled = isinstance(run, EvaluateRun) and run.protocol not in ("invariance", "detect")
     if labelled and context.num_classes < 2:
         [name] = context.manifest.class_names
         only = f"data set {run.dataset} has one class, {name!r}"
@@ -160,13 +178,17 @@ def with_upstream(params: Params, names: Iterable[str]) -> list[str]:
 
 def _steps(context: RunContext) -> int:
     images = context.manifest.splits["train"]["images"]
+    if isinstance(context.run, DenseRun):
+        return context.run.total_steps(images)
     if labels := getattr(context.run, "labels_per_class", None):
         images = min(images, labels * context.num_classes)
     return context.run.epochs * (images // context.run.batch_size)
 
 
 def trainer_of(run: Run) -> TrainSeed:
-    """`train_seed` of the module of `replicate.trainers` that trains a run."""
+    """`train_seed` of the module of `replicate.trainers` or `replicate.transfer` that trains a run."""
+    if isinstance(run, DenseRun):
+        return importlib.import_module(f"replicate.transfer.{DENSE[run.protocol]}").train_seed
     module = "tokenizer" if isinstance(run, TokenizerRun) else getattr(run, "protocol", "pretrain")
     return importlib.import_module(f"replicate.trainers.{module}").train_seed
 

@@ -21,7 +21,7 @@ from replicate.pipeline.store import RunStore, store_of
 from replicate.provenance import git_state, provenance
 from replicate.trainers.context import RunContext, weights_path
 
-SCORES = ("top1", "val_loss", "loss")
+SCORES = ("top1", "ap_box", "ap_mask", "miou", "val_loss", "loss")
 
 TrainSeed = Callable[[RunContext, int, RunStore], dict[str, Any]]
 """(context, seed, store) -> {"results": {name: number}, "history": [row, ...]}."""

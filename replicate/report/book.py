@@ -111,6 +111,18 @@ class Book:
         rows = reconstruct(self.params, run, budget=self.results.budget, images=images, root=self.root)
         return figures.reconstructions([{name: row[name] for name in views or row} for row in rows], across)
 
+    def predictions(self, run: str, images: int = 4) -> style.Figure | None:
+        """Validation images through a finished detection or segmentation, the truth beside the prediction.
+
+        None where the run, or its weights, are not here.
+        """
+        from replicate.report.dense import predictions
+
+        if not self.has_weights(run):
+            return None
+        rows = predictions(self.params, run, budget=self.results.budget, images=images, root=self.root)
+        return figures.reconstructions(rows)
+
     def weights(self, run: str, seed: int = 0) -> Path:
         """Where a run's weights lie at this budget."""
         folder = self.params.results_folder(run, self.results.budget)

@@ -155,7 +155,7 @@ class Trainer:
         state = self.checkpoints.load_checkpoint(self.session.device)
         history = state["history"] if state else []
         if state:
-            self.task.set_view(view_at(self.run, len(history) - 1))
+            self._restore_view(len(history))
             if is_sharded(self.task):
                 load_sharded(self.parts, state)
             else:
@@ -164,6 +164,10 @@ class Trainer:
         if self.session.is_main:
             self.checkpoints.start_log(history)
         return history
+
+    def _restore_view(self, epochs: int) -> None:
+        """Bring the task to the stage of the last of `epochs` epochs."""
+        self.task.set_view(view_at(self.run, epochs - 1))
 
     # An epoch
 
@@ -241,6 +245,11 @@ class Trainer:
                 self.scaler.scale(loss * weight).backward()
             for key, value in {"loss": loss, **extras}.items():
                 logs[key] = logs.get(key, 0.0) + value.detach() * weight
+        return logs | self._update()
+
+    def _update(self) -> dict[str, Tensor]:
+        """Take the optimiser's step; returns what it logs."""
+        logs: dict[str, Tensor] = {}
         if self.run.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

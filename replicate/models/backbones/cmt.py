@@ -183,11 +183,16 @@ class CMT(StageTables, nn.Module):
         self.head = _Head(self.num_features, num_classes) if num_classes else nn.Identity()
         self.apply(_initialize)
 
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) -> the last map of each stage, (N, C_i, h_i, w_i)."""
+        maps = [self.stem(images)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
+
     def forward_features(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, C, h, w), after the last norm of an encoder."""
-        features = self.stem(images)
-        for stage in self.stages:
-            features = stage(features)
+        features = self.stage_maps(images)[-1]
         if hasattr(self, "norm"):
             features = self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return features

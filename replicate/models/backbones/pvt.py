@@ -96,6 +96,10 @@ class Stage(nn.Module):
             tokens = block(tokens, self.grid)
         return tokens
 
+    def as_map(self, tokens: Tensor) -> Tensor:
+        """Tokens (N, [1 +] h * w, C) -> (N, C, h, w), without the class token."""
+        return tokens[:, -self.grid[0] * self.grid[1] :].transpose(1, 2).unflatten(2, self.grid)
+
     def resample(self, table: Tensor, old_grid: Grid | None = None, antialias: bool = True) -> Tensor:
         """A position table of another grid, for this stage's grid."""
         prefix = int(self.cls_token is not None)
@@ -139,10 +143,19 @@ class PyramidVisionTransformer(StageTables, nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> tokens of the last stage (N, 1 + h * w, C) after the last norm."""
-        features = images
-        for stage in self.stages[:-1]:
-            features = stage(features).transpose(1, 2).unflatten(2, stage.grid)
-        return self.norm(self.stages[-1](features))
+        return self.norm(self._stage_tokens(images)[-1])
+
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) -> the last map of each stage, (N, C_i, h_i, w_i), without class token and norm."""
+        found = zip(self.stages, self._stage_tokens(images), strict=True)
+        return [stage.as_map(tokens) for stage, tokens in found]
+
+    def _stage_tokens(self, images: Tensor) -> list[Tensor]:
+        found: list[Tensor] = []
+        for number, stage in enumerate(self.stages):
+            before = self.stages[number - 1].as_map(found[-1]) if found else images
+            found.append(stage(before))
+        return found
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.forward_features(images)[:, 0])

@@ -482,14 +482,14 @@ def _scoreboard(options: argparse.Namespace) -> None:
 
 
 def _site(options: argparse.Namespace) -> None:
-    from replicate.report.scoreboard import PAGE, update_page
+    from replicate.report.scoreboard import update_pages
     from replicate.report.site import of_budget, of_findings
 
     params = _load(options)
     site = of_findings(params) if options.findings else of_budget(params, params.budget)
     print(site.write()[0])
     if options.findings:
-        update_page(PAGE, site.board)
+        update_pages(Path(), site.board)
 
 
 def _paper_new(options: argparse.Namespace) -> None:

@@ -52,6 +52,19 @@ class Estimate(NamedTuple):
         }
         return self._replace(**ends, spread=math.nan)
 
+    def scaled(self, factor: float, shift: float = 0.0) -> Estimate:
+        """factor * estimate + shift; a negative factor exchanges the ends of the interval."""
+        pairs = [("low", "high"), ("own_low", "own_high")]
+        ends = {}
+        for names in pairs:
+            found = [factor * getattr(self, name) + shift for name in names]
+            ends |= dict(zip(names, found if factor > 0 else reversed(found), strict=True))
+        return self._replace(value=factor * self.value + shift, spread=abs(factor) * self.spread, **ends)
+
+    def without_interval(self) -> Estimate:
+        """The value alone."""
+        return _without_interval(self.value, self.seeds)
+
     def beside(self, own: Estimate) -> Estimate:
         """This pooled estimate with the interval of the compared runs alone."""
         return self._replace(own_low=own.low, own_high=own.high)
@@ -187,6 +200,7 @@ def peak_distance(curves: tuple[Curve, Curve], more: int | None = None) -> Estim
         return _without_interval(value, seeds)
     drawn = [np.asarray(c.x)[draws(c, seed=k, seeds=more).argmax(1)] for k, c in enumerate(curves)]
     low, high = np.quantile(drawn[0] - drawn[1], TAILS, method="inverted_cdf")
+    low, high = min(low, value), max(high, value)
     df, pooled = min(noise(curve)[1] for curve in curves), min(curve.pooled for curve in curves)
     found = Estimate(value, float(low), float(high), seeds, df=df, pooled=pooled)
     if pooled and more is None:
@@ -205,6 +219,7 @@ def bootstrap(
     if curve.seeds < 2:
         return _without_interval(value, curve.seeds)
     low, high = np.quantile(statistic(draws(curve, count, seeds=more), axis=-1), TAILS)
+    low, high = min(low, value), max(high, value)
     df, pooled = noise(curve)[1], curve.pooled
     found = Estimate(value, float(low), float(high), curve.seeds, df=df, pooled=pooled)
     return found.beside(bootstrap(curve.own, statistic, count)) if pooled and more is None else found

@@ -1,6 +1,7 @@
 """What the papers' rooms hold, counted and checked for consistency."""
 
 import collections
+import fnmatch
 
 import pytest
 import yaml
@@ -107,7 +108,7 @@ UNKNOWN_KEYS = [
 @pytest.mark.parametrize(("entry", "words"), UNKNOWN_KEYS)
 def test_a_misspelt_key_of_a_claim_is_named(room, entry, words):
     (room / "claims.yaml").write_text(f"claims:\n- {{{entry}}}\n")
-    with pytest.raises(UserError, match=rf"mae/claims\.yaml: claim {words}; a claim has id, .*, caveat$"):
+    with pytest.raises(UserError, match=rf"mae/claims\.yaml: claim {words}; a claim has id, .*, untested$"):
         published.claims.__wrapped__()
 
 
@@ -126,13 +127,35 @@ def test_sweeps_named_by_claims_exist():
     assert wanted <= set(published.sweeps())
 
 
-def test_contradictions_are_complete():
-    found = published.contradictions()
-    assert {entry["paper"] for entry in found} <= {*published.papers(), "between"}
-    for entry in found:
-        assert set(entry) == {"paper", "kind", "place", "printed", "recomputed", "note"}
-        assert entry["kind"] in ("contradiction", "wording", "scan", "reconciled", "between")
-        assert entry["place"] and entry["printed"] and entry["recomputed"]
+def test_errata_and_notes_are_complete():
+    errata, notes = published.errata(), published.notes()
+    grades = [published.GRADES.index(entry["grade"]) for entry in errata]
+    assert grades == sorted(grades) and {entry["paper"] for entry in errata} == set(published.papers())
+    for entry in errata:
+        assert set(entry) == {"paper", "grade", "place", "printed", "found", "note", "numbers"}
+    for entry in notes:
+        assert set(entry) == {"paper", "kind", "place", "printed", "found", "note"}
+        assert entry["kind"] in ("scan", "reconciled", "between"), "what is explained is no erratum"
+    assert all(entry["place"] and entry["printed"] and entry["found"] for entry in errata + notes)
+
+
+def test_every_number_that_differs_has_one_erratum():
+    differing = {
+        name
+        for paper in published.papers()
+        for name, found in computed.numbers(paper).items()
+        if found.agreement == computed.DIFFERS
+    }
+    patterns = [pattern for entry in published.errata() for pattern in entry["numbers"]]
+    covering = {name: [p for p in patterns if fnmatch.fnmatchcase(name, p)] for name in differing}
+    assert len(differing) > 90 and all(len(found) == 1 for found in covering.values()), covering
+    assert all(fnmatch.filter(published.values()["id"], pattern) for pattern in patterns)
+
+
+def test_an_unknown_grade_is_named(monkeypatch):
+    monkeypatch.setattr(published, "_read", lambda *_: [{"grade": "grave", "place": "Table 1"}])
+    with pytest.raises(UserError, match="Table 1: grade 'grave' is none of material, rounding, wording"):
+        published.errata.__wrapped__()
 
 
 def test_conditions_compare_numbers_as_numbers():

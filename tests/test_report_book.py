@@ -84,12 +84,12 @@ def test_lens_shows_stages_setting_by_setting(book):
 
 
 def test_tables_and_verdicts_agree(book):
-    assert set(book.table("table_1")["status"]) == {"trend"}
+    assert set(book.table("table_1")["status"]) == {"trained: reproduced"}
     line = (
         book.verdicts().set_index(book.claims["claim"]).loc["efficient_learners.default_recipe_not_converged"]
     )
-    assert len(book.contradictions()) == 14
-    assert line.verdict == "holds" and line.check == "default_200 > default_100" and "[" in line.effect
+    assert len(book.errata()) == 6 and len(book.notes()) == 8
+    assert line.verdict == "reproduced" and line.check == "default_200 > default_100" and "[" in line.effect
 
 
 def test_files_go_where_the_pipeline_expects_them(book):
@@ -135,7 +135,7 @@ def test_recipes_are_the_papers_own_numbers(book):
     assert table.loc["layer_decay", "default_100"] == "0.65" and table.loc["betas", "light_90"] == "0.9, 0.95"
 
 
-def test_contradictions_are_computed(book):
+def test_differing_numbers_are_computed(book):
     table = recomputed(book.cells)
     assert (
         len(table) >= 4
@@ -207,10 +207,10 @@ def test_every_point_of_a_curve_has_a_place_in_a_table(mae):
     shown = mae.points("figure_9", {"ours": "mae_partial"}, "blocks tuned")
     assert shown.index.tolist() == ["0", "0.5", "1", "2", "4", "6", "12", "18", "24"]
     assert shown.loc["1", "ours"].startswith("37.0 [") and shown.loc["1", "ours, printed"] == "81.0"
-    assert shown.loc["2", "ours"] == "not run at this budget" and shown.loc["24", "ours"].startswith("41.0")
+    assert shown.loc["2", "ours"] == "not run" and shown.loc["24", "ours"].startswith("41.0")
     written = pd.read_csv(mae.root / "tables/laptop/mae/figure_9_points.csv")
     assert written.run.tolist() == list(published.sweeps()["mae_partial"].points.values())
-    assert written.set_index("place").status[[1.0, 2.0]].tolist() == ["run", "not run at this budget"]
+    assert written.set_index("place").status[[1.0, 2.0]].tolist() == ["run", "not run"]
     assert (mae.root / "tables/laptop/mae/figure_9_points.md").exists() and (
         mae.root / "tables/laptop/mae/figure_9_points.tex"
     ).exists()

@@ -24,20 +24,18 @@ def test_exact_means_equal_at_printed_precision(numbers):
         half = (
             last_nonzero_digit(cell["value"]) if cell["relation"] == "~" else cell["unit_last_digit"]
         ) / 2 + 1e-9
-        if found.status == computed.EXACT and cell["relation"] in "=~":
+        if found.agreement == computed.EQUAL and cell["relation"] in "=~":
             assert gap <= half or ours in (math.inf, -math.inf), name
-        if found.status == computed.ROUNDING:
+        if found.agreement == computed.ROUNDING:
             assert low <= cell["value"] + half and high >= cell["value"] - half and gap > half, name
-        if found.status == computed.CONTRADICTION and cell["relation"] == "=":
+        if found.agreement == computed.DIFFERS and cell["relation"] == "=":
             assert low > cell["value"] + half - 2e-9 or high < cell["value"] - half + 2e-9, name
 
 
 def test_multiply_adds_of_efficient_mae(numbers):
     """Tables 1 and 3 come out; Table 4's exchanged marks and its row at .90 do not."""
     table = published.select({"paper": "efficient_mae", "column": "gflops"})
-    wrong = {
-        name for name in table.index if name in numbers and numbers[name].status == computed.CONTRADICTION
-    }
+    wrong = {name for name in table.index if name in numbers and numbers[name].agreement == computed.DIFFERS}
     marks = {"efficient_mae.table_4.007", "efficient_mae.table_4.010"}
     assert marks < wrong and not any(".table_1." in name for name in wrong) and len(wrong) <= 7
 
@@ -46,17 +44,15 @@ def test_shares_and_counts_of_masked_patches(numbers):
     for name in published.select(
         {"paper": "efficient_mae", "column": "masked_patches_with_visible_neighbour"}
     ).index:
-        assert numbers[name].status == computed.EXACT
+        assert numbers[name].agreement == computed.EQUAL
     counts = published.select({"paper": "efficient_mae", "column": "num_patches"})
-    odd = {
-        cell["printed"] for name, cell in counts.iterrows() if numbers[name].status == computed.CONTRADICTION
-    }
+    odd = {cell["printed"] for name, cell in counts.iterrows() if numbers[name].agreement == computed.DIFFERS}
     assert odd == {"82"}
 
 
 def test_table_8_of_dailymae_is_two_thirds_of_its_formulas(numbers):
     table = published.select({"paper": "dailymae", "table": "table_8"})
-    assert len(table) == 24 and {numbers[name].status for name in table.index} == {computed.CONTRADICTION}
+    assert len(table) == 24 and {numbers[name].agreement for name in table.index} == {computed.DIFFERS}
     ratios = table["value"] / [numbers[name].range.value for name in table.index]
     assert ratios.between(0.66, 0.68).all()
 
@@ -65,9 +61,7 @@ def test_normalised_costs_of_efficient_learners(numbers):
     table = published.select(
         {"paper": "efficient_learners", "table": "table_4", "column": "normalized_pretrain_cost"}
     )
-    odd = [
-        cell["printed"] for name, cell in table.iterrows() if numbers[name].status == computed.CONTRADICTION
-    ]
+    odd = [cell["printed"] for name, cell in table.iterrows() if numbers[name].agreement == computed.DIFFERS]
     assert odd == ["2.7"]
 
 
@@ -79,7 +73,7 @@ def test_one_number_in_two_tables_is_a_contradiction(numbers):
         "mae.text.008",
         "dailymae.table_4.011",
     ):
-        assert numbers[name].status == computed.CONTRADICTION, name
+        assert numbers[name].agreement == computed.DIFFERS, name
 
 
 def test_every_flagged_inconsistency_that_numbers_can_show_is_shown(numbers):

@@ -12,7 +12,7 @@ from scipy import stats
 from replicate import intervals
 from replicate.config.published import Sweep
 from replicate.report import scoreboard, summary, tables, verdicts, wording
-from replicate.report.checks import HOLDS, UNDECIDED, check
+from replicate.report.checks import INCONCLUSIVE, REPRODUCED, check
 from replicate.report.quantities import Reader
 from replicate.report.results import Results, Run, load
 
@@ -51,7 +51,7 @@ def test_a_check_uses_the_noise_of_all_runs_and_keeps_the_interval_of_its_own():
 def test_a_difference_that_three_pairs_leave_open_is_decided_by_the_pooled_noise():
     runs = noisy(10) | {"a": [54.0, 55.5, 53.5], "b": [50.5, 49.5, 51.5]}
     assert check(ABOVE, results({name: runs[name] for name in "ab"}, "score")).own_low < 0
-    assert check(ABOVE, results(runs)).verdict == HOLDS
+    assert check(ABOVE, results(runs)).verdict == REPRODUCED
 
 
 def test_unequal_noise_is_not_pooled():
@@ -68,7 +68,9 @@ def test_two_seeds_have_an_interval_by_the_pooled_noise_and_one_seed_has_none():
     assert (outcome.seeds, outcome.df, outcome.pooled) == (2, 12, 12)
     assert outcome.high - outcome.low < (outcome.own_high - outcome.own_low) / 2
     alone = check({"kind": "above", "left": "a", "right": "z"}, results(runs))
-    assert alone.verdict == UNDECIDED and math.isnan(alone.low) and "one seed gives no interval" in alone.note
+    assert (
+        alone.verdict == INCONCLUSIVE and math.isnan(alone.low) and "one seed gives no interval" in alone.note
+    )
 
 
 def test_a_ratio_pools_the_noise_of_the_logarithms():
@@ -183,9 +185,9 @@ def _expected(values, starts, left, right):
 def test_an_effect_says_what_its_interval_rests_on():
     line = {"effect": 1.234, "low": 0.9, "high": 1.6, "unit": "points", "df": 85.98, "pooled": 48}
     line |= {"own_low": 0.5, "own_high": 2.0}
-    text = "1.23 [0.9, 1.6] points (df 86, 48 runs; own seeds [0.5, 2])"
-    assert wording.effect_text(line) == text
-    assert wording.effect_text(line | {"pooled": 0, "df": 2.0}) == "1.23 [0.9, 1.6] points (df 2)"
+    assert wording.rests_on(line) == "df 86, noise of 48 runs; own seeds [0.50, 2.00]"
+    assert wording.rests_on(line | {"pooled": 0, "df": 2.0}) == "df 2"
+    assert wording.rests_on(line | {"low": math.nan}) == ""
 
 
 def test_claims_and_tables_show_degrees_of_freedom_and_runs_pooled():

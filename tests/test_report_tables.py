@@ -42,7 +42,7 @@ def test_every_printed_number_is_in_its_table_with_a_status(cells):
 def test_a_measured_number_stands_beside_the_printed_one(cells):
     table = cells[cells.table == "table_1"].set_index("published")
     assert table.loc["80.4", "ours"] == pytest.approx(40.5) and table.loc["80.4", "seeds"] == 3
-    assert table.loc["81.8", "run"] == "default_200" and table.loc["81.8", "status"] == tables.TREND
+    assert table.loc["81.8", "run"] == "default_200" and table.loc["81.8", "status"] == "trained: reproduced"
     assert table.loc["81.8", "ours_low"] < table.loc["81.8", "ours"] < table.loc["81.8", "ours_high"]
 
 
@@ -51,31 +51,35 @@ def test_what_was_not_run_has_a_status(cells):
     assert row.status == tables.NOT_RUN and "decoder_8_llrd_80" in row.why and math.isnan(row.ours)
 
 
-def test_a_failed_claim_differs():
+def test_a_number_of_an_opposite_claim_has_its_regime():
     results = made(default_100=[44.0, 45.2, 44.4], default_200=[40.0, 41.0, 40.5])
     table = tables.cells(PAPER, results).query("table == 'table_1'")
-    assert set(table.status) == {tables.DIFFERS}
+    assert set(table.status) == {"trained: opposite"} and set(table.regime) == {"3 seeds; budget laptop"}
+    assert list(tables.display(table)["regime"]) == ["3 seeds; budget laptop"] * 2
 
 
 def test_smoke_is_never_a_finding():
     table = tables.cells(PAPER, made("smoke", default_100=[44.0, 45.2], default_200=[40.0, 41.0])).query(
         "table == 'table_1'"
     )
-    assert set(table.status) == {tables.SMOKE}
+    assert set(table.status) == {tables.NO_VERDICT}
 
 
 @pytest.mark.parametrize(
     ("value", "low", "high", "status"),
     [
-        (83.62, 83.5, 83.8, tables.EXACT),
-        (83.9, 83.5, 84.2, tables.TREND),
-        (84.9, 84.5, 85.2, tables.DIFFERS),
-        (84.9, math.nan, math.nan, tables.UNDECIDED),
+        (83.62, 83.5, 83.8, "reproduced"),
+        (83.9, 83.5, 84.2, "reproduced"),
+        (84.9, 84.5, 85.2, "differs"),
+        (84.9, math.nan, math.nan, "inconclusive"),
     ],
 )
 def test_at_the_papers_own_scale_the_number_itself_is_compared(value, low, high, status):
     cell = {"value": 83.6, "unit_last_digit": 0.1}
-    assert tables._status(cell, Estimate(value, low, high, 3), "paper", "holds") == status
+    assert (
+        tables._status(cell, Estimate(value, low, high, 3), "paper", "reproduced", "trained")
+        == f"trained: {status}"
+    )
 
 
 def test_files_are_csv_markdown_and_booktabs(tmp_path):
@@ -120,7 +124,7 @@ def test_mappings_are_well_formed(paper):
         assert set(rule) <= {"match", "ours", "claim", "status", "why"} and ("ours" in rule) != (
             "status" in rule
         )
-        assert rule.get("status", tables.CITED) in (tables.CITED, tables.NOT_BUILT, tables.NEEDS_SCALE)
+        assert rule.get("status", tables.QUOTED) in (tables.QUOTED, tables.NOT_BUILT, tables.NOT_RUN)
         assert rule.get("claim") is None or rule["claim"] in published.claims()
         assert not published.select({"paper": paper, **rule["match"]}).empty, rule["match"]
         if "ours" in rule:
@@ -157,21 +161,15 @@ def test_every_cell_of_a_table_has_its_run_and_its_place(paper):
     """Each is computed, quoted from elsewhere or a run's number; only missing data needs a larger scale."""
     table = tables.cells(paper, Results("laptop", {})).set_index("id", drop=False)
     table = table[table["table"].isin([f"table_{number}" for number in TABLES[paper]])]
-    without = {tables.NOT_BUILT: TRAINED_ELSEWHERE.get(paper), tables.NEEDS_SCALE: NO_DATA.get(paper)}
-    for status, condition in without.items():
+    without_run = table[(table["status"] == tables.NOT_RUN) & (table["run"] == "")]
+    not_built = table[table["status"] == tables.NOT_BUILT]
+    for conditions, found in ((TRAINED_ELSEWHERE, not_built), (NO_DATA, without_run)):
+        condition = conditions.get(paper)
         excused = published.select({"paper": paper, **condition})["id"] if condition else []
-        assert set(table[table["status"] == status]["id"]) <= set(excused), status
-        assert (table[table["status"] == status]["why"] != "").all()
-    settled = {
-        tables.EXACT,
-        tables.ROUNDING,
-        tables.DIFFERS,
-        tables.CONTRADICTION,
-        tables.CITED,
-        tables.NOT_RUN,
-    }
-    assert set(table["status"]) - settled - set(without) == set()
-    waiting = table[table["status"] == tables.NOT_RUN]
+        assert set(found["id"]) <= set(excused) and (found["why"] != "").all()
+    settled = {tables.DERIVED, tables.ARITHMETIC, tables.QUOTED, tables.NOT_RUN, tables.NOT_BUILT}
+    assert set(table["status"]) <= settled
+    waiting = table[(table["status"] == tables.NOT_RUN) & (table["run"] != "")]
     assert len(waiting) > 30 and (waiting["run"] != "").all() and (waiting["claim"] != "").all()
 
 
@@ -179,7 +177,8 @@ def test_every_accuracy_and_loss_of_fastmims_own_runs_has_a_run():
     table = tables.cells("fastmim", Results("laptop", {}))
     own = table[
         table["column"].isin(["top1", "pretrain_loss"])
-        & ~table["status"].isin([tables.CITED, tables.NEEDS_SCALE])
+        & (table["status"] != tables.QUOTED)
+        & ~table["row"].str.contains(NO_DATA["fastmim"]["pretrain_data"])
     ]
     assert len(own) > 200 and (own["run"] != "").all() and (own["claim"] != "").all()
 
@@ -187,14 +186,12 @@ def test_every_accuracy_and_loss_of_fastmims_own_runs_has_a_run():
 def test_a_run_keeps_its_place_where_the_paper_prints_two_numbers():
     known = made(fastmim_vit_pixel_128_ft=[40.0, 41.0, 40.5])
     cell = tables.cells("fastmim", known).set_index("id").loc["fastmim.table_1_a.015"]
-    assert (
-        cell["status"] == tables.CONTRADICTION and cell["ours"] == pytest.approx(40.5) and cell["seeds"] == 3
-    )
+    assert cell["agreement"] == "differs" and cell["ours"] == pytest.approx(40.5) and cell["seeds"] == 3
     assert cell["run"] == "fastmim_vit_pixel_128_ft" and cell["claim"] == "fastmim.resolution_plateau"
     assert "83.6" in cell["why"]
     waiting = tables.cells("fastmim", made()).set_index("id").loc["fastmim.table_1_a.015"]
     assert (
-        waiting["status"] == tables.CONTRADICTION
+        (waiting["status"], waiting["agreement"], waiting["erratum"]) == ("not run", "differs", "rounding")
         and math.isnan(waiting["ours"])
         and "not run: fastmim_vit_pixel_128_ft" in waiting["why"]
     )
@@ -202,7 +199,7 @@ def test_a_run_keeps_its_place_where_the_paper_prints_two_numbers():
 
 def test_parameters_are_those_of_what_is_fine_tuned():
     cell = tables.cells("fastmim", made()).set_index("id").loc["fastmim.table_4.136"]
-    assert cell["ours"] == pytest.approx(26.256, abs=0.001) and cell["status"] == tables.DIFFERS
+    assert cell["ours"] == pytest.approx(26.256, abs=0.001) and cell["agreement"] == "counted otherwise"
     assert "without its last linear layer 24.98 M" in cell["why"]
 
 

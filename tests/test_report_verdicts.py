@@ -3,19 +3,23 @@
 import math
 import re
 import zlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from replicate import intervals
-from replicate.config import published
+from replicate.config import load, published
 from replicate.config.published import Sweep
 from replicate.errors import UserError
-from replicate.report import benchmarks, verdicts, wording
-from replicate.report.checks import FAILS, HOLDS, NOT_RUN, UNDECIDED, check
+from replicate.report import benchmarks, checks, verdicts, wording
+from replicate.report.checks import CONFIRMED, INCONCLUSIVE, NO_VERDICT, NOT_RUN, OPPOSITE, REPRODUCED, check
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Results, Run
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def results(runs, budget="laptop"):
@@ -34,7 +38,7 @@ def results(runs, budget="laptop"):
 A, B = [44.0, 43.6, 44.3], [40.1, 39.9, 40.6]
 
 
-@pytest.mark.parametrize(("left", "right", "verdict"), [("a", "b", HOLDS), ("b", "a", FAILS)])
+@pytest.mark.parametrize(("left", "right", "verdict"), [("a", "b", REPRODUCED), ("b", "a", OPPOSITE)])
 def test_above_is_decided_by_a_paired_interval(left, right, verdict):
     outcome = check({"kind": "above", "left": left, "right": right}, results({"a": A, "b": B}))
     sign = 1 if left == "a" else -1
@@ -46,13 +50,13 @@ def test_above_is_decided_by_a_paired_interval(left, right, verdict):
 def test_an_interval_over_the_bound_decides_nothing_and_says_what_would():
     found = results({"a": [41.0, 40.0, 42.0], "b": [40.0, 41.1, 39.5]})
     outcome = check({"kind": "above", "left": "a", "right": "b"}, found)
-    assert outcome.verdict == UNDECIDED
+    assert outcome.verdict == INCONCLUSIVE
     needed = intervals.seeds_to_decide(
         intervals.difference(found.values("a", "top1"), found.values("b", "top1"))
     )
-    assert f"{needed - 3} more seeds would decide it (holds), were" in outcome.note
+    assert f"about {needed - 3} more seeds are needed if the effect persists (towards" in outcome.note
     other_way = check({"kind": "above", "left": "b", "right": "a"}, found)
-    assert other_way.verdict == UNDECIDED and "would decide it (fails), were" in other_way.note
+    assert other_way.verdict == INCONCLUSIVE and "(against the claim)" in other_way.note
 
 
 def test_rounds_of_a_loader_are_measurements():
@@ -67,27 +71,27 @@ def test_rounds_of_a_loader_are_measurements():
         "bound": 1.2,
     }
     outcome = check(spec, results(rates))
-    assert outcome.verdict == UNDECIDED and outcome.seeds == 3 and outcome.sample == "measurement"
-    assert re.search(r"^\d+ more measurements would decide it", outcome.note)
+    assert outcome.verdict == INCONCLUSIVE and outcome.seeds == 3 and outcome.sample == "measurement"
+    assert re.search(r"^about \d+ more measurements are needed", outcome.note)
 
 
 def test_one_seed_decides_nothing():
     outcome = check({"kind": "above", "left": "a", "right": "b"}, results({"a": [50.0], "b": [40.0]}))
-    assert outcome.verdict == UNDECIDED and "one seed gives no interval" in outcome.note
+    assert outcome.verdict == INCONCLUSIVE and "one seed gives no interval" in outcome.note
 
 
 def test_equivalence_needs_a_narrow_interval():
     spec = {"kind": "equal", "left": "a", "right": "b", "tolerance": 0.5}
-    assert check(spec, results({"a": [40.0, 41.0, 42.0], "b": [40.1, 41.0, 41.9]})).verdict == HOLDS
-    assert check(spec, results({"a": A, "b": B})).verdict == FAILS
+    assert check(spec, results({"a": [40.0, 41.0, 42.0], "b": [40.1, 41.0, 41.9]})).verdict == REPRODUCED
+    assert check(spec, results({"a": A, "b": B})).verdict == OPPOSITE
     wide = check(spec, results({"a": [40.0, 42.0, 41.0], "b": [41.0, 40.5, 41.5]}))
-    assert wide.verdict == UNDECIDED and "tolerance 0.5" in wide.note
+    assert wide.verdict == INCONCLUSIVE and wide.against == "a tolerance of 0.5 points"
 
 
 def test_not_below_allows_the_tolerance():
     spec = {"kind": "not_below", "left": "b", "right": "a", "tolerance": 5.0}
-    assert check(spec, results({"a": A, "b": B})).verdict == HOLDS
-    assert check({**spec, "tolerance": 1.0}, results({"a": A, "b": B})).verdict == FAILS
+    assert check(spec, results({"a": A, "b": B})).verdict == REPRODUCED
+    assert check({**spec, "tolerance": 1.0}, results({"a": A, "b": B})).verdict == OPPOSITE
 
 
 def test_ratio_is_judged_in_logarithms():
@@ -97,13 +101,15 @@ def test_ratio_is_judged_in_logarithms():
     )
     logs = np.log([3.0, 3.1, 2.9]) - np.log([1.0, 1.02, 0.99])
     oracle = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
-    assert outcome.verdict == HOLDS
-    assert (outcome.low, outcome.high) == pytest.approx((math.exp(oracle.low), math.exp(oracle.high)))
+    assert outcome.verdict == REPRODUCED
+    assert (outcome.low, outcome.high) == pytest.approx(
+        (math.exp(oracle.low) - 1.5, math.exp(oracle.high) - 1.5)
+    )
     assert (
         check(
             {"kind": "ratio_below", "left": "dear/seconds", "right": "cheap/seconds", "bound": 1.15}, runs
         ).verdict
-        == FAILS
+        == OPPOSITE
     )
 
 
@@ -123,7 +129,7 @@ def test_gain_against_gain_cancels_what_both_share():
     runs = results({"a": A, "b": B, "c": [v + 1 for v in A], "d": B})
     gains = {"left": {"minus": ["c", "d"]}, "right": {"minus": ["a", "b"]}}
     outcome = check({"kind": "above", **gains}, runs)
-    assert outcome.verdict == HOLDS and outcome.effect == pytest.approx(1.0)
+    assert outcome.verdict == REPRODUCED and outcome.effect == pytest.approx(1.0)
 
 
 def sweep(means, spread=0.1, seed=0):
@@ -136,19 +142,19 @@ POINTS = {0.65: "r0", 0.75: "r1", 0.8: "r2", 0.85: "r3", 0.9: "r4"}
 
 def test_place_of_the_peak():
     spec = {"kind": "peak_between", "sweep": POINTS, "low": 0.75, "high": 0.875}
-    assert check(spec, results(sweep([30, 38, 44, 38, 30]))).verdict == HOLDS
-    assert check(spec, results(sweep([44, 38, 36, 34, 30]))).verdict == FAILS
-    assert check(spec, results(sweep([40, 40, 40, 40, 40], 1.0))).verdict == UNDECIDED
+    assert check(spec, results(sweep([30, 38, 44, 38, 30]))).verdict == REPRODUCED
+    assert check(spec, results(sweep([44, 38, 36, 34, 30]))).verdict == OPPOSITE
+    assert check(spec, results(sweep([40, 40, 40, 40, 40], 1.0))).verdict == INCONCLUSIVE
 
 
-@pytest.mark.parametrize("spec", [{"kind": "peak_not_above"}, {"kind": "peaks_agree", "step": 0.05}])
+@pytest.mark.parametrize("spec", [{"kind": "peak_below"}, {"kind": "peaks_agree", "step": 0.05}])
 def test_peaks_at_the_end_of_both_sweeps_are_not_compared(spec):
     """Curves that still rise, or fall from the first place on, peak beyond it, and nobody knows where."""
     for means in ([30, 34, 38, 41, 44], [44, 41, 38, 34, 30]):
         runs = sweep(means) | {f"q{k}": v for k, v in enumerate(sweep(means, seed=1).values())}
         other = {x: run.replace("r", "q") for x, run in POINTS.items()}
         outcome = check(spec | {"sweep": POINTS, "than": other}, results(runs))
-        assert outcome.verdict == UNDECIDED and "where the sweeps end" in outcome.note
+        assert outcome.verdict == INCONCLUSIVE and "both sweeps peak at their end" in outcome.note
 
 
 def test_two_peaks():
@@ -156,43 +162,43 @@ def test_two_peaks():
         f"q{k}": v for k, v in enumerate(sweep([44, 38, 36, 34, 30]).values())
     }
     other = {x: run.replace("r", "q") for x, run in POINTS.items()}
-    assert check({"kind": "peak_not_above", "sweep": other, "than": POINTS}, results(runs)).verdict == HOLDS
-    assert check({"kind": "peak_not_above", "sweep": POINTS, "than": other}, results(runs)).verdict == FAILS
+    assert check({"kind": "peak_below", "sweep": other, "than": POINTS}, results(runs)).verdict == REPRODUCED
+    assert check({"kind": "peak_below", "sweep": POINTS, "than": other}, results(runs)).verdict == OPPOSITE
     assert (
         check({"kind": "peaks_agree", "sweep": POINTS, "than": other, "step": 0.05}, results(runs)).verdict
-        == FAILS
+        == OPPOSITE
     )
     assert (
         check({"kind": "peaks_agree", "sweep": POINTS, "than": POINTS, "step": 0.05}, results(runs)).verdict
-        == HOLDS
+        == REPRODUCED
     )
 
 
 def test_monotone_sweeps():
     rising, bent = results(sweep([30, 32, 34, 36, 38])), results(sweep([30, 36, 33, 36, 38]))
-    assert check({"kind": "rising", "sweep": POINTS}, rising).verdict == HOLDS
-    assert check({"kind": "rising", "sweep": POINTS, "strict": True}, rising).verdict == HOLDS
-    assert check({"kind": "falling", "sweep": POINTS}, rising).verdict == FAILS
+    assert check({"kind": "rising", "sweep": POINTS}, rising).verdict == REPRODUCED
+    assert check({"kind": "rising", "sweep": POINTS, "strict": True}, rising).verdict == REPRODUCED
+    assert check({"kind": "falling", "sweep": POINTS}, rising).verdict == OPPOSITE
     outcome = check({"kind": "rising", "sweep": POINTS}, bent)
-    assert outcome.verdict == FAILS and "0.75 to 0.8" in outcome.note
+    assert outcome.verdict == OPPOSITE and "0.75 to 0.8" in outcome.note
     runs = {"kind": "ordered", "runs": ["r4", "r3", "r2", "r1", "r0"]}
-    assert check(runs, rising).verdict == HOLDS
+    assert check(runs, rising).verdict == REPRODUCED
 
 
 def test_range_between_two_places():
     runs = results(sweep([30, 38.0, 38.1, 38.05, 30], 0.02))
     assert (
         check({"kind": "range_below", "sweep": POINTS, "low": 0.75, "high": 0.85, "bound": 0.5}, runs).verdict
-        == HOLDS
+        == REPRODUCED
     )
-    assert check({"kind": "range_below", "sweep": POINTS, "bound": 0.5}, runs).verdict == FAILS
+    assert check({"kind": "range_below", "sweep": POINTS, "bound": 0.5}, runs).verdict == OPPOSITE
 
 
 def test_rank_correlation_over_bins():
     bins = {f"loss_p2dist_{d}": [0.1 * d, 0.11 * d, 0.1 * d + 0.01] for d in (8, 12, 16, 24, 32)}
     spec = {"kind": "rank_correlation", "run": "a", "bins": "loss_p2dist_", "bound": 0.9}
     outcome = check(spec, results({"a": bins}))
-    assert outcome.verdict == HOLDS and outcome.effect == pytest.approx(1.0)
+    assert outcome.verdict == REPRODUCED and outcome.effect == pytest.approx(0.1)
     assert check({**spec, "run": "b"}, results({"a": bins})).verdict == NOT_RUN
 
 
@@ -209,7 +215,7 @@ def test_a_sweep_with_a_gap_names_it():
     runs = sweep([30, 38, 44, 38, 30])
     del runs["r3"]
     outcome = check({"kind": "peak_between", "sweep": POINTS, "low": 0.75, "high": 0.875}, results(runs))
-    assert outcome.verdict == HOLDS and outcome.note == "without r3"
+    assert outcome.verdict == REPRODUCED and outcome.note == "peak at 0.8; without r3"
 
 
 CLAIM = {"id": "paper.claim", "statement": "s", "size": "strong"}
@@ -221,10 +227,10 @@ TIED = {"kind": "above", "left": "a", "right": "t"}
 @pytest.mark.parametrize(
     ("checks", "verdict"),
     [
-        ([WINS], HOLDS),
-        ([WINS, LOSES], FAILS),
-        ([WINS, TIED], UNDECIDED),
-        ([WINS, ABSENT], UNDECIDED),
+        ([WINS], REPRODUCED),
+        ([WINS, LOSES], OPPOSITE),
+        ([WINS, TIED], INCONCLUSIVE),
+        ([WINS, ABSENT], INCONCLUSIVE),
         ([ABSENT], NOT_RUN),
     ],
 )
@@ -233,18 +239,18 @@ def test_checks_make_a_claim(checks, verdict):
     outcome = verdicts.judge({**CLAIM, "checks": checks}, runs)
     assert outcome.verdict == verdict
     if ABSENT in checks and WINS in checks:
-        assert outcome.note.startswith("1 of 2 checks run: 1 holds")
+        assert outcome.note.startswith("1 of 2 checks run: 1 reproduced; not tested: z > a")
 
 
-@pytest.mark.parametrize(("spec", "word"), [(WINS, "holds"), (LOSES, "fails")])
+@pytest.mark.parametrize(("spec", "word"), [(WINS, REPRODUCED), (LOSES, OPPOSITE)])
 def test_a_check_that_only_stands_in_does_not_decide_the_statement(spec, word):
-    claim, runs = {**CLAIM, "checks": [spec], "stand_in": True}, results({"a": A, "b": B})
+    claim, runs = {**CLAIM, "checks": [spec], "stand_in": "a probe"}, results({"a": A, "b": B})
     outcome = verdicts.judge(claim, runs)
-    assert outcome.verdict == UNDECIDED and f"stands in for it {word}" in outcome.note
+    assert outcome.verdict == INCONCLUSIVE and f"measured instead: a probe, {word}" in outcome.note
     assert verdicts.checks(claim, runs)[0].verdict == word
     assert verdicts.judge({**claim, "checks": [ABSENT]}, runs).verdict == NOT_RUN
     close = verdicts.judge({**claim, "checks": [TIED]}, results({"a": A, "t": [44.0, 44.2, 43.7]}))
-    assert "stands in for it is undecided" in close.note and "more seed" not in close.note
+    assert "measured instead: a probe, inconclusive" in close.note and "more seed" not in close.note
 
 
 def test_a_caveat_goes_with_a_verdict_below_the_papers_budget():
@@ -254,21 +260,21 @@ def test_a_caveat_goes_with_a_verdict_below_the_papers_budget():
     assert "favour" not in verdicts.judge(claim, results({})).note
 
 
-def test_smoke_decides_nothing():
+def test_smoke_gives_no_verdict():
     outcome = verdicts.judge({**CLAIM, "checks": [WINS]}, results({"a": A, "b": B}, "smoke"))
-    assert outcome.verdict == UNDECIDED and "smoke" in outcome.note
+    assert outcome.verdict == NO_VERDICT and "smoke" in outcome.note
 
 
-def test_smoke_leaves_every_check_undecided_but_what_is_computed():
+def test_smoke_judges_nothing_but_what_is_computed():
     claim = {
         **CLAIM,
         "checks": [WINS, {"kind": "computed", "function": "neighbour_fractions", "tolerance": 1.0}],
     }
     found = verdicts.checks(claim, results({"a": A, "b": B}, "smoke"))
-    assert [outcome.verdict for outcome in found] == [UNDECIDED, HOLDS]
+    assert [outcome.verdict for outcome in found] == [NO_VERDICT, CONFIRMED]
     assert [outcome.verdict for outcome in verdicts.checks(claim, results({"a": A, "b": B}))] == [
-        HOLDS,
-        HOLDS,
+        REPRODUCED,
+        CONFIRMED,
     ]
 
 
@@ -288,13 +294,13 @@ def test_no_verdict_without_an_interval_unless_computed():
     )
     frame = verdicts.all_claims(runs)
     assert len(frame) == len(published.claims()) and list(frame.columns) == verdicts.COLUMNS
-    decided = frame[frame.verdict.isin([HOLDS, FAILS])]
+    decided = frame[frame.verdict.isin([REPRODUCED, OPPOSITE])]
     measured = decided[decided.budget != "by computation"]
     assert measured.low.notna().all() and measured.high.notna().all() and (measured.seeds >= 2).all()
     assert set(
         frame[frame.claim.isin(["efficient_mae.neighbour_fraction", "efficient_mae.patch_counts"])].verdict
-    ) == {HOLDS}
-    assert set(frame.verdict) <= {HOLDS, FAILS, UNDECIDED, NOT_RUN}
+    ) == {CONFIRMED}
+    assert set(frame.verdict) <= {REPRODUCED, OPPOSITE, CONFIRMED, INCONCLUSIVE, NOT_RUN}
 
 
 def test_every_check_of_every_claim_is_well_formed():
@@ -314,7 +320,7 @@ def test_every_check_of_every_claim_is_well_formed():
     for claim in published.claims().values():
         for spec in claim["checks"]:
             if spec["kind"] != "computed":
-                assert check(spec, runs).verdict in (HOLDS, FAILS, UNDECIDED, NOT_RUN), claim["id"]
+                assert check(spec, runs).verdict in (REPRODUCED, OPPOSITE, INCONCLUSIVE, NOT_RUN), claim["id"]
 
 
 def test_wrong_data_is_named():
@@ -359,10 +365,10 @@ def test_an_undecided_peak_says_how_many_seeds_would_decide_it():
         "high": 0.8,
     }
     outcome = check(spec, results(noisy))
-    more = int(re.search(r"(\d+) more seeds? would decide it", outcome.note)[1])
+    more = int(re.search(r"about (\d+) more seeds are needed", outcome.note)[1])
     curve = intervals.Curve([0.5, 0.75, 1.0], [dict(enumerate(values)) for values in noisy.values()])
     enough, short = (intervals.argmax(curve, more=3 + count) for count in (more, more - 1))
-    assert outcome.verdict == UNDECIDED and enough.low == enough.high == 0.75 and short.low != short.high
+    assert outcome.verdict == INCONCLUSIVE and enough.low == enough.high == 0.75 and short.low != short.high
 
 
 def test_one_seed_decides_nothing_of_any_kind():
@@ -377,7 +383,7 @@ def test_one_seed_decides_nothing_of_any_kind():
     ]
     specs += [
         {"kind": kind, "sweep": sweep, "than": sweep} | more
-        for kind, more in (("peaks_agree", {"step": 1}), ("peak_not_above", {}))
+        for kind, more in (("peaks_agree", {"step": 1}), ("peak_below", {}))
     ]
     specs += [
         {"kind": "above", "left": "a", "right": "b"},
@@ -386,7 +392,7 @@ def test_one_seed_decides_nothing_of_any_kind():
     for spec in specs:
         outcome = check(spec, one_seed)
         assert (
-            outcome.verdict == UNDECIDED
+            outcome.verdict == INCONCLUSIVE
             and "one seed gives no interval; 2 more would give one" in outcome.note
         ), spec
 
@@ -396,18 +402,18 @@ def test_one_seed_decides_nothing_of_any_kind():
     [
         ({"kind": "above", "left": "a_ft", "right": {"best": ["b", "c"]}}, "points"),
         ({"kind": "above", "left": "a/probe_top1", "right": "b/probe_top1"}, "points"),
-        ({"kind": "above", "left": "a/loss", "right": "b/loss"}, ""),
+        ({"kind": "above", "left": "a/loss", "right": "b/loss"}, "in loss"),
         (
             {
                 "kind": "above",
                 "left": {"over": ["a/loss", "b/loss"]},
                 "right": {"over": ["c/loss", "d/loss"]},
             },
-            "times",
+            "x",
         ),
-        ({"kind": "ratio_above", "left": "a/train_hours", "right": "b/train_hours", "bound": 1}, "times"),
-        ({"kind": "rising", "sweep": "emae_plain_loss", "metric": "loss"}, ""),
-        ({"kind": "peak_between", "sweep": "light_llrd", "low": 0.7, "high": 0.8}, "(place of the peak)"),
+        ({"kind": "ratio_above", "left": "a/train_hours", "right": "b/train_hours", "bound": 1}, "x"),
+        ({"kind": "rising", "sweep": "emae_plain_loss", "metric": "loss"}, "in loss"),
+        ({"kind": "peak_between", "sweep": "s", "low": 0.7, "high": 0.8, "axis": "LLRD"}, "in LLRD"),
         ({"kind": "ordered", "runs": ["loader_a", "loader_b"], "metric": "images_per_second"}, "images/s"),
         ({"kind": "above", "left": "a/psnr_hog", "right": "a/psnr_pixel"}, "dB"),
     ],
@@ -417,12 +423,15 @@ def test_effects_have_the_unit_of_what_is_compared(spec, unit):
 
 
 def test_an_effect_has_interval_and_unit():
-    line = {"verdict": HOLDS, "effect": 1.234, "low": 0.5, "high": 2.0, "unit": "points"}
-    assert wording.effect_text(line) == "1.23 [0.5, 2] points"
-    assert (
-        wording.effect_text(line | {"effect": -1873.4, "low": -3220.0, "high": -520.4, "unit": "images/s"})
-        == "-1,873 [-3,220, -520] images/s"
-    )
+    line = {"verdict": REPRODUCED, "effect": 1.234, "low": 0.5, "high": 2.0, "unit": "points"}
+    assert wording.effect_text(line) == "+1.23 [0.50, 2.00] points"
+    wide = line | {"effect": 2.27, "low": -0.769, "high": 5.3}
+    assert wording.effect_text(wide) == "+2.3 [-0.8, 5.3] points", "no more digits than the interval carries"
+    rate = line | {"effect": -1873.4, "low": -3220.0, "high": -520.4, "unit": "images/s"}
+    assert wording.effect_text(rate) == "-1,873 [-3,220, -520] images/s"
+    bounded = line | {"unit": "x", "against": "a bound of 1.2 x"}
+    assert wording.effect_text(bounded) == "+1.23 [0.50, 2.00] x, against a bound of 1.2 x"
+    assert wording.effect_text(line | {"low": math.nan, "high": math.nan}) == "+1.23 points"
 
 
 def test_a_committed_benchmark_is_decided_by_its_quartiles():
@@ -435,23 +444,25 @@ def test_a_committed_benchmark_is_decided_by_its_quartiles():
     }
     row = benchmarks.row(published.ROOMS.parent, "fastmim_step", spec["line"], "ViT-B")
     low, high = row["spread"]
-    for bound, verdict in ((low / 2, HOLDS), ((low + high) / 2, UNDECIDED), (2 * high, FAILS)):
+    for bound, verdict in ((low / 2, REPRODUCED), ((low + high) / 2, INCONCLUSIVE), (2 * high, OPPOSITE)):
         outcome = check(spec | {"bound": bound}, results({}))
         assert outcome.verdict == verdict and (outcome.effect, outcome.low, outcome.high) == (
-            row["ratio"],
-            low,
-            high,
+            row["ratio"] - bound,
+            low - bound,
+            high - bound,
         )
-        assert outcome.unit == "times" and row["machine"] in outcome.note
+        assert outcome.unit == "x" and row["machine"] in outcome.note
     assert check(spec | {"line": "step: FastMIM vs nothing"}, results({})).verdict == NOT_RUN
-    assert verdicts.checks({**CLAIM, "checks": [spec]}, results({}, "smoke"))[0].verdict == UNDECIDED
+    assert verdicts.checks({**CLAIM, "checks": [spec]}, results({}, "smoke"))[0].verdict == NO_VERDICT
 
 
 def test_what_was_run_of_a_long_claim_is_counted():
     outcome = verdicts.judge(
         {**CLAIM, "checks": [WINS, WINS, TIED, ABSENT]}, results({"a": A, "b": B, "t": [44.0, 44.2, 43.7]})
     )
-    assert outcome.verdict == UNDECIDED and outcome.note.startswith("3 of 4 checks run: 2 hold, 1 undecided")
+    assert outcome.verdict == INCONCLUSIVE and outcome.note.startswith(
+        "3 of 4 checks run: 2 reproduced, 1 inconclusive"
+    )
 
 
 def test_a_mask_size_is_compared_with_every_ratio_of_the_others():
@@ -474,5 +485,42 @@ def test_a_mask_size_is_compared_with_every_ratio_of_the_others():
     default = ("fastmim_mask_16_", "fastmim_mask_swin_32_")
     others = [run for run in printed if not run.startswith(default)]
     assert len(printed) == 22 and len(others) == 14
-    assert verdict(printed) == HOLDS
-    assert {run: verdict(printed | {run: 85.0}) for run in others} == dict.fromkeys(others, FAILS)
+    assert verdict(printed) == REPRODUCED
+    assert {run: verdict(printed | {run: 85.0}) for run in others} == dict.fromkeys(others, OPPOSITE)
+
+
+def test_a_half_that_nothing_tests_leaves_a_claim_inconclusive():
+    claim, runs = {**CLAIM, "checks": [WINS], "untested": ["the GPUs"]}, results({"a": A, "b": B})
+    outcome = verdicts.judge(claim, runs)
+    assert outcome.verdict == INCONCLUSIVE and outcome.effect > 0 and outcome.note == "not tested: the GPUs"
+    assert verdicts.judge({**claim, "checks": [LOSES]}, runs).verdict == OPPOSITE
+    assert verdicts.line_of(claim, runs)["untested"] == "the GPUs"
+
+
+@pytest.mark.parametrize(("budget", "source"), [("laptop", "photos"), ("evening", "scenes")])
+def test_synthetic_images_say_nothing_about_a_paper(budget, source):
+    params = load(ROOT / "params.yaml")
+    lenses = params.budgets | {budget: params.budgets[budget].model_copy(update={"data": {"source": source}})}
+    params = params.model_copy(update={"budgets": lenses})
+    runs = {
+        name: replace(run, resolved={"dataset": "full"})
+        for name, run in results({"a": A, "b": B}).runs.items()
+    }
+    verdict = {
+        key: verdicts.judge({**CLAIM, "checks": [spec]}, Results(budget, runs, params)).verdict
+        for key, spec in (("wins", WINS), ("loses", LOSES))
+    }
+    assert verdict == {"wins": checks.SHOWN, "loses": checks.OPPOSITE_SYNTHETIC}
+    assert verdicts.judge({**CLAIM, "checks": [WINS]}, Results("tiny", runs, params)).verdict == REPRODUCED
+
+
+def test_no_opposite_verdict_is_printed_without_its_regime():
+    line = {"verdict": OPPOSITE, "regime": "ViT 96 wide; budget tiny"}
+    assert wording.verdict_text(line) == "opposite at proxy scale (ViT 96 wide; budget tiny)"
+    assert wording.verdict_text(line | {"verdict": REPRODUCED}) == "reproduced"
+
+
+def test_two_seeds_have_an_interval_only_with_a_pooled_noise():
+    two = check({"kind": "above", "left": "a", "right": "b"}, results({"a": A[:2], "b": B[:2]}))
+    assert two.verdict == INCONCLUSIVE and "2 seeds give no interval; 1 more" in two.note
+    assert wording.effect_text(vars(two)) == "+3.80 points"

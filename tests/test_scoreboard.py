@@ -1,4 +1,4 @@
-"""Every published number has one line and a status, `exact` only where the numbers are equal."""
+"""Every published number has one line and a status, and agrees only where the numbers are equal."""
 
 import io
 import math
@@ -13,7 +13,7 @@ import pytest
 
 from replicate.config import load, published
 from replicate.errors import UserError
-from replicate.report import loader_runs, scoreboard, tables
+from replicate.report import checks, computed, loader_runs, scoreboard, tables
 from replicate.report.ranges import last_nonzero_digit
 from replicate.report.results import Results, Run
 
@@ -41,9 +41,9 @@ def test_one_line_a_published_number_each_with_a_status(board):
     )
 
 
-def test_exact_numbers_are_equal_as_printed(board):
+def test_equal_numbers_are_equal_as_printed(board):
     values = published.values()
-    exact = board.numbers[board.numbers["status"] == tables.EXACT]
+    exact = board.numbers[board.numbers["agreement"] == computed.EQUAL]
     assert len(exact) > 300
     for line in exact.to_dict("records"):
         cell = values.loc[line["id"]]
@@ -73,16 +73,25 @@ def test_exact_numbers_are_equal_as_printed(board):
 )
 def test_analytic_numbers_are_settled_without_training(board, condition):
     found = board.numbers.set_index("id").loc[published.select(condition)["id"]]
-    assert set(found["status"]) <= {tables.EXACT, tables.ROUNDING, tables.CONTRADICTION, tables.DIFFERS}
+    assert set(found["status"]) <= {tables.DERIVED, tables.ARITHMETIC} and (found["agreement"] != "").all()
+
+
+def test_nothing_computed_is_called_reproduced(board):
+    computed_ones = board.numbers["status"].isin([tables.DERIVED, tables.ARITHMETIC])
+    trained = board.numbers["status"].str.startswith(("trained", "measured"))
+    assert computed_ones.sum() > 300 and not (computed_ones & trained).any()
+    assert (board.numbers[trained]["run"] != "").all() and (board.numbers[trained]["ours"].notna()).all()
 
 
 def test_totals_count_every_number_once(board):
     totals = board.totals
     numbers, claims = len(published.values()), published.claims()
-    assert totals.loc["all", "sum"] == numbers and totals.drop(columns="sum").to_numpy().sum() == 2 * numbers
-    assert totals.loc["efficient_learners", tables.TREND] == 2
+    assert (
+        totals.loc["all", "total"] == numbers and totals.drop(columns="total").to_numpy().sum() == 2 * numbers
+    )
+    assert totals.loc["efficient_learners", "trained: reproduced"] == 2
     of_papers = [sum(name.startswith(f"{paper}.") for name in claims) for paper in published.papers()]
-    assert sorted(board.verdicts["sum"]) == sorted([*of_papers, len(claims)])
+    assert sorted(board.verdicts["total"]) == sorted([*of_papers, len(claims)])
 
 
 def test_what_other_people_measured_is_cited_and_what_is_not_built_is_named(board):
@@ -93,7 +102,7 @@ def test_what_other_people_measured_is_cited_and_what_is_not_built_is_named(boar
     ).all()
     assert (
         numbers.loc[published.select({"paper": "mae", "table": "table_3", "method": "DINO"})["id"], "status"]
-        == tables.CITED
+        == tables.QUOTED
     ).all()
     assert (numbers.loc[numbers["status"] == tables.NOT_BUILT, "why"] != "").all()
 
@@ -149,7 +158,7 @@ def test_a_page_that_shows_another_budget_is_left_alone(tmp_path, monkeypatch, b
     assert page.read_text() == text
     page.write_text("no markers")
     with pytest.raises(UserError, match="lacks the markers"):
-        scoreboard.update_page(page, board)
+        scoreboard.update_page(page, scoreboard.summary(board))
 
 
 def test_findings_take_each_paper_from_its_own_budget(board):
@@ -244,7 +253,7 @@ def test_what_git_does_not_hold_is_no_finding(tmp_path, monkeypatch):
 
 
 def test_what_was_not_run_has_its_price_at_the_papers_scale(board):
-    missing = board.numbers[board.numbers["status"] == tables.NOT_RUN]
+    missing = board.numbers[(board.numbers["status"] == tables.NOT_RUN) & (board.numbers["run"] != "")]
     priced = missing["why"].str.contains("A100-hours by the planner")
     assert priced.mean() > 0.9, missing["why"][~priced].head().tolist()
 
@@ -264,15 +273,25 @@ def test_prices_are_the_planners():
 
 @pytest.mark.parametrize("paper", published.papers())
 def test_a_papers_readme_counts_its_verdicts(paper):
+    board = scoreboard.findings(load(ROOT / "params.yaml").findings, ROOT)
     text = (ROOT / "papers" / paper / "README.md").read_text()
-    budget, counts = re.search(r"Claims at the budget `(\w+)` \(.*\): (.*)\.\n", text).groups()
-    assert budget == load(ROOT / "params.yaml").findings[paper]
-    board = scoreboard.read(budget, ROOT)
-    found = board.claims[board.claims["paper"] == paper]["verdict"].value_counts()
-    words = {
-        "holds": "hold",
-        "fails": "fail",
-        "undecided at this scale": "are undecided",
-        "not run": "have not run",
-    }
-    assert counts == ", ".join(f"{found.get(verdict, 0)} {word}" for verdict, word in words.items())
+    shown = text.partition(scoreboard.START)[2].partition(scoreboard.END)[0]
+    assert words_of(shown) == words_of(scoreboard.room_summary(board, paper))
+
+
+def printed_by_the_mechanism() -> list[Path]:
+    """Everything in git that shows verdicts of claims."""
+    rooms = [ROOT / "papers" / paper / "README.md" for paper in published.papers()]
+    return [ROOT / scoreboard.PAGE, *rooms, *sorted((ROOT / "tables").glob("*/scoreboard.md"))]
+
+
+@pytest.mark.parametrize("path", printed_by_the_mechanism(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_page_prints_an_opposite_finding_without_its_regime(path):
+    for line in path.read_text().splitlines():
+        is_finding = "opposite at proxy scale" in line and ("Ours:" in line or "effect" in line)
+        assert not is_finding or re.search(r"px; .*steps.*; budget \w+", line), line
+
+
+def test_findings_hold_no_synthetic_verdict():
+    board = scoreboard.findings(load(ROOT / "params.yaml").findings, ROOT)
+    assert not set(board.claims["verdict"]) & {checks.SHOWN, checks.OPPOSITE_SYNTHETIC, checks.NO_VERDICT}

@@ -183,7 +183,9 @@ def test_the_overview_shows_each_claim_once_and_a_papers_picture(pages):
     text = pages["index"].path.read_text()
     claims = [link for link in pages["index"].links if ".html#" in link]
     assert len(claims) == len(set(claims)) == len(published.claims())
-    assert [image["alt"] for image in pages["index"].images] == ["a dot"] and 'class="verdict holds"' in text
+    assert [image["alt"] for image in pages["index"].images] == [
+        "a dot"
+    ] and 'class="verdict reproduced"' in text
 
 
 def front_cells(paper: str) -> list:

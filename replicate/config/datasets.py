@@ -33,6 +33,10 @@ class Encoding(Strict):
     seek: Annotated[int, Field(ge=0, le=65535)] = 0
 
 
+SYNTHETIC = frozenset({"photos", "scenes"})
+"""Sources whose images are made on the spot."""
+
+
 class Dataset(Strict):
     """A source of images and the part of it that is used; the papers' proxies are class and image fractions.
 
@@ -58,6 +62,11 @@ class Dataset(Strict):
     on_error: Literal["raise", "skip"] = "raise"
     train: Encoding = Encoding(resolution=500, quality=95)
     val: Encoding = Encoding(resolution=500, quality=100)
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether its images are made on the spot, so that results say nothing about a paper."""
+        return self.source in SYNTHETIC
 
 
 def is_public(source: str) -> bool:

@@ -103,6 +103,11 @@ class Params(Strict):
                 raise ValueError(
                     f"findings of {paper} names budget '{budget}'; defined are {', '.join(self.budgets)}"
                 )
+            if all(self.dataset(name, budget).is_synthetic for name in self.datasets):
+                raise ValueError(
+                    f"findings of {paper} names budget '{budget}', whose images are synthetic: "
+                    "they give no verdict on a paper; name a budget with real images"
+                )
         absent = [paper for paper in self.papers if self.findings and paper not in self.findings]
         if absent:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The papers' numbers, recipes, claims and contradictions, read from their rooms (`papers/<key>/`).
+"""The papers' numbers, recipes, claims and errata, read from their rooms (`papers/<key>/`).
 
 A row of `values.csv` is one printed number. `row` holds the setting as `key=value;key=value`. `printed` is
 the number as the paper prints it: its digits say how exact it is. `relation` is "=", or "~" (about), ">"
@@ -7,6 +7,7 @@ the number as the paper prints it: its digits say how exact it is. `relation` is
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,8 +33,21 @@ COLUMNS = (
     "flag",
     "note",
 )
-CLAIM_KEYS = ("id", "statement", "source", "size", "test", "checks", "exact", "stand_in", "caveat")
+CLAIM_KEYS = (
+    "id",
+    "statement",
+    "source",
+    "size",
+    "test",
+    "checks",
+    "exact",
+    "stand_in",
+    "caveat",
+    "untested",
+)
 ANY = "*"
+GRADES = ("material", "rounding", "wording")
+"""Of errata: what a reader would act on, a small difference in a digit, a text that the numbers contradict."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,7 @@ def recipes() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def claims() -> dict[str, dict[str, Any]]:
-    """claim id -> {paper, statement, source, size, test, checks, exact, stand_in, caveat}.
+    """claim id -> {paper, statement, source, size, test, checks, exact, stand_in, caveat, untested}.
 
     Raises UserError for an unknown key: a misspelt `stand_in` would let a stand-in decide the claim.
     """
@@ -173,12 +187,38 @@ def sweeps() -> dict[str, Sweep]:
 
 
 @functools.cache
-def contradictions() -> list[dict[str, str]]:
-    """paper ("between" for two), kind, place, printed, recomputed, note of every contradiction."""
-    own = [
-        {"paper": paper} | entry for paper in papers() for entry in _read(paper, "contradictions.yaml", [])
-    ]
-    return own + (read_yaml(ROOMS / "contradictions.yaml") or [])
+def errata() -> list[dict[str, Any]]:
+    """paper, grade, place, printed, found, note and numbers of every erratum, the gravest grade first.
+
+    `numbers` are patterns of the ids of printed numbers. Raises UserError for an unknown grade.
+    """
+    found = []
+    for paper in papers():
+        for entry in _read(paper, "errata.yaml", []):
+            if entry.get("grade") not in GRADES:
+                where = f"papers/{paper}/errata.yaml: {entry.get('place')}"
+                raise UserError(f"{where}: grade {entry.get('grade')!r} is none of {', '.join(GRADES)}")
+            found.append({"paper": paper, "numbers": []} | entry)
+    return sorted(found, key=lambda entry: GRADES.index(entry["grade"]))
+
+
+@functools.cache
+def erratum_of() -> dict[str, dict[str, Any]]:
+    """Number -> the erratum that covers it."""
+    pairs = [(pattern, entry) for entry in errata() for pattern in entry["numbers"]]
+    return {
+        name: entry
+        for pattern, entry in pairs
+        for name in values()["id"]
+        if fnmatch.fnmatchcase(name, pattern)
+    }
+
+
+@functools.cache
+def notes() -> list[dict[str, str]]:
+    """paper ("between" for two), kind, place, printed, found, note: scans, explained and between papers."""
+    own = [{"paper": paper} | entry for paper in papers() for entry in _read(paper, "notes.yaml", [])]
+    return own + (read_yaml(ROOMS / "notes.yaml") or [])
 
 
 @functools.cache

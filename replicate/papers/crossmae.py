@@ -50,10 +50,11 @@ def crossmae_decoding_compute(least: float = 2.5, most: float = 3.7) -> Answer:
     ours = decoder_macs("ViT-B", None, 0.25)
     eight, twelve = (decoder_macs("ViT-B", depth) / ours for depth in (8, DEPTH))
     note = f"{eight:.2f} times fewer multiply-adds than 8 blocks, {twelve:.2f} than {DEPTH}"
-    return Answer(eight >= least and twelve >= most, eight, note)
+    margin = min(eight - least, twelve - most)
+    return Answer(margin >= 0, eight, note, margin, "x", f"bounds of {least:g} and {most:g} x")
 
 
-FUNCTIONS = (decoding_compute_ratio,)
+FUNCTIONS = DERIVED = (decoding_compute_ratio,)
 ANSWERS = (crossmae_decoding_compute,)
 
 

@@ -55,10 +55,11 @@ def efficient_learners_total_factor_is_smaller() -> Answer:
     columns = [{"column": "pretrain_hours"}, {"column": "total_hours"}]
     pre, whole = (printed(published.one(dear | one)) / printed(published.one(cheap | one)) for one in columns)
     note = f"pre-training {pre.value:.1f}x, in all {whole.value:.1f}x"
-    return Answer(whole.high < pre.low / 2, whole.value / pre.value, note)
+    margin = pre.low / 2 - whole.high
+    return Answer(margin > 0, whole.value, note, margin, "x", "half of pre-training's factor")
 
 
-FUNCTIONS = (decoder_share, first_block_rate)
+FUNCTIONS = DERIVED = (decoder_share, first_block_rate)
 ANSWERS = (efficient_learners_total_factor_is_smaller,)
 
 

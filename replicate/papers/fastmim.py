@@ -46,7 +46,7 @@ def fewer_tokens(cell: Cell, from_side: int, to_side: int) -> Range:
     return Range.exact(100 * (1 - to_side**2 / from_side**2))
 
 
-FUNCTIONS = (fewer_tokens,)
+FUNCTIONS = DERIVED = (fewer_tokens,)
 
 
 def benchmark(book: Book) -> pd.DataFrame:

@@ -41,7 +41,7 @@ MAPPING = """# Maps each printed number to one of our runs. The first rule that 
 """
 RECIPE = "# Every hyper-parameter that the paper prints, by recipe with its source. null: not stated.\n{{}}\n"
 COMPUTED = "# Numbers that need no training, and the function that recomputes each.\n[]\n"
-CONTRADICTIONS = "# Where the paper contradicts itself, another paper or its own formulas.\n[]\n"
+ERRATA = "# What to send to the authors: grade, place, printed, found, note, numbers.\n[]\n"
 RELEASED = "# Where the released code differs from the paper's text: setting, paper, code, file.\n[]\n"
 MODULE = '''"""What only {title} needs: figures of its notebook, and numbers that need no training.
 
@@ -82,7 +82,7 @@ def make(key: str, title: str, root: Path = ROOMS.parent) -> list[Path]:
         room / "mapping.yaml": MAPPING,
         room / "recipe.yaml": RECIPE,
         room / "computed.yaml": COMPUTED,
-        room / "contradictions.yaml": CONTRADICTIONS,
+        room / "errata.yaml": ERRATA,
         room / "released.yaml": RELEASED,
         root / "replicate" / "papers" / f"{key}.py": MODULE,
     }

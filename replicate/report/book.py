@@ -64,8 +64,7 @@ class Book:
     @cached_property
     def cells(self) -> pd.DataFrame:
         """Every printed number of the paper beside ours."""
-        judged = dict(zip(self.claims["claim"], self.claims["verdict"], strict=True))
-        return tables.cells(self.paper, self.results, judged)
+        return tables.cells(self.paper, self.results, self.claims)
 
     def table(self, name: str, panel: str | None = None) -> pd.DataFrame:
         """One table, or one panel of it, as people read it."""
@@ -142,13 +141,18 @@ class Book:
     def verdicts(self) -> pd.DataFrame:
         """The claims for reading: verdict, effect with its interval, seeds and note."""
         shown = self.claims.copy()
+        shown["verdict"] = [wording.verdict_text(line) for line in self.claims.to_dict("records")]
         shown["effect"] = [wording.effect_text(line) for line in shown.to_dict("records")]
         shown["seeds"] = [str(count) if count else "" for count in shown["seeds"]]
         return _titled(shown[["statement", "verdict", "check", "effect", "seeds", "note"]], "statement")
 
-    def contradictions(self) -> pd.DataFrame:
-        """Where the paper contradicts itself or its formulas."""
-        return _titled(summary.contradictions(self.paper), "place")
+    def errata(self) -> pd.DataFrame:
+        """What we would send to the paper's authors, the gravest grade first."""
+        return _titled(summary.errata(self.paper), "place")
+
+    def notes(self) -> pd.DataFrame:
+        """What looked wrong and is not: scanned badly, or explained."""
+        return _titled(summary.notes(self.paper), "place")
 
     def save_tables(self) -> list[Path]:
         """Write every table as CSV, Markdown and LaTeX under tables/<budget>/<paper>."""

@@ -24,26 +24,36 @@ Cell = Mapping[str, Any]
 Where = Mapping[str, Any]
 """A condition on another number of the same paper."""
 
-EXACT, ROUNDING, CONTRADICTION = "exact", "exact within rounding", "contradiction in the paper"
-DIFFERS = "differs"
+EQUAL, ROUNDING, DIFFERS, COUNTED = "equal", "within rounding", "differs", "counted otherwise"
+"""How a recomputed number agrees with the printed one; `COUNTED`: the paper does not say how it counts."""
+
+DERIVED, ARITHMETIC = "derived from architecture", "arithmetic check"
+"""What a number follows from: the model and its masks, or the paper's other numbers and formulas."""
 
 
 @dataclass(frozen=True)
 class Computed:
-    """A recomputed number, whether it equals the printed one, and how it was found."""
+    """A recomputed number, how it agrees with the printed one, what it follows from, and how it was found."""
 
     range: Range
-    status: str
+    agreement: str
+    source: str
     note: str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether a claim holds by computation, the number that decides it, and a note."""
+    """Whether a claim holds by computation: the number that decides it, and by how much it does.
+
+    margin    above 0 agrees with the claim; in `unit`, 0 being what `against` names
+    """
 
     holds: bool | None
     value: float
     note: str
+    margin: float
+    unit: str
+    against: str = ""
 
 
 @functools.cache
@@ -62,11 +72,12 @@ def compute(cell: Cell, rule: Mapping[str, Any]) -> Computed:
     function = _named("FUNCTIONS", FUNCTIONS, rule["function"], "papers/*/computed.yaml")
     found = function(cell, **rule.get("arguments", {}))
     central = agrees(Range.exact(found.value), cell) and found.low <= found.value <= found.high
-    status = EXACT if central else ROUNDING if agrees(found, cell) else rule.get("otherwise", CONTRADICTION)
+    agreement = EQUAL if central else ROUNDING if agrees(found, cell) else rule.get("otherwise", DIFFERS)
+    source = DERIVED if rule["function"] in own("DERIVED") | {"parameters": None} else ARITHMETIC
     why = rule.get("note", "")
     if "{encoder" in why:  # millions of parameters without the classifier's last layer
         why = why.format(encoder=analytic.parameters(published.setting(cell["row"])["backbone"])[0])
-    return Computed(found, status, _note(found, cell, status, why))
+    return Computed(found, agreement, source, _note(found, cell, agreement, why))
 
 
 def answer(function: str, **arguments: Any) -> Answer:
@@ -92,16 +103,21 @@ def own(registry: str) -> dict[str, Callable]:
     return found
 
 
-def _note(found: Range, cell: Cell, status: str, why: str) -> str:
+def _note(found: Range, cell: Cell, agreement: str, why: str) -> str:
     is_wide = math.isfinite(found.high - found.low) and found.high - found.low > 1e-6 * max(
         1.0, abs(found.value)
     )
     value = f"computed {found.value:.4g}" + (f" ({found.low:.4g} to {found.high:.4g})" if is_wide else "")
-    return "; ".join(part for part in (value, why, cell["note"] if status == CONTRADICTION else "") if part)
+    return "; ".join(part for part in (value, why, cell["note"] if agreement == DIFFERS else "") if part)
 
 
-def within(condition: Where, tolerance: float | None = None, relative: float | None = None) -> Answer:
-    """Whether every printed number that fits the condition is within a tolerance of the computed one."""
+def within(
+    condition: Where, tolerance: float | None = None, relative: float | None = None, unit: str = "%"
+) -> Answer:
+    """Whether every printed number that fits the condition is within a tolerance of the computed one.
+
+    `relative` is a share of the printed number, and then the unit is percent.
+    """
     worst, ours, theirs = 0.0, math.nan, math.nan
     cells = published.cells(condition)
     for cell in cells:
@@ -109,7 +125,9 @@ def within(condition: Where, tolerance: float | None = None, relative: float | N
         distance = abs(value - cell["value"]) / (relative * abs(cell["value"]) if relative else tolerance)
         if distance >= worst:
             worst, ours, theirs = distance, value, cell["value"]
-    return Answer(worst <= 1, ours, f"{len(cells)} numbers; the farthest is {ours:.4g}, printed {theirs:g}")
+    reach = 100 * relative if relative else tolerance
+    note = f"{len(cells)} numbers; largest deviation: {ours:.4g} against {theirs:g}"
+    return Answer(worst <= 1, ours, note, reach * (1 - worst), unit, f"a tolerance of {reach:g}")
 
 
 def sibling(cell: Cell, where: Where) -> Cell:

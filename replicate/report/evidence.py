@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from replicate.config import published
 from replicate.pipeline.stages import group_of
 from replicate.report import loader_runs
-from replicate.report.results import Run
+from replicate.report.results import Results, Run
 
 if TYPE_CHECKING:
     from replicate.config import Params
@@ -48,39 +52,94 @@ def commands(claim: dict[str, Any], params: Params, budget: str) -> list[str]:
     return lines + [f"# and {more} more in the same way, or all of them: make grid"] * (more > 0)
 
 
-def scale_of(runs: Sequence[Run], params: Params, budget: str) -> str:
+def regime(claim: dict[str, Any], results: Results) -> str:
+    """At what scale a claim was tested, with the budget: what a verdict at proxy scale holds for."""
+    used = [results.runs[name] for name in runs_of(claim, results.runs)]
+    scale = scale_of(used, results) if used else ""
+    trained = not used or any(run.paper != loader_runs.PAPER for run in used)
+    return "; ".join(part for part in (scale, f"budget {results.budget}" * trained) if part)
+
+
+def scale_of(runs: Sequence[Run], results: Results) -> str:
     """At what scale runs were tested: data, image, model and schedule, each with all values that occur.
 
-    "data/tiny-imagenet, 10 classes; 56 px; ViT 128 wide, 6 blocks, patch 8; pre-trained 9 or 12 epochs;
-    evaluated after 3; 3 seeds; cpu". Nothing for no runs.
+    "tiny-imagenet, 10 classes; 56 px; ViT 128 wide, 6 blocks, patch 8; pre-trained 9 epochs (2,808 steps);
+    evaluated after 6 (1,872 steps); 3 seeds; cpu". Nothing for no runs; what `results` lack is left out.
     """
     if not runs:
         return ""
     if all(run.paper == loader_runs.PAPER for run in runs):
         return f"{_either(run.run['images'] for run in runs)} images on {_devices(runs)}"
     upstream = dict.fromkeys(str(run.resolved.get("pretrain", "")).rpartition("/")[2] for run in runs)
-    resolved = [run.resolved for run in runs if run.resolved]
-    resolved += [
-        params.resolve(name, budget).model_dump(mode="json") for name in upstream if name in params.runs
-    ]
-    epochs = {
-        words: [one["epochs"] for one in resolved if ("protocol" in one) == evaluated and "epochs" in one]
-        for words, evaluated in (("pre-trained {} epochs", False), ("evaluated after {}", True))
-    }
+    trained = [run for run in runs if run.resolved]
+    trained += [results.runs[name] for name in upstream if name in results.runs]
+    resolved = [run.resolved for run in trained] + _elsewhere(upstream, results)
     parts = [
-        _either(_data(one["dataset"], params, budget) for one in resolved if "dataset" in one),
-        f"{_either(one['image_size'] for one in resolved if 'image_size' in one)} px",
+        _either(_data(one, results) for one in resolved if "dataset" in one),
+        _with(" images an epoch", _few(sorted({_images(run.path)[0] for run in trained} - {0}))),
+        _with(" px", _either(one["image_size"] for one in resolved if "image_size" in one)),
         _either(text for one in resolved if (text := _model(one))),
-        *(words.format(_either(found)) for words, found in epochs.items() if any(found)),
+        _schedule("pre-trained {} epochs", resolved, trained, evaluated=False),
+        _schedule("evaluated after {}", resolved, trained, evaluated=True),
         f"{_either(len(run.seeds) for run in runs)} seeds",
         _devices(runs),
     ]
     return "; ".join(part for part in parts if part)
 
 
-def _data(name: str, params: Params, budget: str) -> str:
-    dataset = params.dataset(name, budget)
-    return dataset.source + (f", {dataset.classes} classes" if dataset.classes else "")
+def _with(unit: str, text: str) -> str:
+    return text + unit if text else ""
+
+
+def _elsewhere(names: Iterable[str], results: Results) -> list[dict[str, Any]]:
+    """What pre-trainings resolve to whose own results are not here."""
+    params = results.params
+    if params is None:
+        return []
+    absent = [name for name in names if name in params.runs and name not in results.runs]
+    return [params.resolve(name, results.budget).model_dump(mode="json") for name in absent]
+
+
+def _schedule(words: str, resolved: list[dict[str, Any]], runs: Sequence[Run], evaluated: bool) -> str:
+    """Epochs and steps, "pre-trained 9 or 12 epochs (2,808 or 3,744 steps)"; nothing for no epochs."""
+    epochs = [one["epochs"] for one in resolved if ("protocol" in one) == evaluated and "epochs" in one]
+    steps = {_steps(run) for run in runs if ("protocol" in run.resolved) == evaluated} - {0}
+    counted = f" ({_few(sorted(steps))} steps)" if steps else ""
+    return words.format(_either(epochs)) + counted if any(epochs) else ""
+
+
+def _few(numbers: Sequence[int]) -> str:
+    """Two numbers, or from where to where more of them go."""
+    texts = [f"{number:,}" for number in numbers]
+    return f"{texts[0]} to {texts[-1]}" if len(texts) > 2 else " or ".join(texts)
+
+
+def _steps(run: Run) -> int:
+    """Updates of one seed; 0 where the run left no history."""
+    batch = run.resolved.get("batch_size")
+    return round(_images(run.path)[1] / batch) if batch else 0
+
+
+@functools.cache
+def _images(metrics: Path | None) -> tuple[int, int]:
+    """Images an epoch and images in all that one seed saw, from the history beside a run's numbers."""
+    path = metrics.with_name("history.csv") if metrics is not None else None
+    history = pd.read_csv(path) if path is not None and path.exists() else pd.DataFrame()
+    if "images" not in history:
+        return 0, 0
+    return int(history.images.max()), int(history.groupby("seed").images.sum().max())
+
+
+def _data(resolved: dict[str, Any], results: Results) -> str:
+    """The images of a run: "tiny-imagenet, 10 classes, 50 labels a class"."""
+    params, name = results.params, resolved["dataset"]
+    if params is None or name not in params.datasets:
+        return ""
+    dataset = params.dataset(name, results.budget)
+    labels = resolved.get("labels_per_class")
+    parts = [dataset.source.removeprefix("data/")]
+    parts += [f"{dataset.classes} classes"] * bool(dataset.classes)
+    return ", ".join(parts + [f"{labels} labels a class"] * bool(labels))
 
 
 def _model(resolved: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from replicate.config.published import Sweep
 from replicate.errors import UserError
 from replicate.intervals import Curve, Estimate
 from replicate.noise import Term, combination
-from replicate.report.results import Results, logarithms
+from replicate.report.results import FEWEST_SEEDS, Results, logarithms
 
 DEFAULT_METRIC = "top1"
 EXPRESSIONS = ("best", "worst", "minus", "times", "over", "peak")
@@ -117,7 +117,8 @@ class Reader:
     def _combined(self, linear: Linear) -> Estimate:
         """The interval with the pooled noise, where all terms have one, beside that of the runs alone.
 
-        Metrics of one run move together, so an expression of two metrics uses its own seeds alone.
+        Fewer than three seeds have no interval of their own. Metrics of one run move together, so an
+        expression of two metrics uses its own seeds alone.
         """
         found = [(c, self.values(run, metric)) for c, run, metric in linear.terms]
         if linear.log:
@@ -126,7 +127,7 @@ class Reader:
         one_metric = len({metric for _, _, metric in linear.terms}) == 1
         noises = [self.results.noise(run, metric, linear.log) for _, run, metric in linear.terms]
         if not (own.has_interval and one_metric and all(noises)):
-            return own
+            return own if own.seeds >= FEWEST_SEEDS or _is_exact(own) else own.without_interval()
         groups = [self.results.runs[run].group for _, run, _ in linear.terms]
         terms = [Term(*pair, *rest) for pair, *rest in zip(found, noises, groups, strict=True)]
         return combination(terms).beside(own)
@@ -215,3 +216,8 @@ class Reader:
             for run in finished
         ]
         return finished[int(np.argmax(means))]
+
+
+def _is_exact(found: Estimate) -> bool:
+    """Whether all seeds give one number, as for sizes of files and of models."""
+    return found.has_interval and found.low == found.high

@@ -23,6 +23,9 @@ from replicate.noise import Noise, distinct, pool
 if TYPE_CHECKING:
     from replicate.config import Params
 
+FEWEST_SEEDS = 3
+"""Fewer seeds than these have no interval of their own: with two, Student's t is 12.7."""
+
 SECTIONS = ("results", "run", "resolved", "provenance")
 PATTERNS = ("*/*/metrics.json", "grid/*/*/metrics.json")
 MEASURED = "measured"
@@ -88,10 +91,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Results:
-    """Every finished run of one budget."""
+    """Every finished run of one budget; `params` say on which images, where they are known."""
 
     budget: str
     runs: dict[str, Run]
+    params: Params | None = field(default=None, compare=False, repr=False)
     _noise: dict[tuple[str, str, bool], Noise | None] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
@@ -102,6 +106,13 @@ class Results:
     def values(self, name: str, metric: str) -> dict[int, float]:
         """Seed -> value of a run. Raises KeyError for an unfinished run, UserError for an unknown metric."""
         return self.runs[name].values(metric)
+
+    def is_synthetic(self, name: str) -> bool:
+        """Whether a run saw images that were made on the spot, which say nothing about a paper."""
+        dataset = self.runs[name].resolved.get("dataset")
+        if self.params is None or dataset not in self.params.datasets:
+            return False
+        return self.params.dataset(dataset, self.budget).is_synthetic
 
     def noise(self, name: str, metric: str, log: bool = False) -> Noise | None:
         """The noise of a run's metric, or of its logarithm, pooled over all runs of its kind.
@@ -162,7 +173,7 @@ def load(
         measured = {
             name: run for name, run in measured.items() if _is_current(name, measured, params, budget)
         }
-    return Results(budget, measured | own)
+    return Results(budget, measured | own, params)
 
 
 def _is_current(name: str, measured: Mapping[str, Run], params: Params, budget: str) -> bool:

@@ -17,16 +17,21 @@ import pandas as pd
 from replicate.config import published
 from replicate.errors import UserError
 from replicate.report import checks, loader_runs, tables, verdicts, wording
+from replicate.report import summary as summary_tables
 from replicate.report.page import page, render, words
 from replicate.report.quantities import Reader
 from replicate.report.results import Results
 
+ERRATA = "errata.csv"
 NUMBERS, CLAIMS, TOP1, SUMMARY = "scoreboard.csv", "claims.csv", "top1.csv", "summary.json"
 COLUMNS = ["id", "paper", "table", *tables.COLUMNS[1:]]
 NUMERIC = ("ours", "ours_low", "ours_high", "effect", "low", "high", "df", "own_low", "own_high")
-VERDICTS = (checks.HOLDS, checks.FAILS, checks.UNDECIDED, checks.NOT_RUN)
+VERDICTS = checks.VERDICTS
+DECIDED = (checks.REPRODUCED, checks.OPPOSITE, checks.OPPOSITE_AT_SCALE)
+"""Verdicts that are findings: neither computed nor from synthetic images."""
+
 START, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
-PAGE = Path("docs/results.md")
+PAGE, ROOM = Path("docs/results.md"), "papers/{paper}/README.md"
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Scoreboard:
         claims = self.claims[self.claims["paper"] == paper]
         shown = claims.assign(
             claim=[name.partition(".")[2].replace("_", " ") for name in claims["claim"]],
+            verdict=[wording.verdict_text(line) for line in claims.to_dict("records")],
             effect=[wording.effect_text(line) for line in claims.to_dict("records")],
             seeds=[str(count) if count else "" for count in claims["seeds"]],
         )
@@ -85,8 +91,7 @@ class Scoreboard:
 def build(results: Results) -> Scoreboard:
     """Judge every claim and find the status of every number."""
     claims = verdicts.all_claims(results)
-    judged = dict(zip(claims["claim"], claims["verdict"], strict=True))
-    numbers = [tables.cells(paper, results, judged).assign(paper=paper) for paper in published.papers()]
+    numbers = [tables.cells(paper, results, claims).assign(paper=paper) for paper in published.papers()]
     budgets = dict.fromkeys(published.papers(), results.budget)
     return Scoreboard(budgets, pd.concat(numbers, ignore_index=True)[COLUMNS], claims)
 
@@ -123,7 +128,7 @@ def read(budget: str, root: str | Path = ".") -> Scoreboard:
 
 
 def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None = None) -> Scoreboard:
-    """Build the scoreboard of a budget and write its CSV, Markdown and HTML, and the totals of PAGE.
+    """Build the scoreboard of a budget and write its CSV, Markdown and HTML, the errata and PAGE's totals.
 
     `shown` maps papers to the budgets of their findings. PAGE changes only when this budget is among
     them and the others' scoreboards exist.
@@ -137,6 +142,7 @@ def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None =
         frame.to_csv(folder / name, index=False, lineterminator="\n")
     (folder / "scoreboard.md").write_text(markdown(board), encoding="utf-8")
     (folder / SUMMARY).write_text(json.dumps(counts(board), indent=1) + "\n", encoding="utf-8")
+    tables.write_frame(summary_tables.errata(), root / "tables" / ERRATA)
     target = root / "executed" / budget / "scoreboard.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     papers = [paper for paper in published.papers() if (target.parent / "papers" / f"{paper}.html").exists()]
@@ -147,7 +153,7 @@ def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None =
         and shown_on.exists()
         and all((root / "tables" / one / CLAIMS).exists() for one in others)
     ):
-        update_page(shown_on, findings(shown, root))
+        update_pages(root, findings(shown, root))
     return board
 
 
@@ -171,10 +177,41 @@ def summary(board: Scoreboard) -> str:
     """Totals and verdicts per paper in Markdown, as PAGE shows them."""
     count, claims = len(board.numbers), len(board.claims)
     text = f"{count:,} published numbers, {claims} claims; runs at the budget {board.scale}:\n\n"
-    return text + tables.markdown(texts(board.totals)) + "\n" + tables.markdown(verdict_counts(board))
+    text += tables.markdown(texts(board.totals)) + "\n" + tables.markdown(verdict_counts(board))
+    return text + decided(board)
 
 
-def update_page(path: str | Path, board: Scoreboard) -> None:
+def decided(board: Scoreboard) -> str:
+    """The claims that runs on real images decided, with effect and regime, in Markdown; empty without any."""
+    shown = board.claims[board.claims["verdict"].isin(DECIDED)]
+    lines = [
+        f"- **{line['verdict']}**: {line['statement']} Ours: {wording.effect_text(line)}"
+        + f" ({line['regime']})." * bool(line["regime"])
+        + f" Note: {line['note']}." * bool(line["note"] and line["verdict"] in checks.OPPOSING)
+        for line in shown.to_dict("records")
+    ]
+    return "\nDecided by runs:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def update_pages(root: Path, board: Scoreboard) -> None:
+    """Write the findings into PAGE and into the README of every paper's room below `root`."""
+    update_page(root / PAGE, summary(board))
+    for paper in published.papers():
+        room = root / ROOM.format(paper=paper)
+        if room.exists():
+            update_page(room, room_summary(board, paper))
+
+
+def room_summary(board: Scoreboard, paper: str) -> str:
+    """A paper's verdicts in Markdown: counted, then those that runs decided."""
+    claims = board.claims[board.claims["paper"] == paper]
+    found = claims["verdict"].value_counts()
+    counted = ", ".join(f"{found[one]} {one}" for one in VERDICTS if one in found)
+    own = Scoreboard(board.budgets, board.numbers, claims)
+    return f"{len(claims)} claims at the budget `{board.budgets[paper]}`: {counted}.\n{decided(own)}"
+
+
+def update_page(path: str | Path, shown: str) -> None:
     """Replace the text between the page's markers. Raises UserError when a marker is missing."""
     path = Path(path)
     text = path.read_text(encoding="utf-8")
@@ -182,7 +219,7 @@ def update_page(path: str | Path, board: Scoreboard) -> None:
     _, end, after = rest.partition(END)
     if not marker or not end:
         raise UserError(f"{path}: lacks the markers {START} and {END}, between which its totals stand")
-    path.write_text(f"{before}{START}\n{summary(board)}{END}{after}", encoding="utf-8")
+    path.write_text(f"{before}{START}\n{shown}{END}{after}", encoding="utf-8")
 
 
 def markdown(board: Scoreboard) -> str:
@@ -208,7 +245,7 @@ def _counts(frame: pd.DataFrame, column: str, order: Sequence[str]) -> pd.DataFr
     rows = [paper for paper in published.papers() if paper in counts.index]
     counts = counts.loc[rows, [name for name in order if name in counts.columns]]
     counts.loc["all"] = counts.sum()
-    return counts.assign(sum=counts.sum(axis=1))
+    return counts.assign(total=counts.sum(axis=1))
 
 
 def texts(counts: pd.DataFrame) -> pd.DataFrame:

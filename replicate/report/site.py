@@ -134,9 +134,10 @@ def _paper(site: Site, paper: str) -> dict[str, Any]:
     order = own["verdict"].map(scoreboard.VERDICTS.index)
     lines = own.loc[order.sort_values(kind="stable").index].to_dict("records")
     for line in lines:
-        # Of several computed numbers, the note names the farthest.
+        # Of several computed numbers, the note names the largest deviation.
         is_computed = line["budget"] == verdicts.BY_COMPUTATION and line["note"]
         line |= {"name": line["claim"].partition(".")[2], "found": is_computed or wording.effect_text(line)}
+        line["found"] = "; ".join(filter(None, (line["found"], line["stand_in"], line["regime"])))
     executed = site.executed(paper)
     return {
         "key": paper,
@@ -162,7 +163,7 @@ def _what_was_run(site: Site, budget: str) -> str:
 
 
 def paper_page(site: Site, paper: str) -> str:
-    """A paper: each claim with its finding, the executed notebook, every number, contradictions."""
+    """A paper: each claim with its finding, the executed notebook, every number, errata."""
     board, executed = site.board, site.executed(paper)
     return render(
         "paper.html",
@@ -173,7 +174,7 @@ def paper_page(site: Site, paper: str) -> str:
         ],
         notebook=notebook.body(notebook.read(executed)) if executed else "",
         numbers=board.numbers_of(paper),
-        contradictions=summary.contradictions(paper),
+        errata=summary.errata(paper),
     )
 
 
@@ -191,7 +192,7 @@ def _claim(site: Site, line: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": line["verdict"],
         "found": "; ".join([where, *said]),
         "outcomes": [(one, verdicts.means(spec, results)) for spec, one in pairs],
-        "scale": evidence.scale_of(used, site.params, budget),
+        "scale": evidence.scale_of(used, results),
         "commands": evidence.commands(claim, site.params, budget),
     }
 

@@ -1,4 +1,4 @@
-"""Small tables: differences between runs, points of curves, runs, contradictions, software."""
+"""Small tables: differences between runs, points of curves, runs, errata, software."""
 
 from __future__ import annotations
 
@@ -106,12 +106,12 @@ def _line(run: Run, reader: Reader) -> dict[str, object]:
 
 
 def recomputed(cells: pd.DataFrame) -> pd.DataFrame:
-    """The printed numbers of `tables.cells` that computation contradicts: printed, computed, and how.
+    """The printed numbers of `tables.cells` that differ from a recomputation: printed, computed, and how.
 
     No training is involved: the values come from the paper's other numbers or from first principles.
     """
     lines = []
-    for cell in cells[cells["status"] == tables.CONTRADICTION].to_dict("records"):
+    for cell in cells[cells["agreement"] == computed.DIFFERS].to_dict("records"):
         found = computed.numbers(cell["id"].partition(".")[0])[cell["id"]]
         place = cell["table"].replace("_", " ").capitalize() + f" ({cell['panel']})" * bool(cell["panel"])
         row = ", ".join(f"{name}={value}" for name, value in published.setting(cell["row"]).items())
@@ -120,10 +120,19 @@ def recomputed(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=columns).set_index("place").rename_axis(None)
 
 
-def contradictions(paper: str) -> pd.DataFrame:
-    """Where a paper contradicts itself or its formulas."""
-    found = [entry for entry in published.contradictions() if entry["paper"] == paper]
-    return pd.DataFrame(found, columns=["place", "kind", "printed", "recomputed", "note"])
+ERRATA = ["paper", "grade", "place", "printed", "found", "note"]
+
+
+def errata(paper: str | None = None) -> pd.DataFrame:
+    """What we would send to a paper's authors, or of all papers, the gravest grade first."""
+    found = [entry for entry in published.errata() if paper in (None, entry["paper"])]
+    return pd.DataFrame(found, columns=ERRATA if paper is None else ERRATA[1:])
+
+
+def notes(paper: str) -> pd.DataFrame:
+    """What looked wrong in a paper and is not: scanned badly, or explained."""
+    found = [entry for entry in published.notes() if entry["paper"] == paper]
+    return pd.DataFrame(found, columns=["place", "kind", "printed", "found", "note"])
 
 
 def software() -> dict[str, str]:

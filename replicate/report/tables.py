@@ -20,13 +20,18 @@ from replicate.report import checks, computed, verdicts
 from replicate.report.quantities import NotRun, Reader
 from replicate.report.results import Results
 
-EXACT, ROUNDING, CONTRADICTION = computed.EXACT, computed.ROUNDING, computed.CONTRADICTION
-TREND, DIFFERS, UNDECIDED = "trend", computed.DIFFERS, checks.UNDECIDED
-SMOKE, NOT_RUN = "smoke run, no finding", "not run at this budget"
-CITED, NEEDS_SCALE, NOT_BUILT = "cited from elsewhere", "needs scale", "not built"
-STATUSES = (EXACT, ROUNDING, TREND, DIFFERS, UNDECIDED, CONTRADICTION, CITED, NOT_RUN, NEEDS_SCALE)
-STATUSES += (NOT_BUILT, SMOKE)
-IDENTITY_BUDGET = "paper"
+TRAINED, MEASURED = "trained", "measured"
+"""What gave our number: a training, or a loader's measurement."""
+
+DERIVED, ARITHMETIC, QUOTED = computed.DERIVED, computed.ARITHMETIC, "quoted from elsewhere"
+NOT_RUN, NOT_BUILT, NO_VERDICT = checks.NOT_RUN, "not built", checks.NO_VERDICT
+FOUND = ("reproduced", "opposite", "inconclusive")
+DIFFERS = "differs"
+"""Of a trained number at the papers' own scale: the interval excludes what is printed."""
+
+STATUSES = tuple(f"{kind}: {found}" for kind in (TRAINED, MEASURED) for found in (*FOUND, DIFFERS))
+STATUSES += (checks.SHOWN, checks.OPPOSITE_SYNTHETIC, DERIVED, ARITHMETIC, QUOTED, NOT_RUN, NOT_BUILT)
+STATUSES += (NO_VERDICT,)
 COLUMNS = [
     "id",
     "panel",
@@ -40,18 +45,17 @@ COLUMNS = [
     "df",
     "pooled",
 ]
-COLUMNS += ["status", "unit", "run", "claim", "why"]
-SHOWN = ["row", "column", "published", "ours", "seeds", "df", "pooled", "status"]
+COLUMNS += ["status", "agreement", "erratum", "unit", "run", "claim", "regime", "why"]
+SHOWN = ["row", "column", "published", "ours", "seeds", "df", "pooled", "status", "agreement"]
 
 
-def cells(paper: str, results: Results, judged: Mapping[str, str] | None = None) -> pd.DataFrame:
+def cells(paper: str, results: Results, claims: pd.DataFrame | None = None) -> pd.DataFrame:
     """Every printed number of a paper beside ours: `COLUMNS`, `table` and `value`.
 
-    `judged` maps claims to their verdicts; by default they are judged here.
+    `claims` are those of `verdicts.all_claims`; by default they are judged here.
     """
-    if judged is None:
-        claims = verdicts.all_claims(results, [paper])
-        judged = dict(zip(claims["claim"], claims["verdict"], strict=True))
+    claims = verdicts.all_claims(results, [paper]) if claims is None else claims
+    judged = {line["claim"]: line for line in claims.to_dict("records")}
     reader = Reader(results)
     lines = [_line(cell, reader, judged) for cell in published.cells({"paper": paper})]
     return pd.DataFrame(lines, columns=None if lines else ["table", *COLUMNS])
@@ -77,11 +81,15 @@ def write_frame(frame: pd.DataFrame, path: Path, shown: pd.DataFrame | None = No
 
 
 def display(table: pd.DataFrame) -> pd.DataFrame:
-    """A table for reading: only what varies of the settings, our number with its interval."""
+    """A table for reading: only what varies of the settings, our number with its interval.
+
+    Where a number is opposite, a last column says for which regime.
+    """
     shown = table.assign(row=_labels(table), ours=[_number(line) for line in table.to_dict("records")])
     for name in ("seeds", "df", "pooled"):
         shown[name] = [f"{count:.3g}" if count > 0 else "" for count in table[name]]
-    return shown[SHOWN].reset_index(drop=True)
+    filled = ["regime"] * bool((shown["regime"] != "").any())
+    return shown[SHOWN + filled].reset_index(drop=True)
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -129,56 +137,58 @@ def runs_in(quantity: Any) -> set[str]:
     return set().union(*(runs_in(part) for part in parts))
 
 
-def _line(cell: dict[str, Any], reader: Reader, judged: Mapping[str, str]) -> dict[str, Any]:
+Judged = Mapping[str, Mapping[str, Any]]
+"""Claim -> its line of `verdicts.all_claims`."""
+
+
+def _line(cell: dict[str, Any], reader: Reader, judged: Judged) -> dict[str, Any]:
     line = {key: cell[key] for key in ("id", "table", "panel", "row", "column", "unit", "value")}
     line["published"] = cell["printed"] if cell["relation"] == "=" else cell["relation"] + cell["printed"]
-    line |= {
-        "ours": math.nan,
-        "ours_low": math.nan,
-        "ours_high": math.nan,
-        "seeds": 0,
-        "df": math.nan,
-        "pooled": 0,
-        "run": "",
-        "claim": "",
-    }
+    line |= dict.fromkeys(("ours", "ours_low", "ours_high", "df"), math.nan)
+    line |= {"seeds": 0, "pooled": 0} | dict.fromkeys(("run", "claim", "agreement", "erratum", "regime"), "")
     rule = published.mapped(cell["paper"]).get(cell["id"], {})
     found = computed.numbers(cell["paper"]).get(cell["id"])
     measured = {} if "ours" not in rule else _measured(cell, rule, reader, judged)
     if found is None:
-        return (
-            line
-            | {"status": rule.get("status", NEEDS_SCALE), "why": rule.get("why", cell["note"])}
-            | measured
-        )
+        return line | {"status": rule.get("status", NOT_RUN), "why": rule.get("why", cell["note"])} | measured
+    line |= {"agreement": found.agreement}
+    if found.agreement == computed.DIFFERS:
+        line["erratum"] = published.erratum_of().get(cell["id"], {}).get("grade", "")
     if (
-        found.status == CONTRADICTION and measured
-    ):  # a run's number keeps its place, the computed one goes to the note
+        found.agreement == computed.DIFFERS and measured
+    ):  # a run's number keeps its place, with this in the note
         why = "; ".join(part for part in (found.note, measured.get("why", "")) if part)
-        return line | measured | {"status": CONTRADICTION, "why": why}
-    value, low, high = found.range
-    return line | {
-        "ours": value,
-        "ours_low": low,
-        "ours_high": high,
-        "status": found.status,
-        "why": found.note,
-    }
+        return line | measured | {"why": why}
+    numbers = dict(zip(("ours", "ours_low", "ours_high"), found.range, strict=True))
+    return line | numbers | {"status": found.source, "why": found.note}
 
 
 def _measured(
-    cell: Mapping[str, Any], rule: Mapping[str, Any], reader: Reader, judged: Mapping[str, str]
+    cell: Mapping[str, Any], rule: Mapping[str, Any], reader: Reader, judged: Judged
 ) -> dict[str, Any]:
     quantity = fill(rule["ours"], published.setting(cell["row"]))
     claim = rule.get("claim", "")
-    named = {"run": ", ".join(sorted(runs_in(quantity))), "claim": claim}
+    runs = runs_in(quantity)
+    named = {"run": ", ".join(sorted(runs)), "claim": claim}
     try:
         found = reader.estimate(quantity)
     except NotRun as error:
         return named | {"status": NOT_RUN, "why": f"not run: {error}{_price(error.missing)}"}
-    status = _status(cell, found, reader.results.budget, judged.get(claim, checks.NOT_RUN))
+    kind = _kind(runs)
+    verdict = judged.get(claim, {}).get("verdict", "")
+    drawn = any(reader.results.is_synthetic(name) for name in runs if name in reader.results)
+    if drawn and verdict not in (checks.SHOWN, checks.OPPOSITE_SYNTHETIC):
+        verdict = ""  # the claim was decided by other runs, on real images
+    status = _status(cell, found, reader.results.budget, verdict, kind)
     numbers = {"ours": found.value, "ours_low": found.low, "ours_high": found.high, "seeds": found.seeds}
-    return named | numbers | {"df": found.df, "pooled": found.pooled, "status": status}
+    opposes = status.endswith(FOUND[1]) or status == checks.OPPOSITE_SYNTHETIC
+    regime = judged[claim]["regime"] if opposes else ""
+    return named | numbers | {"df": found.df, "pooled": found.pooled, "status": status, "regime": regime}
+
+
+def _kind(runs: set[str]) -> str:
+    """What gave a number: a training, or a loader's measurement."""
+    return MEASURED if all(name.startswith("loader_") for name in runs) else TRAINED
 
 
 def _price(runs: list[str]) -> str:
@@ -195,18 +205,25 @@ def prices() -> dict[str, float]:
     return pd.read_csv(path, index_col="run")["a100_hours_in_all"].to_dict() if path.exists() else {}
 
 
-def _status(cell: Mapping[str, Any], found: Estimate, budget: str, verdict: str) -> str:
+def _status(cell: Mapping[str, Any], found: Estimate, budget: str, verdict: str, kind: str) -> str:
     """At the papers' own scale the number itself is compared; below it, the claim that it carries."""
     if budget in verdicts.NO_FINDING:
-        return SMOKE
-    if budget != IDENTITY_BUDGET:
-        return {checks.HOLDS: TREND, checks.FAILS: DIFFERS}.get(verdict, UNDECIDED)
+        return NO_VERDICT
+    if budget == checks.FULL_SCALE:
+        return f"{kind}: {_at_full_scale(cell, found)}"
+    if verdict in (checks.SHOWN, checks.OPPOSITE_SYNTHETIC):
+        return verdict
+    agrees = verdict in checks.AGREEING
+    return f"{kind}: {FOUND[0] if agrees else FOUND[1] if verdict in checks.OPPOSING else FOUND[2]}"
+
+
+def _at_full_scale(cell: Mapping[str, Any], found: Estimate) -> str:
     half = cell["unit_last_digit"] / 2
     if abs(found.value - cell["value"]) <= half:
-        return EXACT
+        return FOUND[0]
     if not found.has_interval:
-        return UNDECIDED
-    return TREND if found.low - half <= cell["value"] <= found.high + half else DIFFERS
+        return FOUND[2]
+    return FOUND[0] if found.low - half <= cell["value"] <= found.high + half else DIFFERS
 
 
 def _digits(value: str) -> str:

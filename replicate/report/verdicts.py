@@ -1,8 +1,8 @@
-"""Each claim against our results: holds, fails, or undecided at this scale.
+"""Each claim against our results: reproduced, opposite at proxy scale, inconclusive, or not run.
 
-A claim is one or more checks (`papers/<key>/claims.yaml`, `replicate.report.checks`). It holds when all its
-checks hold and fails when one fails. Runs of the budget `smoke` exercise the pipeline and never decide
-anything.
+A claim is one or more checks (`papers/<key>/claims.yaml`, `replicate.report.checks`). It is reproduced when
+all its checks are, and when no half of its statement went untested. One check that is opposite makes it opposite.
+Runs on synthetic images give no verdict on a paper, and runs of the budget `smoke` give none at all.
 """
 
 from __future__ import annotations
@@ -15,16 +15,42 @@ from typing import Any
 import pandas as pd
 
 from replicate.config import published
-from replicate.report.checks import FAILS, HOLDS, NOT_RUN, UNDECIDED, Outcome, check, reader_of
+from replicate.report import checks as words
+from replicate.report import evidence
+from replicate.report.checks import INCONCLUSIVE, NO_VERDICT, NOT_RUN, Outcome, check, reader_of
 from replicate.report.quantities import NotRun
 from replicate.report.results import Results
 from replicate.report.wording import short
 
 NO_FINDING = frozenset({"smoke"})
 BY_COMPUTATION = "by computation"
-COLUMNS = ["claim", "paper", "statement", "size", "verdict", "check", "effect", "low", "high", "df", "pooled"]
-COLUMNS += ["own_low", "own_high", "unit", "seeds", "budget", "note"]
-_WORDS = {HOLDS: ("holds", "hold"), FAILS: ("fails", "fail"), UNDECIDED: ("undecided", "undecided")}
+COLUMNS = [
+    "claim",
+    "paper",
+    "statement",
+    "size",
+    "verdict",
+    "check",
+    "effect",
+    "low",
+    "high",
+    "unit",
+    "against",
+]
+COLUMNS += [
+    "df",
+    "pooled",
+    "own_low",
+    "own_high",
+    "seeds",
+    "budget",
+    "regime",
+    "stand_in",
+    "untested",
+    "note",
+]
+NAMED = 3
+"""Checks without runs beyond these are counted, not named."""
 
 
 def all_claims(results: Results, papers: Sequence[str] | None = None) -> pd.DataFrame:
@@ -33,11 +59,23 @@ def all_claims(results: Results, papers: Sequence[str] | None = None) -> pd.Data
     for name, claim in published.claims().items():
         paper = name.partition(".")[0]
         if papers is None or paper in papers:
-            computed = all(spec["kind"] == "computed" for spec in claim["checks"])
             line = {"claim": name, "paper": paper, "statement": claim["statement"], "size": claim["size"]}
-            line |= vars(judge(claim, results)) | {"budget": BY_COMPUTATION if computed else results.budget}
-            lines.append(line)
+            lines.append(line | line_of(claim, results))
     return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def line_of(claim: dict[str, Any], results: Results) -> dict[str, Any]:
+    """What `claims.csv` says of a claim's finding."""
+    outcomes = checks(claim, results)
+    found = _judged(claim, outcomes, results.budget)
+    computed = all(spec["kind"] == "computed" for spec in claim["checks"])
+    ran = found.verdict != NOT_RUN
+    return vars(found) | {
+        "budget": BY_COMPUTATION if computed else results.budget,
+        "regime": evidence.regime(claim, results) if ran and not computed else "",
+        "stand_in": claim.get("stand_in", "") if ran else "",
+        "untested": "; ".join(untested(claim, outcomes)) if ran else "",
+    }
 
 
 def judge(claim: dict[str, Any], results: Results) -> Outcome:
@@ -46,45 +84,69 @@ def judge(claim: dict[str, Any], results: Results) -> Outcome:
     A claim marked `stand_in` is about something that is not run here: its checks do not decide it. A `caveat`
     goes with every verdict at less than the paper's budget.
     """
-    outcomes = checks(claim, results)
+    return _judged(claim, checks(claim, results), results.budget)
+
+
+def _judged(claim: dict[str, Any], outcomes: list[Outcome], budget: str) -> Outcome:
     verdict = together(outcomes)
-    shown = min(outcomes, key=lambda one: (one.verdict != verdict, one.verdict == NOT_RUN))
+    decided = verdict
+    missing = untested(claim, outcomes)
+    if claim.get("stand_in") or (missing and verdict in words.AGREEING):
+        decided = verdict if verdict in (NOT_RUN, NO_VERDICT) else INCONCLUSIVE
+    shown = min(outcomes, key=lambda one: (one.verdict not in (verdict, decided), one.verdict == NOT_RUN))
+    notes = [_counted(outcomes), *remarks(claim, verdict, budget)]
+    if verdict != NOT_RUN and missing:
+        notes.append(f"not tested: {'; '.join(missing)}")
+    notes.append("" if claim.get("stand_in") and verdict != NOT_RUN else shown.note)
+    return replace(shown, verdict=decided, note="; ".join(note for note in notes if note))
+
+
+def _counted(outcomes: list[Outcome]) -> str:
+    """How many of the checks were run, and what they say; nothing where all or none were run."""
     counts = Counter(outcome.verdict for outcome in outcomes)
-    done = len(outcomes) - counts[NOT_RUN]
-    said = ", ".join(f"{counts[v]} {words[counts[v] > 1]}" for v, words in _WORDS.items() if counts[v])
-    notes = [f"{done} of {len(outcomes)} checks run: {said}"] if 0 < done < len(outcomes) else []
-    notes += remarks(claim, verdict, results.budget)
-    if claim.get("stand_in") and verdict != NOT_RUN:
-        return replace(shown, verdict=UNDECIDED, note="; ".join(notes))
-    return replace(shown, verdict=verdict, note="; ".join(notes + [shown.note] * bool(shown.note)))
+    done = len(outcomes) - counts.pop(NOT_RUN, 0)
+    said = ", ".join(f"{counts[one]} {one}" for one in words.VERDICTS if counts[one])
+    return f"{done} of {len(outcomes)} checks run: {said}" if 0 < done < len(outcomes) else ""
 
 
 def together(outcomes: list[Outcome]) -> str:
-    """The verdict that a claim's checks make: one that fails is enough, all must hold."""
-    verdicts = {outcome.verdict for outcome in outcomes}
-    if FAILS in verdicts:
-        return FAILS
-    return verdicts.pop() if len(verdicts) == 1 else UNDECIDED
+    """The verdict that a claim's checks make: one that is opposite is enough, all must agree."""
+    found = {outcome.verdict for outcome in outcomes}
+    if opposing := [one for one in words.OPPOSING if one in found]:
+        return opposing[0]
+    if found <= set(words.AGREEING):
+        ranked = (words.SHOWN, words.REPRODUCED, words.CONFIRMED)
+        return next(one for one in ranked if one in found)
+    if found == {NOT_RUN}:
+        return NOT_RUN
+    return NO_VERDICT if NO_VERDICT in found else INCONCLUSIVE
+
+
+def untested(claim: dict[str, Any], outcomes: list[Outcome]) -> list[str]:
+    """The halves of a claim that nothing tested: those that no check covers, and checks without runs."""
+    waiting = [outcome.check for outcome in outcomes if outcome.verdict == NOT_RUN]
+    more = len(waiting) - NAMED
+    waiting = waiting[:NAMED] + [f"{more} more checks"] * (more > 0)
+    return [*claim.get("untested", []), *waiting]
 
 
 def remarks(claim: dict[str, Any], verdict: str, budget: str) -> list[str]:
-    """The caveat of a claim, or that its checks, which together make `verdict`, only stand in for it."""
+    """The caveat of a claim, or what stands in for it and what that, by `verdict`, shows."""
     if verdict == NOT_RUN:
         return []
     if claim.get("stand_in"):
-        found = f"is {verdict}" if verdict == UNDECIDED else verdict
-        return [f"what stands in for it {found}, which does not decide the statement"]
-    return [claim["caveat"]] if claim.get("caveat") and budget != "paper" else []
+        return [f"measured instead: {claim['stand_in']}, {verdict}; it does not decide the statement"]
+    return [claim["caveat"]] if claim.get("caveat") and budget != words.FULL_SCALE else []
 
 
 def checks(claim: dict[str, Any], results: Results) -> list[Outcome]:
-    """Every check of a claim. A budget without findings leaves them undecided, except computed ones."""
+    """Every check of a claim. A budget without findings gives no verdict, except on what is computed."""
     outcomes = [check(spec, results) for spec in claim["checks"]]
     if results.budget not in NO_FINDING:
         return outcomes
     silent = {
-        "verdict": UNDECIDED,
-        "note": f"the {results.budget} budget exercises the pipeline and decides nothing",
+        "verdict": NO_VERDICT,
+        "note": f"the budget {results.budget} tests the pipeline, not the claims",
     }
     pairs = zip(claim["checks"], outcomes, strict=True)
     keeps = [spec["kind"] == "computed" or outcome.verdict == NOT_RUN for spec, outcome in pairs]

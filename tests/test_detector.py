@@ -91,6 +91,7 @@ def test_every_hierarchy_builds_at_the_papers_sizes(name):
 
 def test_global_blocks_end_the_quarters_of_the_depth():
     assert quarters(12) == (2, 5, 8, 11) and quarters(24) == (5, 11, 17, 23)
+    assert quarters(2) == (0, 0, 0, 1)  # fewer blocks than maps: some give two
 
 
 @pytest.mark.parametrize("positions", ["shared", "decomposed"])
@@ -209,8 +210,6 @@ def test_weights_of_another_model_are_refused_and_necks_that_do_not_fit():
         build_detector(pretraining(**SMALL_VIT), small_run(neck="fpn"), 3)
     with pytest.raises(UserError, match="neck 'taps_fpn' does not fit backbone 'swin_base'"):
         build_detector(pretraining("swin_base"), small_run(), 3)
-    with pytest.raises(UserError, match="4 blocks or more"):
-        build_detector(pretraining(**SMALL_VIT | {"depth": 3}), small_run(), 3)
 
 
 def test_layer_decay_counts_from_the_heads_down():

@@ -110,7 +110,8 @@ def test_ratios_that_carry_the_science_are_never_mapped(params, budget):
             assert (run.decoder_depth, run.drop_blocks) == (stated.decoder_depth, stated.drop_blocks)
         assert run.image_size % run.stride == 0
     for name, stated in params.evaluate_runs.items():
-        lens, from_scratch = params.budgets[budget], params.pretrain_runs[stated.pretrain].epochs == 0
+        lens, source = params.budgets[budget], params.pretrain_runs[stated.pretrain]
+        from_scratch = source.epochs == 0 and not getattr(stated, "classifier", None)
         expected = (from_scratch and lens.scratch_layer_decay) or stated.layer_decay
         assert params.resolve(name, budget).layer_decay == expected
 

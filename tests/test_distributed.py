@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from project import ENVIRONMENT, run, write_params
+from project import ENVIRONMENT, read, run, write_params
 
 RESULTS = "results/smoke/efficient_learners"
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -137,3 +137,25 @@ def test_a_sharded_run_continues_from_its_checkpoint(tmp_path):
     os.replace(folder / "epoch00004.pt", folder / "checkpoint.pt")
     torchrun(tmp_path, 2, "-m", "replicate", "pretrain", "light_90")
     assert losses(tmp_path) == pytest.approx(first, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_segment_as_one(tmp_path):
+    """25 steps of UperNet, whose batch norms and dropped channels are those of the whole batch."""
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        dense = read("budgets.yaml")["smoke"]["dense"] | {"segment_length": 0.0002}
+        write_params(folder, budget={"dense": dense})
+        run(folder, "data", "write", "full")
+        run(folder, "data", "write", "ade20k")
+        run(folder, "pretrain", "full_75")
+        command = ("-m", "replicate", "evaluate", "mae_vit_b_ade20k")
+        alone(folder, *command) if processes == 1 else torchrun(folder, 2, *command)
+        results = folder / "results/smoke/grid/mae/mae_vit_b_ade20k"
+        scores = json.loads((results / "metrics.json").read_text())["results"]
+        found.append((pd.read_csv(results / "history.csv").loss.tolist(), scores["miou"]["mean"]))
+    (losses_of_one, miou), (losses_of_two, other) = found
+    assert len(losses_of_one) > 5 and losses_of_two == pytest.approx(losses_of_one, rel=1e-3)
+    assert other == pytest.approx(miou, abs=1.0)

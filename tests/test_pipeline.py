@@ -77,11 +77,7 @@ def test_stages_yaml_is_that_of_the_rooms(params):
 
 
 def test_every_run_is_one_stage_and_no_other_run_is(dvc_stages, params):
-    found = {
-        key
-        for key in dvc_stages
-        if key[1].partition("@")[0] in ("pretrain", "evaluate", "tokenizer", "pretrain_from", "classifier")
-    }
+    found = {key for key in dvc_stages if key[1].partition("@")[0] in stages.GROUPS}
     assert found == {stage_of(params, name) for name in params.runs}
 
 
@@ -99,7 +95,7 @@ def test_outputs_lie_where_the_package_writes_them(dvc_stages, params, project):
         outs = paths(dvc_stages[stage_of(params, name)].outs, project)
         folder = params.results_folder(name)
         assert folder / "metrics.json" in outs, name
-        keeps = not isinstance(run, EvaluateRun) or run.keep_weights
+        keeps = not isinstance(run, EvaluateRun) or run.keep_weights or run.protocol in ("detect", "segment")
         assert (folder / "weights" in outs) == keeps, name
 
 
@@ -111,7 +107,7 @@ def test_inputs_hold_what_is_stated_of_a_run_and_its_upstream(project, params):
     budget = inputs_of(project, f"budgets/{params.budget}")
     assert budget["seeds"] == params.budgets[params.budget].seeds
     data = inputs_of(project, f"budgets/{params.budget}.data")
-    assert data == {"data": budget["data"], "image_scale": budget["image_scale"]}
+    assert data == {key: budget[key] for key in ("data", "datasets", "image_scale")}
 
 
 def test_a_notebook_depends_on_what_is_stated_of_its_papers_runs(project, params):

@@ -190,6 +190,8 @@ def _resolve_dense(
     update = resolve_dense(run, budget.dense, strides, depths)
     if budget.regularisation == "light":
         update["drop_path"] = 0.0
+    if budget.scratch_layer_decay is not None and source.epochs == 0 and not run.classifier:
+        update["layer_decay"] = budget.scratch_layer_decay
     return run.model_copy(update=update)
 
 

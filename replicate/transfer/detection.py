@@ -150,7 +150,7 @@ def _fitted(pixels: np.ndarray, model: Detector) -> Tensor:
     height, width = pixels.shape[:2]
     scale = min(model.test_size / min(height, width), model.image_size / max(height, width))
     size = [min(model.image_size, max(1, round(side * scale))) for side in (height, width)]
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
     return v2.resize_image(image, size, antialias=True).float() / 255
 
 

@@ -63,7 +63,7 @@ def jitter(pixels: np.ndarray, objects: Objects, run: DetectRun, rng: np.random.
     )
     resized = [min(size, max(1, round(part * scale))) for part in region]
     mirrored = rng.random() < 0.5
-    image = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1))
+    image = tv_tensors.Image(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
     masks = tv_tensors.Mask(torch.from_numpy(objects.masks))
     image = v2.resized_crop(image, top, left, *region, resized, antialias=True)
     masks = _resized_masks(masks, top, left, region, resized)

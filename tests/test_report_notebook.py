@@ -14,7 +14,7 @@ from replicate.report import notebook, page
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PIPELINE = [path for path in COMMITTED if not path.name.startswith("explore_")]
+PIPELINE = [path for path in COMMITTED if (ROOT / "papers" / path.stem).is_dir()]
 
 
 def make(*sources, tagged="budget = None\npaper = None\nscope = None"):

@@ -9,7 +9,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from cycler import cycler
 from matplotlib import figure as mpl_figure
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -40,7 +39,7 @@ _SETTINGS = {
     "axes.labelcolor": INK,
     "axes.labelsize": 10.8,
     "axes.linewidth": 1.25,
-    "axes.prop_cycle": cycler(color=PALETTE),
+    "axes.prop_cycle": mpl.cycler(color=PALETTE),
     "font.size": 10.8,
     "grid.color": ".8",
     "grid.linewidth": 1,

@@ -506,6 +506,9 @@ def _repro(options: argparse.Namespace) -> None:
     if status := repro(params, options.targets):
         raise SystemExit(status)
     if not options.targets:
+        from replicate.report.ending import lines
+
+        print(*lines(params), sep="\n")
         print(f"Open: executed/{params.budget}/site/index.html\nThen: make lab")
 
 

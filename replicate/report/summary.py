@@ -18,7 +18,7 @@ from replicate.report.results import Results, Run
 CONTRASTS = ["left", "right", "difference", "low", "high", "seeds", "df", "pooled"]
 POINTS = ["curve", "place", "run", "published", "ours", "ours_low", "ours_high", "seeds", "df", "pooled"]
 POINTS += ["status"]
-HEADLINES = ("top1", "val_loss", "loss", "images_per_second")
+HEADLINES = ("top1", "ap_box", "miou", "val_loss", "loss", "images_per_second")
 """A run's headline number is the first of these that it reports."""
 NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
 

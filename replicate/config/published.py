@@ -47,7 +47,7 @@ CLAIM_KEYS = (
 )
 ANY = "*"
 GRADES = ("material", "rounding", "wording")
-"""Of errata: what a reader would act on, a small difference in a digit, a text that the numbers contradict."""
+"""Of errata: what a reader would act on, a small difference in a digit, a text that numbers contradict."""
 
 
 @dataclass(frozen=True)

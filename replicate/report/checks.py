@@ -1,8 +1,8 @@
 """The kinds of checks that claims consist of (`papers/<key>/claims.yaml`, key `kind`).
 
 Every effect is oriented: above 0 agrees with the claim, and 0 is the bound of the check. An interval that
-lies wholly above 0 reproduces a check, one wholly below 0 is the opposite. Nothing is decided without an interval,
-except what is computed. The quartiles of its rounds decide a committed benchmark.
+lies wholly above 0 reproduces a check, one wholly below 0 is the opposite. Nothing is decided without an
+interval, except what is computed. The quartiles of its rounds decide a committed benchmark.
 """
 
 from __future__ import annotations

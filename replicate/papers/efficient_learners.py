@@ -50,10 +50,10 @@ def first_block_rate(cell: Cell) -> Range:
 def efficient_learners_total_factor_is_smaller() -> Answer:
     """Table 4's factor in all against that of pre-training alone, from the printed hours."""
     table = {"paper": KEY, "table": "table_4"}
-    dear = table | {"method": "MAE-B", "mask_ratio": 0.75}
-    cheap = table | {"method": "ours", "mask_ratio": 0.9}
+    full = table | {"method": "MAE-B", "mask_ratio": 0.75}
+    light = table | {"method": "ours", "mask_ratio": 0.9}
     columns = [{"column": "pretrain_hours"}, {"column": "total_hours"}]
-    pre, whole = (printed(published.one(dear | one)) / printed(published.one(cheap | one)) for one in columns)
+    pre, whole = (printed(published.one(full | one)) / printed(published.one(light | one)) for one in columns)
     note = f"pre-training {pre.value:.1f}x, in all {whole.value:.1f}x"
     margin = pre.low / 2 - whole.high
     return Answer(margin > 0, whole.value, note, margin, "x", "half of pre-training's factor")

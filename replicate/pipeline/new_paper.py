@@ -55,7 +55,7 @@ CELLS = (
     ("markdown", "# {title}\n\n*Claim: the paper's thesis in a sentence.*"),
     ("parameters", 'budget = None\npaper = "{key}"\nscope = "headline"'),
     ("code", "from replicate.report.book import Book\n\nbook = Book(paper, budget, scope)\nbook"),
-    ("markdown", "## The budget is a lens\n\n*paper -> this budget*, blank where nothing changes."),
+    ("markdown", "## How the recipes are scaled down\n\n*paper -> this budget*, else blank."),
     ("code", 'book.lens(["{key}_base", "{key}_base_ft"])'),
     ("markdown", "## The paper beside ours"),
     ("code", 'book.save_tables()\nbook.table("table_1")'),

@@ -121,7 +121,7 @@ def index(site: Site) -> str:
 
 
 def _notice(site: Site, budget: str) -> str:
-    """A warning where a budget's verdicts are worth nothing; empty for one with real images."""
+    """A warning where a budget gives no verdict on a paper; empty for one with real images."""
     if budget in verdicts.NO_FINDING:
         return words()["notices"][budget]
     synthetic = site.params.budget_named(budget).data.get("source", "photos") == "photos"
@@ -204,7 +204,7 @@ def methods(site: Site) -> str:
         "methods.html",
         board=site.board,
         lens=_lens(site),
-        kinds=pd.DataFrame(kinds, columns=["check", "holds when"]),
+        kinds=pd.DataFrame(kinds, columns=["check", "reproduced when"]),
         glossary=pd.DataFrame(words()["glossary"].items(), columns=["word", "means"]),
     )
 

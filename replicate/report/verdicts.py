@@ -1,8 +1,8 @@
 """Each claim against our results: reproduced, opposite at proxy scale, inconclusive, or not run.
 
 A claim is one or more checks (`papers/<key>/claims.yaml`, `replicate.report.checks`). It is reproduced when
-all its checks are, and when no half of its statement went untested. One check that is opposite makes it
-opposite. Runs on synthetic images give no verdict on a paper, and runs of the budget `smoke` give none.
+all its checks are, and when no half of its statement went untested. One opposite check makes it opposite.
+Runs on synthetic images give no verdict on a paper, and runs of the budget `smoke` give none at all.
 """
 
 from __future__ import annotations

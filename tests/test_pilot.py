@@ -8,8 +8,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from replicate.config import Budget
-
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -70,16 +68,3 @@ def test_every_candidate_is_a_budget(pilot):
             assert params.resolve(name, "paper").image_size == 224
             assert params.resolve(name).image_size < 224
         assert params.resolve("scratch_1x").layer_decay == 1.0
-
-
-def test_the_proposed_budgets_are_budgets():
-    text = (ROOT / "docs" / "pilot.md").read_text().split("```yaml\n")[1].split("```")[0]
-    proposed = {name: Budget.model_validate(_tuples(budget)) for name, budget in yaml.safe_load(text).items()}
-    assert set(proposed) == {"laptop", "tiny"}
-    assert all(budget.labels_per_class and budget.scratch_layer_decay == 1.0 for budget in proposed.values())
-
-
-def _tuples(value):
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value

@@ -57,9 +57,9 @@ def pretraining(name="vit", image_size=64, **kwargs):
     return SimpleNamespace(backbone=name, backbone_kwargs=kwargs, image_size=image_size, drop_blocks=0)
 
 
-def small(neck):
+def small(neck, **numbers):
     norm = "ln" if neck == "simple_fpn" else "bn"
-    return build_detector(pretraining(**SMALL_VIT), small_run(neck=neck, norm=norm), 3)
+    return build_detector(pretraining(**SMALL_VIT | numbers), small_run(neck=neck, norm=norm), 3)
 
 
 def encoder_tokens(encoder, images):
@@ -131,7 +131,7 @@ def test_decomposed_positions_equal_timms_segment_anything():
 def test_a_shared_table_adds_the_entry_of_two_patches_offset():
     encoder = WindowedViT(ViT((16, 24), **SMALL_VIT), 9, "shared")  # a grid of 2 x 3
     nn.init.normal_(encoder.rel_pos_global)
-    bias = encoder._shared_biases()[1](torch.zeros(1))[0]
+    bias = encoder._shared_biases()[True](torch.zeros(1))[0]
     for query in range(6):
         for key in range(6):
             down, right = query // 3 - key // 3, query % 3 - key % 3
@@ -150,10 +150,10 @@ def test_a_region_is_pooled_from_the_level_of_its_size():
     assert pooled == pytest.approx([0, 0, 0, 1, 2, 2])
 
 
-@pytest.mark.parametrize("neck", ["taps_fpn", "simple_fpn"])
-def test_a_step_trains_every_parameter_and_finding_nothing_is_fine(neck):
+@pytest.mark.parametrize(("neck", "depth"), [("taps_fpn", 2), ("taps_fpn", 5), ("simple_fpn", 5)])
+def test_a_step_trains_every_parameter_and_finding_nothing_is_fine(neck, depth):
     torch.manual_seed(0)
-    model = small(neck)
+    model = small(neck, depth=depth)
     losses = model([torch.rand(3, 64, 64) for _ in range(2)], [OBJECT, NOTHING])
     sum(losses.values()).backward()
     idle = [name for name, part in model.named_parameters() if part.requires_grad and part.grad is None]

@@ -270,3 +270,40 @@ def test_the_task_sums_the_losses_of_eight_bit_images():
     loss, parts = task(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), [OBJECT, NOTHING])
     assert float(loss.detach()) == pytest.approx(sum(float(part) for part in parts.values()), rel=1e-5)
     assert loss.requires_grad and not any(part.requires_grad for part in parts.values())
+
+
+class _Still:
+    """A generator that keeps every image at its own scale and place."""
+
+    def uniform(self, low, high):
+        return 1.0
+
+    def random(self):
+        return 1.0
+
+    def integers(self, count):
+        return 0
+
+
+@pytest.mark.slow
+def test_eight_pictures_are_learned_by_heart(images):
+    pytest.importorskip("faster_coco_eval")
+    torch.manual_seed(0)
+    sizes = {"window": 4, "head_width": 32, "fc_width": 128, "proposals": (100, 100, 50)}
+    run = small_run(**sizes, rpn_batch=64, roi_batch=32, jitter=(1.0, 1.0), weight_decay=0.05)
+    vit = {"embed_dim": 96, "depth": 5, "num_heads": 4, "patch_size": 8}
+    task = detection.DetectionTask(build_detector(pretraining(**vit), run, images.num_classes), run)
+    data, rate, steps = detection.TrainImages(images, run), 3e-3, 600
+    items = [data.item(index, _Still()) for index in range(len(data))]
+    optimizer = torch.optim.AdamW(task.parameter_groups(), lr=rate)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1, (step + 1) / 20) * (1 + np.cos(np.pi * step / steps)) / 2
+        pictures, targets = zip(*items[step % 2 :: 2], strict=True)
+        loss, _ = task(torch.stack(pictures), list(targets))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(task.parameters(), 5.0)
+        optimizer.step()
+    scores = detection.evaluate(task.model, images)
+    assert scores["ap_box"] >= 90 and scores["ap_mask"] >= 90

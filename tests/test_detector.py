@@ -57,9 +57,9 @@ def pretraining(name="vit", image_size=64, **kwargs):
     return SimpleNamespace(backbone=name, backbone_kwargs=kwargs, image_size=image_size, drop_blocks=0)
 
 
-def small(neck):
+def small(neck, **numbers):
     norm = "ln" if neck == "simple_fpn" else "bn"
-    return build_detector(pretraining(**SMALL_VIT), small_run(neck=neck, norm=norm), 3)
+    return build_detector(pretraining(**SMALL_VIT | numbers), small_run(neck=neck, norm=norm), 3)
 
 
 def encoder_tokens(encoder, images):
@@ -131,7 +131,7 @@ def test_decomposed_positions_equal_timms_segment_anything():
 def test_a_shared_table_adds_the_entry_of_two_patches_offset():
     encoder = WindowedViT(ViT((16, 24), **SMALL_VIT), 9, "shared")  # a grid of 2 x 3
     nn.init.normal_(encoder.rel_pos_global)
-    bias = encoder._shared_biases()[1](torch.zeros(1))[0]
+    bias = encoder._shared_biases()[True](torch.zeros(1))[0]
     for query in range(6):
         for key in range(6):
             down, right = query // 3 - key // 3, query % 3 - key % 3
@@ -150,10 +150,10 @@ def test_a_region_is_pooled_from_the_level_of_its_size():
     assert pooled == pytest.approx([0, 0, 0, 1, 2, 2])
 
 
-@pytest.mark.parametrize("neck", ["taps_fpn", "simple_fpn"])
-def test_a_step_trains_every_parameter_and_finding_nothing_is_fine(neck):
+@pytest.mark.parametrize(("neck", "depth"), [("taps_fpn", 2), ("taps_fpn", 5), ("simple_fpn", 5)])
+def test_a_step_trains_every_parameter_and_finding_nothing_is_fine(neck, depth):
     torch.manual_seed(0)
-    model = small(neck)
+    model = small(neck, depth=depth)
     losses = model([torch.rand(3, 64, 64) for _ in range(2)], [OBJECT, NOTHING])
     sum(losses.values()).backward()
     idle = [name for name, part in model.named_parameters() if part.requires_grad and part.grad is None]
@@ -270,3 +270,40 @@ def test_the_task_sums_the_losses_of_eight_bit_images():
     loss, parts = task(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), [OBJECT, NOTHING])
     assert float(loss.detach()) == pytest.approx(sum(float(part) for part in parts.values()), rel=1e-5)
     assert loss.requires_grad and not any(part.requires_grad for part in parts.values())
+
+
+class _Still:
+    """A generator that keeps every image at its own scale and place."""
+
+    def uniform(self, low, high):
+        return 1.0
+
+    def random(self):
+        return 1.0
+
+    def integers(self, count):
+        return 0
+
+
+@pytest.mark.slow
+def test_eight_pictures_are_learned_by_heart(images):
+    pytest.importorskip("faster_coco_eval")
+    torch.manual_seed(0)
+    sizes = {"window": 4, "head_width": 32, "fc_width": 128, "proposals": (100, 100, 50)}
+    run = small_run(**sizes, rpn_batch=64, roi_batch=32, jitter=(1.0, 1.0), weight_decay=0.05)
+    vit = {"embed_dim": 96, "depth": 5, "num_heads": 4, "patch_size": 8}
+    task = detection.DetectionTask(build_detector(pretraining(**vit), run, images.num_classes), run)
+    data, rate, steps = detection.TrainImages(images, run), 3e-3, 600
+    items = [data.item(index, _Still()) for index in range(len(data))]
+    optimizer = torch.optim.AdamW(task.parameter_groups(), lr=rate)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1, (step + 1) / 20) * (1 + np.cos(np.pi * step / steps)) / 2
+        pictures, targets = zip(*items[step % 2 :: 2], strict=True)
+        loss, _ = task(torch.stack(pictures), list(targets))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(task.parameters(), 5.0)
+        optimizer.step()
+    scores = detection.evaluate(task.model, images)
+    assert scores["ap_box"] >= 90 and scores["ap_mask"] >= 90

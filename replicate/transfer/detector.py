@@ -23,11 +23,11 @@ from replicate.models import build
 from replicate.models.backbones import build_backbone
 from replicate.models.vit import ViT
 from replicate.schedules.layer_decay import decayed_groups
-from replicate.transfer import operators
+from replicate.transfer import operators  # noqa: F401  (before torchvision's detection)
 from replicate.transfer.pyramids import LEVELS, NORMS, SimplePyramid, StagesFPN, TapsFPN
 from replicate.transfer.windowed import WindowedViT
 
-from torchvision.models.detection import MaskRCNN  # isort: skip  (after operators)
+from torchvision.models.detection import MaskRCNN  # isort: skip
 from torchvision.models.detection.anchor_utils import AnchorGenerator  # isort: skip
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead  # isort: skip
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor  # isort: skip
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from replicate.config import PretrainRun
     from replicate.config.dense import DetectRun
 
-assert operators
 BOX_BINS, MASK_BINS = 7, 14
 ANCHOR_STRIDES = 8
 """Side of a level's anchors over its stride: 32 to 512 pixels at strides of 4 to 64."""

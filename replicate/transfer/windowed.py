@@ -48,8 +48,9 @@ class WindowedViT(nn.Module):
                 for name, side in zip(("rel_pos_h", "rel_pos_w"), self._reach(number), strict=True):
                     block.attn.register_parameter(name, _zeros(2 * side - 1, vit.embed_dim // heads))
         else:
-            self.rel_pos_windowed = _zeros(_count((self.window, self.window)), heads)
             self.rel_pos_global = _zeros(_count(self.grid), heads)
+            if len(self.blocks) > len(set(self.taps)):
+                self.rel_pos_windowed = _zeros(_count((self.window, self.window)), heads)
 
     def _reach(self, number: int) -> tuple[int, int]:
         """(rows, columns) of the patches that attend to one another in a block."""
@@ -58,7 +59,7 @@ class WindowedViT(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         tokens = self.patch_embed(images) + self.pos_embed
         tokens, maps = tokens.unflatten(1, self.grid), {}
-        shared = [] if self.positions == "decomposed" else self._shared_biases()
+        shared = {} if self.positions == "decomposed" else self._shared_biases()
         for number, block in enumerate(self.blocks):
             is_global = number in self.taps
             reach = self._reach(number)
@@ -75,12 +76,12 @@ class WindowedViT(nn.Module):
                 maps[number] = tokens.permute(0, 3, 1, 2).contiguous()
         return [maps[tap] for tap in self.taps]
 
-    def _shared_biases(self) -> list[Bias]:
-        """Biases of windowed and of global blocks, each computed once a pass."""
-        window = self.window, self.window
-        tables = (self.rel_pos_windowed, window), (self.rel_pos_global, self.grid)
-        fixed = [table[_pairs(reach, table.device)].permute(2, 0, 1)[None] for table, reach in tables]
-        return [lambda queries, bias=bias: bias.to(queries.dtype) for bias in fixed]
+    def _shared_biases(self) -> dict[bool, Bias]:
+        """Biases of global (True) and of windowed blocks, if there are any, each computed once a pass."""
+        tables = {True: (self.rel_pos_global, self.grid)}
+        if hasattr(self, "rel_pos_windowed"):
+            tables[False] = self.rel_pos_windowed, (self.window, self.window)
+        return {is_global: _shared_bias(table, reach) for is_global, (table, reach) in tables.items()}
 
     def no_weight_decay(self) -> set[str]:
         """Absolute positions, and shared tables as in MIMDet; ViTDet decays its tables."""
@@ -117,6 +118,11 @@ def _attend(attention: nn.Module, tokens: Tensor, bias: Bias) -> Tensor:
     query, key, value = qkv.unbind(0)
     mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias(query))
     return attention.proj(mixed.transpose(1, 2).flatten(2))
+
+
+def _shared_bias(table: Tensor, reach: tuple[int, int]) -> Bias:
+    bias = table[_pairs(reach, table.device)].permute(2, 0, 1)[None]
+    return lambda queries: bias.to(queries.dtype)
 
 
 def _decomposed_bias(attention: nn.Module, reach: tuple[int, int]) -> Bias:

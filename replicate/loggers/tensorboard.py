@@ -14,7 +14,8 @@ class TensorBoard:
     """Event files in the seed's folder. What a killed run logged after its last checkpoint is hidden."""
 
     def __init__(self, place: Place, writer: Any) -> None:
-        self.writer = writer(str(place.folder("tensorboard")), purge_step=place.step or None)
+        repeated = place.step + 1 if place.step else None
+        self.writer = writer(str(place.folder("tensorboard")), purge_step=repeated)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for key, value in values.items():

@@ -11,7 +11,9 @@ FILES = ("params.yaml", "budgets.yaml", "papers", "weights")
 
 
 class WithWorkbook(build_py):
-    """Settings, budgets, papers and small weights become `replicate/workbook/`, which an installed package reads."""
+    """Settings, budgets, papers and small weights become `replicate/workbook/`, which an installed package
+    reads.
+    """
 
     def run(self) -> None:
         super().run()

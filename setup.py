@@ -7,11 +7,13 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-FILES = ("params.yaml", "budgets.yaml", "papers")
+FILES = ("params.yaml", "budgets.yaml", "papers", "weights")
 
 
 class WithWorkbook(build_py):
-    """Settings, budgets and papers become `replicate/workbook/`, which an installed package reads."""
+    """Settings, budgets, papers and small weights become `replicate/workbook/`, which an installed package
+    reads.
+    """
 
     def run(self) -> None:
         super().run()
@@ -22,8 +24,9 @@ class WithWorkbook(build_py):
         target.mkdir(parents=True)
         for name in FILES:
             source = ROOT / name
-            copy = shutil.copytree if source.is_dir() else shutil.copyfile
-            copy(source, target / name)
+            if source.exists():
+                copy = shutil.copytree if source.is_dir() else shutil.copyfile
+                copy(source, target / name)
 
 
 setup(cmdclass={"build_py": WithWorkbook})

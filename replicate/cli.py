@@ -149,6 +149,27 @@ def _add_runs(commands) -> None:
         action.add_argument("--decoder", action="store_true", help="refuse a checkpoint without a decoder")
     formats = "reference: .pth or .safetensors; hf: a folder for ViTMAEForPreTraining.from_pretrained"
     action.add_argument("--format", choices=("reference", "hf"), default="reference", help=formats)
+    for name, handler, text in (
+        (
+            "card",
+            _weights_card,
+            "write a run's weights and a model card to a folder; nothing leaves the machine",
+        ),
+        (
+            "push",
+            _weights_push,
+            "the same, uploaded to the Hugging Face hub, after it has said what and where to",
+        ),
+    ):
+        action = _add(actions, name, handler, text)
+        action.add_argument("run", help="a finished run of the active budget")
+        target = "folder to write" if name == "card" else "repository on the hub: OWNER/NAME"
+        action.add_argument("target", help=target)
+        action.add_argument(
+            "--licence", help="of the weights (default: apache-2.0, unless they start from others')"
+        )
+        action.add_argument("--seed", type=int, default=0, help="the seed to publish (default: %(default)s)")
+    action.add_argument("--private", action="store_true", help="make the repository a private one")
 
 
 def _add_data(commands) -> None:
@@ -365,6 +386,27 @@ def _weights_export(options: argparse.Namespace) -> None:
     from replicate.models.weights import export_weights
 
     export_weights(options.source, options.destination, options.decoder, options.format)
+
+
+def _weights_card(options: argparse.Namespace) -> None:
+    from replicate.report.card import write
+
+    print(write(_load(options), options.run, Path(options.target), options.licence, options.seed))
+
+
+def _weights_push(options: argparse.Namespace) -> None:
+    import tempfile
+
+    from replicate.fetch.hub import publish
+    from replicate.report.card import write
+
+    with tempfile.TemporaryDirectory() as folder:
+        written = write(_load(options), options.run, Path(folder), options.licence, options.seed)
+        sizes = ", ".join(
+            f"{path.name} ({path.stat().st_size:,} bytes)" for path in sorted(written.iterdir())
+        )
+        print(f"uploading {sizes} to {options.target}")
+        print(publish(written, options.target, options.private))
 
 
 def _data_write(options: argparse.Namespace) -> None:

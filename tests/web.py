@@ -18,6 +18,7 @@ class Site:
         self.ranges = True
         self.asked: list[tuple[str, str | None]] = []
         self.url = ""
+        self.headers: dict[str, str] = {}
 
 
 @contextmanager
@@ -27,6 +28,14 @@ def serving() -> Iterator[Site]:
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             pass
+
+        def do_HEAD(self) -> None:
+            content = site.files.get(self.path)
+            self.send_response(404 if content is None else 200)
+            self.send_header("Content-Length", str(len(content or b"")))
+            for name, value in site.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
 
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
@@ -41,6 +50,8 @@ def serving() -> Iterator[Site]:
                 return
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(content) - start))
+            for name, value in site.headers.items():
+                self.send_header(name, value)
             self.end_headers()
             end = start + site.breaks.pop(0) if site.breaks else len(content)
             self.wfile.write(content[start:end])

@@ -33,6 +33,19 @@ UNITS_ACROSS = 2
 """Mask units along a side that an image must keep: with one, nothing would stay visible."""
 
 
+MODEL_KEYS = (
+    "image_scale",
+    "patch_scale",
+    "backbones",
+    "decoder_width_scale",
+    "decoder_depth_power",
+    "max_depth",
+    "scratch_lr",
+    "scratch_layer_decay",
+)
+"""Keys of a budget that do not apply to a run that starts from released weights."""
+
+
 class Budget(Strict):
     """What each number of a budget maps.
 
@@ -125,11 +138,18 @@ def resolve(run: Run, source: PretrainRun | None, budget: Budget) -> Run:
     """A run through the lens; `source` is the pre-training that an evaluation starts from."""
     if isinstance(run, TokenizerRun):
         return resolve_tokenizer(run, budget)
+    if getattr(source or run, "weights", None):
+        budget = _model_as_stated(budget)
     return (
         resolve_pretrain(run, budget)
         if isinstance(run, PretrainRun)
         else resolve_evaluate(run, source, budget)
     )
+
+
+def _model_as_stated(budget: Budget) -> Budget:
+    """The budget without what scales a model or its images: released weights fit one model only."""
+    return budget.model_copy(update={key: Budget.model_fields[key].get_default() for key in MODEL_KEYS})
 
 
 def resolve_pretrain(run: PretrainRun, budget: Budget) -> PretrainRun:

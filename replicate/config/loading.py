@@ -22,6 +22,7 @@ from replicate.config.machine import Machine
 from replicate.config.rooms import ROOMS, Entry, Room, entries, read_rooms
 from replicate.config.runs import EvaluateRun, PretrainRun, Run, ScoreRun, Search, TokenizerRun, upstream_of
 from replicate.config.schema import NAME, Strict, first_fault, validated
+from replicate.config.starts import with_starts
 from replicate.config.yaml_file import frozen, read_yaml
 from replicate.errors import UserError
 from replicate.names import closest
@@ -275,7 +276,7 @@ def assemble(
     settings: Settings, budgets: dict[str, Budget], rooms: dict[str, Room], where: str = "params.yaml"
 ) -> Params:
     """The parts as one Params. Raises UserError where they do not fit together."""
-    found = [entry for entry in entries(rooms)]
+    found = with_starts(list(entries(rooms)), settings.runs)
     runs, datasets, searches = _by_name(found, settings.runs, where)
     findings = (
         {"default": settings.findings} if isinstance(settings.findings, str) else dict(settings.findings)
@@ -310,7 +311,7 @@ def _by_name(found: list[Entry], changes: dict[str, dict[str, Any]], where: str)
         if other := places.get(f"{kind} {entry.name}"):
             raise UserError(f"{entry.where}: {other} has that name too; a {kind}'s name must be its own")
         places[f"{kind} {entry.name}"] = entry.where
-        stated = entry.stated | changes.get(entry.name, {})
+        stated = entry.stated | {k: v for k, v in changes.get(entry.name, {}).items() if k != "pretrain"}
         model = MODELS[entry.section]
         if entry.section != "datasets":
             stated = {"paper": entry.paper} | stated

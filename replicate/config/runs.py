@@ -98,6 +98,8 @@ class PretrainRun(Optimisation):
     tokenizer      for target `token`: the tokenizer run that makes the tokens (MAE Table 1d)
     teacher        for objective `distillation`: a fine-tuning that keeps its weights (FastMIM Table 9)
     online_probe   trains a linear classifier beside it, on features that it cannot change
+    weights        start of what follows, instead of training: released weights of this model, by name
+                   (`replicate.fetch.weights`); needs epochs 0. No budget changes such a model.
     """
 
     method: Literal["mae", "crossmae", "mim"] = "mae"
@@ -126,6 +128,7 @@ class PretrainRun(Optimisation):
     weighting_options: dict[str, Any] = {}
     objective: Literal["reconstruction", "supmae", "distillation"] = "reconstruction"
     online_probe: bool = False
+    weights: str | None = None
 
     @model_validator(mode="after")
     def _check_method(self):
@@ -133,6 +136,8 @@ class PretrainRun(Optimisation):
             raise ValueError("drop_blocks, mask_unit and mask_space belong to method mim")
         if self.method != "mae" and self.mask_tokens_in_encoder:
             raise ValueError("mask_tokens_in_encoder belongs to method mae")
+        if self.weights and (self.method != "mae" or self.epochs or self.mask_tokens_in_encoder):
+            raise ValueError("weights need method mae with epochs 0, and no mask tokens in the encoder")
         if self.method != "mae" and self.decoder_beta:
             method = self.method
             raise ValueError(

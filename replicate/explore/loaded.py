@@ -27,7 +27,7 @@ def choices() -> list[tuple[str, str | int]]:
 def model_of(chosen: Choice, root: Path) -> Pretrained:
     """The model of a choice of `runs.finished`."""
     if chosen.trained:
-        return load_model(chosen.run, budget=chosen.budget, root=root)
+        return load_model(chosen.run, budget=chosen.budget or None, root=root)
     return random_model(parameters(root).resolve(chosen.run, chosen.budget))
 
 

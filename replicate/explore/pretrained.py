@@ -16,13 +16,13 @@ from replicate.difficulty import p2dist
 from replicate.errors import UserError
 from replicate.explore import images
 from replicate.explore.runs import DRAWN, trained_weights
+from replicate.fetch.weights import is_weights, weights_file
 from replicate.intervals import spearman
 from replicate.loaders.pixels import normalise
 from replicate.losses.reconstruction import per_unit_error, reconstruction_loss
 from replicate.models.build import build_pretraining_model
-from replicate.models.huggingface import from_transformers, is_transformers
 from replicate.models.loading import without_prefixes
-from replicate.models.weights import load_weights, sizes_of
+from replicate.models.weights import load_weights, read_released, sizes_of
 from replicate.patches import pair, unpatchify
 from replicate.report.glyphs import hog_glyphs
 from replicate.report.reconstruct import HOG, HOG_PREDICTED, MASKED, ORIGINAL
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from replicate.models.prediction import Prediction
     from replicate.report.style import Figure
 
-FILES = (".pth", ".pt", ".bin", ".safetensors")
 NO_STATE_TO_MEASURE = 512
 """Vocabulary of a model of tokens that has no weights."""
 
@@ -111,26 +110,26 @@ def load_model(
     norm_pix: bool = True,
     root: Path | None = None,
 ) -> Pretrained:
-    """A pre-trained model by the name of its run, or a released checkpoint of MAE by its file.
+    """A pre-trained model by the name of its run, or a released checkpoint of MAE by its name or file.
 
-    name: a pre-training of papers/*/runs.yaml, or a file (.pth, .pt, .bin, .safetensors) of the reference or
-    of transformers' ViTMAE.
-    weights: a file for a run's model, or a checkpoint kept of it. None: what the run has trained at `budget`
-    (default: the active one) for `seed`, or what comes with the project in `weights/`. A run without either
-    gets random weights, with a warning.
+    name: a pre-training of papers/*/runs.yaml, or weights of the reference or of transformers' ViTMAE:
+    "hf:facebook/vit-mae-base", "timm:MODEL.TAG", an address, or a file (.pth, .pt, .bin, .safetensors).
+    weights: others for a run's model, named likewise, or a checkpoint kept of it. None: what the run has
+    trained at `budget` (default: the active one) for `seed`, or what comes with the project in `weights/`.
+    A run without either gets random weights, with a warning.
     norm_pix: whether a released checkpoint predicts normalised pixels, as all but the `mae_visualize` files
     do.
 
     Raises UserError for an unknown run or a file that is no model's weights.
     """
-    if Path(name).suffix in FILES:
-        return _released(Path(name), norm_pix)
+    if is_weights(str(name)):
+        return _released(weights_file(name), norm_pix)
     root = root or repository()
     params = load(root / "params.yaml")
     run = params.resolve(str(name), budget)
     if not isinstance(run, PretrainRun):
         raise UserError(f"{name} is no pre-training; it starts from {params.upstream_of(str(name))}")
-    path = Path(weights) if weights else trained_weights(params, str(name), budget, seed, root)
+    path = weights_file(weights) if weights else trained_weights(params, str(name), budget, seed, root)
     if path:
         return Pretrained(run, load_weights(path), path)
     missing = f"{params.results_folder(str(name), budget)} holds no weights of seed {seed}, and no box does"
@@ -147,9 +146,7 @@ def random_model(run: PretrainRun, seed: int = 0) -> Pretrained:
 
 
 def _released(path: Path, norm_pix: bool) -> Pretrained:
-    state = {name.removeprefix("module."): tensor for name, tensor in load_weights(path).items()}
-    if is_transformers(state):
-        state = from_transformers(state)
+    state = read_released(path)
     sizes = sizes_of(state, str(path))
     height, width = pair(sizes["image_size"])
     if height != width:

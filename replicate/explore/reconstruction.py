@@ -15,6 +15,7 @@ from replicate.explore.loaded import choices, image_for, model_of
 from replicate.explore.panel import PHOTOGRAPH, choice, real, whole
 from replicate.explore.pretrained import Reconstruction, reconstruct
 from replicate.explore.runs import Choice, finished
+from replicate.explore.runs import show_too as show_too
 from replicate.report.root import repository
 from replicate.report.style import Figure
 

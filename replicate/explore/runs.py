@@ -12,10 +12,11 @@ from replicate.report.root import repository
 DRAWN = ("pixel", "hog")
 """Targets that a picture can show."""
 UNTRAINED = ("light_75", "smoke")
+_shown_too: list[str] = []
 
 
 class Choice(NamedTuple):
-    """A run at a budget, trained or not."""
+    """A run at a budget, trained or not; released weights have no budget."""
 
     run: str
     budget: str
@@ -23,6 +24,8 @@ class Choice(NamedTuple):
 
     @property
     def label(self) -> str:
+        if not self.budget:
+            return self.run
         return f"{'' if self.trained else 'random weights, '}{self.run} ({self.budget})"
 
 
@@ -44,6 +47,12 @@ def trained_weights(
     return boxed and boxed.weights
 
 
+def show_too(name: str) -> None:
+    """Add released weights to the choices: "hf:facebook/vit-mae-base", an address, or a file."""
+    if name not in _shown_too:
+        _shown_too.append(name)
+
+
 def finished(root: Path | None = None) -> list[Choice]:
     """Every finished pre-training whose target can be drawn, the best first; last an untrained model.
 
@@ -59,7 +68,8 @@ def finished(root: Path | None = None) -> list[Choice]:
         for name in drawn
         if trained_weights(params, name, budget, root=root)
     ]
-    return [*sorted(trained, key=lambda found: _rank(params, found)), Choice(*UNTRAINED, False)]
+    released = (Choice(name, "", True) for name in _shown_too)
+    return [*released, *sorted(trained, key=lambda found: _rank(params, found)), Choice(*UNTRAINED, False)]
 
 
 def _rank(params: Params, found: Choice) -> tuple[float, ...]:

@@ -104,12 +104,36 @@ def import_weights(source: str | Path, destination: str | Path, need_decoder: bo
     Reads the reference's names and those of transformers' ViTMAE, behind any of `loading.PREFIXES`. Raises
     UserError when the file is no masked autoencoder's, or has no decoder although `need_decoder`.
     """
-    state = without_prefixes(load_weights(source), _ANCHORS)
-    if is_transformers(state):
-        state = from_transformers(state)
+    state = read_released(source)
     check_mae(state, str(source), need_decoder)
     _refuse_nonfinite(state, str(source))
     save_weights(state, destination, {"format": "pt", "origin": Path(source).name})
+
+
+def read_released(source: str | Path) -> State:
+    """A checkpoint under the reference's names, whether it is the reference's, timm's or transformers'."""
+    state = without_prefixes(load_weights(source), _ANCHORS)
+    return from_transformers(state) if is_transformers(state) else state
+
+
+def load_released(model: MAE, source: str | Path) -> bool:
+    """Load a checkpoint into a masked autoencoder; returns whether it had the decoder too, which else stays
+    new.
+
+    Raises UserError, naming the first tensor, unless the checkpoint is this model's: nothing is resampled.
+    """
+    state = read_released(source)
+    check_mae(state, str(source))
+    decoder, wanted = has_decoder(state), model.state_dict()
+    state = {name: tensor for name, tensor in state.items() if name in wanted}
+    for name, tensor in wanted.items():
+        if name not in state and (decoder or not name.startswith(("decoder_", "mask_token"))):
+            raise UserError(f"{source}: does not fit the run's model: {name} is missing")
+        if name in state and state[name].shape != tensor.shape:
+            shapes = f"{tuple(state[name].shape)}, where the model has {tuple(tensor.shape)}"
+            raise UserError(f"{source}: does not fit the run's model: {name} is {shapes}")
+    model.load_state_dict(state, strict=False)
+    return decoder
 
 
 def export_weights(

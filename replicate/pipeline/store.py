@@ -69,6 +69,9 @@ def store_of(context: RunContext, seed: int) -> RunStore:
     for role, run in (("upstream_run", context.upstream_run), ("teacher_run", context.teacher_run)):
         if run is not None:
             parts[role] = run.model_dump(exclude={"paper", "keep_weights"})
+    weights = getattr(context.run, "weights", None)
+    if weights and Path(weights).is_file():
+        parts["weights"] = _file_sha256(Path(weights))  # a name keeps its content, a file need not
     if context.session.loader == "folder":
         parts["loader"] = "folder"
     if context.tokenizer is not None:

@@ -34,8 +34,9 @@ def pretraining_gain(params: Params, reader: Reader) -> str:
     """The best fine-tuning of a pre-training over the best of random weights, with its interval."""
     tuned = {n: run for n, run in params.evaluate_runs.items() if run.protocol == "finetune"}
     means = {name: reader.estimate(name).value for name in tuned if name in reader.results}
-    from_random = [name for name in means if not params.pretrain_runs[tuned[name].pretrain].epochs]
-    trained = [name for name in means if name not in from_random]
+    starts = {name: params.pretrain_runs[tuned[name].pretrain] for name in means}
+    from_random = [name for name, start in starts.items() if not start.epochs and not start.weights]
+    trained = [name for name, start in starts.items() if start.epochs]
     if not from_random or not trained:
         return ""
     best, scratch = (max(names, key=means.__getitem__) for names in (trained, from_random))

@@ -32,8 +32,8 @@ MEASURED = "measured"
 REFERENCES = ("pretrain", "classifier", "teacher", "tokenizer")
 """Settings that name another run; older files have its folder."""
 
-ADDED = {"labels_per_class": None}
-"""Settings that older files of evaluations lack, and what their runs had."""
+ADDED = {"labels_per_class": None, "weights": None}
+"""Settings that older files lack, and what their runs had."""
 
 TIMES = ("seconds_per_epoch", "wall_seconds", "images_per_second", "seconds")
 """Numbers that are valid only when the run had the machine to itself."""

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from replicate.errors import UserError
+from replicate.loggers import Place, Sinks, open_sinks
 from replicate.models.cpu import tune_for_cpu
 from replicate.models.resized import Resized, carry_optimizer_state
 from replicate.schedules.lr import set_learning_rate, warmup_cosine
@@ -32,6 +33,8 @@ from replicate.trainers.session import Session, seed_everything
 from replicate.trainers.sharding import is_sharded, load_sharded, whole_state
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from replicate.config.runs import Optimisation
     from replicate.loaders import Batch
     from replicate.loaders.base import BaseLoader
@@ -66,6 +69,7 @@ class Trainer:
     after_step    called after every optimiser step; returns scalars to log, or None
     after_epoch   called with the epoch; returns scores for the history
     extra_state   what else belongs to the checkpoint: name -> object with state_dict and load_state_dict
+    pictures      name -> uint8 (H, W, 3), for the loggers
     """
 
     task: nn.Module
@@ -79,6 +83,7 @@ class Trainer:
     after_step: Callable[[], dict[str, Tensor] | None] | None = None
     after_epoch: Callable[[int], dict[str, float]] | None = None
     extra_state: dict[str, Any] = field(default_factory=dict)
+    pictures: Callable[[], dict[str, np.ndarray]] | None = None
 
     def fit(self) -> list[dict[str, float]]:
         """Train for `run.epochs` epochs; returns the history, one row an epoch.
@@ -89,7 +94,7 @@ class Trainer:
         history = self._resume()
         self.stepped = self._distributed()
         saved_at, save_cost = time.monotonic(), 0.0
-        with self._bar(len(history)) as self.bar:
+        with self._bar(len(history)) as self.bar, self._sinks(len(history)) as self.sinks:
             for epoch in range(len(history), self.run.epochs):
                 view = view_at(self.run, epoch)
                 self._enter_stage(view)
@@ -99,6 +104,7 @@ class Trainer:
                 history.append(row)
                 if self.session.is_main:
                     self.checkpoints.log(row)
+                    self._show(row, epoch)
                 best = self.session.keep_best and _is_best(history)
                 last = epoch + 1 == self.run.epochs
                 if best or last or self._due(epoch, time.monotonic() - saved_at, save_cost):
@@ -148,6 +154,28 @@ class Trainer:
             maxinterval=60 if quiet else 10,
             dynamic_ncols=not quiet,
         )
+
+    # Loggers
+
+    def _sinks(self, done_epochs: int) -> contextlib.AbstractContextManager[Sinks]:
+        """The loggers that the machine chose, in the first process alone."""
+        place = Place(
+            run=self.name.partition(" seed ")[0],
+            seed=self.seed,
+            key=self.checkpoints.folder.name,
+            step=done_epochs * self.loader.num_batches,
+            settings=self.run.model_dump(mode="json", exclude_defaults=True),
+        )
+        return open_sinks(self.session.loggers if self.session.is_main else (), place)
+
+    def _show(self, row: dict[str, float], epoch: int) -> None:
+        """An epoch's row, and every `log_images` epochs and at the end its pictures."""
+        step, every = (epoch + 1) * self.loader.num_batches, self.session.log_images
+        self.sinks.log(row, step)
+        due = every and ((epoch + 1) % every == 0 or epoch + 1 == self.run.epochs)
+        if due and self.sinks and self.pictures and not is_sharded(self.task):
+            for name, pixels in self.pictures().items():
+                self.sinks.image(name, pixels, step)
 
     # Resume
 
@@ -214,6 +242,7 @@ class Trainer:
                         "images": images,
                     }
                     self.checkpoints.log(row)
+                    self.sinks.log({"loss": loss, "lr": lr}, epoch * steps + step)
             self.bar.update()
         if not taken:
             raise UserError(f"run {self.name}: epoch {epoch} has no batch with {self.least} readable images")

@@ -18,7 +18,7 @@ from replicate.losses.reconstruction import per_unit_error, reconstruction_loss
 from replicate.models.build import build_pretraining_model
 from replicate.models.prediction import Prediction
 from replicate.models.resized import Resized
-from replicate.models.weights import save_weights
+from replicate.models.weights import load_released, save_weights
 from replicate.schedules.layer_decay import plain_groups
 from replicate.schedules.probe import PROBE_SCORES
 from replicate.schedules.stages import View
@@ -28,6 +28,7 @@ from replicate.trainers.diagnostics import MEASURED_IMAGES, ErrorByP2Dist, activ
 from replicate.trainers.images import training_loader, validation_loader, whole_loader
 from replicate.trainers.loop import Trainer, adamw
 from replicate.trainers.online_probe import OnlineProbe
+from replicate.trainers.pictures import Pictures
 from replicate.trainers.session import Session, seed_everything
 from replicate.trainers.sharding import gathered, refuse_unsharded, shard, whole
 
@@ -123,13 +124,15 @@ def train_seed(context: RunContext, seed: int, checkpoints: Checkpoints) -> dict
     task = PretrainTask(run, seed, context.num_classes, context.tokenizer, teacher, session).to(
         session.device
     )
+    scored = _start(task.model, run)
     for part in (task.model, task.extra):
         if part is not None:
             shard(part, session)
     if getattr(task.target, "needs_fit", False):
         fit_target(task.target, context)
     history = _train(task, context, seed, checkpoints) if run.epochs else []
-    results = validate(task, context) | {"parameters": sum(p.numel() for p in task.model.parameters())}
+    results = validate(task, context) if scored else {}
+    results["parameters"] = sum(p.numel() for p in task.model.parameters())
     results["activation_gb"] = _activation_gb(task, context)
     if history:
         seconds = float(np.median([row["seconds"] for row in history]))
@@ -140,6 +143,15 @@ def train_seed(context: RunContext, seed: int, checkpoints: Checkpoints) -> dict
         # One entry: safetensors writes several in no fixed order, and equal weights must make equal files.
         save_weights(weights, checkpoints.weights_path, {"run": f"{context.name}, seed {seed}"})
     return {"results": results, "history": history}
+
+
+def _start(model: nn.Module, run: PretrainRun) -> bool:
+    """Load the weights that the run names; returns whether the decoder's loss means anything."""
+    if run.weights is None:
+        return True
+    from replicate.fetch.weights import weights_file
+
+    return load_released(model, weights_file(run.weights))
 
 
 def _teacher(context: RunContext, seed: int) -> Teacher | None:
@@ -173,6 +185,7 @@ def _train(
         beside = {"after_step": probe.step, "after_epoch": score_probe, "extra_state": probe.state()}
     with training_loader(context, seed) as loader:
         name = f"{context.name} seed {seed}"
+        beside["pictures"] = Pictures(task, context)
         return Trainer(task, optimizer, loader, run, session, checkpoints, seed, name, **beside).fit()
 
 

@@ -27,7 +27,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 FROM_MACHINE = (
     *("workers", "micro_batch", "compile", "channels_last"),
-    *("checkpoint_every", "keep_checkpoints", "keep_best"),
+    *("checkpoint_every", "keep_checkpoints", "keep_best", "loggers", "log_images"),
 )
 
 
@@ -52,6 +52,8 @@ class Session:
     checkpoint_every: int | None = None
     keep_checkpoints: int = 0
     keep_best: bool = False
+    loggers: tuple[str, ...] = ()
+    log_images: int | None = None
 
     @property
     def is_main(self) -> bool:

@@ -42,14 +42,16 @@ def test_without_a_baseline_nothing_is_said(params):
 
 def test_claims_are_those_far_beyond_their_interval():
     columns = ["paper", "verdict", "statement", "effect", "low", "high", "unit", "against"]
+    columns += ["regime"]
+    scale = "ViT 64 wide; 40 steps"
     rows = [
-        ("a", "shown on synthetic images", "Wide.", 2.0, 0.1, 3.9, "points", ""),
-        ("a", "shown on synthetic images", "Clear.", 9.0, 8.0, 10.0, "points", ""),
-        ("b", "inconclusive", "Open.", 9.0, 8.9, 9.1, "points", ""),
-        ("c", "opposite on synthetic images", "Other way.", -3.0, -4.0, -2.0, "points", ""),
+        ("a", "shown on synthetic images", "Wide.", 2.0, 0.1, 3.9, "points", "", scale),
+        ("a", "shown on synthetic images", "Clear.", 9.0, 8.0, 10.0, "points", "", scale),
+        ("b", "inconclusive", "Open.", 9.0, 8.9, 9.1, "points", "", scale),
+        ("c", "opposite on synthetic images", "Other way.", -3.0, -4.0, -2.0, "points", "", scale),
     ]
     said = list(clearest(pd.DataFrame(rows, columns=columns)))
     assert said == [
         "Shown on synthetic images: Clear. Ours: +9.0 [8.0, 10.0] points",
-        "Opposite on synthetic images: Other way. Ours: -3.0 [-4.0, -2.0] points",
+        f"Opposite on synthetic images ({scale}): Other way. Ours: -3.0 [-4.0, -2.0] points",
     ]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from replicate.report import checks, results
 from replicate.report.quantities import Reader
-from replicate.report.wording import effect_text, measured_text
+from replicate.report.wording import effect_text, measured_text, verdict_text
 
 if TYPE_CHECKING:
     from replicate.config import Params
@@ -54,4 +54,5 @@ def clearest(claims: pd.DataFrame) -> Iterator[str]:
     clear = (decided["effect"].abs() / (decided["high"] - decided["low"])).sort_values(ascending=False)
     ordered = decided.loc[clear.index].drop_duplicates("paper").head(CLAIMS)
     for line in ordered.to_dict("records"):
-        yield f"{line['verdict'].capitalize()}: {line['statement']} Ours: {effect_text(line)}"
+        verdict = verdict_text(line)
+        yield f"{verdict[0].upper()}{verdict[1:]}: {line['statement']} Ours: {effect_text(line)}"

@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from replicate.config import PretrainRun, SegmentRun
+from replicate.config import Dataset, PretrainRun, SegmentRun
 from replicate.errors import UserError
+from replicate.loaders.manifest import Manifest
 from replicate.trainers.checkpoints import Checkpoints
 from replicate.trainers.session import Session
-from replicate.transfer import ade, crops, train
+from replicate.transfer import ade, crops, data, train
 from replicate.transfer.dense_probe import fit_linear, patch_classes
 from replicate.transfer.overlap import Overlap
 from replicate.transfer.schedule import learning_rate
@@ -123,6 +124,22 @@ def test_cocos_panoptic_masks(tmp_path):
     path.write_text("{}")
     with pytest.raises(UserError, match=r"panoptic\.json: not COCO's panoptic JSON"):
         ade.open_panoptic(tmp_path / "images", tmp_path / "masks", path)
+
+
+def test_a_folder_of_ones_own_is_recorded_where_it_lies(tmp_path):
+    folder, out = write_ade(tmp_path / "mine"), tmp_path / "out"
+    stated = Dataset(source=str(folder), layout="ade20k")
+    made = data.write(stated, out)
+    assert made.class_names == ["class 1", "class 2", "class 3"]
+    assert [record["images"] for record in made.splits.values()] == [5, 5]
+    assert [path.name for path in out.iterdir()] == ["manifest.json"]
+    found = data.masked_images(Manifest.read(out / "manifest.json"), "val")
+    assert len(found) == 5 and found.images[0].is_relative_to(folder)
+    made.refuse_other(out, stated)
+    with pytest.raises(UserError, match="was written with source"):
+        made.refuse_other(out, stated.model_copy(update={"source": "elsewhere"}))
+    with pytest.raises(UserError, match="'nowhere': no such folder"):
+        data.write(Dataset(source="nowhere", layout="ade20k"), out)
 
 
 # Crops

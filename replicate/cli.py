@@ -490,9 +490,12 @@ def _plan(options: argparse.Namespace) -> None:
     if options.csv:
         lines.to_csv(options.csv)
     print(f"budget {budget}, {options.devices} x {options.device}")
-    print(plan.render(lines))
     print(plan.render(plan.totals(lines)))
-    for name in params.datasets:
+    if options.runs:
+        print(plan.render(lines[list(plan.SHOWN)]))
+    else:
+        print("name runs for a line each, or `--csv FILE` for all of them")
+    for name in dict.fromkeys(params.run(name).dataset for name in lines.index):
         size = data_size(params, name, budget)
         note = "; its source is missing, so ImageNet-1k is assumed" if size.assumed else ""
         images = f"{size.train} + {size.val} images of {size.classes} classes"

@@ -25,6 +25,8 @@ from replicate.schedules.stages import View, view_at
 if TYPE_CHECKING:
     from replicate.config import Params, Run
 
+SHOWN = ("kind", "epochs", "batch", "gmacs", "params_m", "micro_batch", "memory_gib", "images_s", "hours")
+"""Columns that a terminal has room for; a CSV file has all."""
 USABLE = 0.9
 """Share of a device's memory; the rest goes to fragmentation and libraries."""
 

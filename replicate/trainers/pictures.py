@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from replicate.loaders.pixels import denormalise, normalise
 from replicate.patches import unpatchify
@@ -14,7 +14,6 @@ from replicate.trainers.images import validation_loader
 
 if TYPE_CHECKING:
     from replicate.trainers.context import RunContext
-    from replicate.trainers.pretrain import PretrainTask
 
 COUNT = 4
 
@@ -22,10 +21,11 @@ COUNT = 4
 class Pictures:
     """Masked image, prediction and original in a row, an image a line; none for targets that are no picture.
 
-    Called between epochs. Draws no random number that training would: the masks are fixed.
+    `task` is pre-training's (`trainers.pretrain`). Called between epochs. Draws no random number that
+    training would: the masks are fixed.
     """
 
-    def __init__(self, task: PretrainTask, context: RunContext) -> None:
+    def __init__(self, task: nn.Module, context: RunContext) -> None:
         self.task, self.context = task, context
 
     @torch.no_grad()

@@ -293,7 +293,7 @@ def test_eight_pictures_are_learned_by_heart(images):
     run = small_run(**sizes, rpn_batch=64, roi_batch=32, jitter=(1.0, 1.0), weight_decay=0.05)
     vit = {"embed_dim": 96, "depth": 5, "num_heads": 4, "patch_size": 8}
     task = detection.DetectionTask(build_detector(pretraining(**vit), run, images.num_classes), run)
-    data, rate, steps = detection.TrainImages(images, run), 3e-3, 600
+    data, rate, steps = detection.TrainImages(images, run), 3e-3, 900
     items = [data.item(index, _Still()) for index in range(len(data))]
     optimizer = torch.optim.AdamW(task.parameter_groups(), lr=rate)
     for step in range(steps):

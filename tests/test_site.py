@@ -148,7 +148,7 @@ def sentences(text: str):
     text = re.sub(r"\n\s*([-*]|\d+\.) ", "\n\n", "\n".join(kept))
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
     for paragraph in re.split(r"\n\s*\n", text):
-        yield from (part.split() for part in re.split(r"(?<=[.!?])\s+", paragraph))
+        yield from (part.split() for part in re.split(r"(?<=[.!?])[*_)]*\s+", paragraph))
 
 
 def test_no_sentence_is_long(built):

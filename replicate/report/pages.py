@@ -71,21 +71,21 @@ def _verdicts(lines: Mapping[str, list[dict[str, Any]]]) -> list[tuple[str, str,
 
 
 def sentence(site: Shown) -> str:
-    """ "At a proxy of 5,000 images, 12 of 75 claims are reproduced, ..."."""
+    """Such as "At a proxy of 5,000 images, 12 of 75 claims are reproduced, ..."."""
     found = ",".join(site.board.claims["regime"].fillna(""))
     sizes = sorted({int(text.replace(",", "")) for text in re.findall(r"([\d,]+) images an epoch", found)})
-    of = f" of {' to '.join(f'{size:,}' for size in dict.fromkeys((sizes[0], sizes[-1])))} images" if sizes else ""
-    return f"At a proxy{of}, of {len(site.board.claims)} claims {counted(site.board.claims)}."
+    ends = dict.fromkeys((sizes[0], sizes[-1])) if sizes else ()
+    of = f" of {' to '.join(f'{size:,}' for size in ends)} images" * bool(sizes)
+    return f"At a proxy{of}, {counted(site.board.claims)}."
 
 
 def counted(claims: pd.DataFrame) -> str:
-    """ "3 are reproduced, 1 is opposite at proxy scale and 8 are not run"."""
+    """Such as "3 of 12 claims are reproduced, 1 opposite at proxy scale and 8 not run"."""
     counts = claims["verdict"].value_counts()
-    order = [verdict for verdict in scoreboard.VERDICTS if verdict in counts]
-    parts = [f"{counts[verdict]} {'is' if counts[verdict] == 1 else 'are'} {verdict}" for verdict in order]
-    return (
-        " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part) if parts else "none is here"
-    )
+    parts = [f"{counts[verdict]} {verdict}" for verdict in scoreboard.VERDICTS if verdict in counts]
+    first, _, verdict = parts[0].partition(" ")
+    parts[0] = f"{first} of {len(claims)} claims {'is' if first == '1' else 'are'} {verdict}"
+    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
 
 def _notices(site: Shown) -> list[str]:
@@ -133,7 +133,7 @@ def paper_page(site: Shown, paper: str) -> str:
         title=published.papers()[paper],
         room=room(paper),
         notices=[one for one in [_notice(site, site.budgets[paper])] if one],
-        answer=f"Of {len(lines)} claims, {counted(claims)}.",
+        answer=f"{counted(site.claims(paper))}.",
         key=_key_figure(site, paper),
         effects=_effects_figure(site, paper),
         groups=groups,
@@ -253,12 +253,11 @@ def interactive(frame: pd.DataFrame, filters: bool = False) -> str:
 
 def errata(site: Shown) -> str:
     """Where the papers disagree with themselves, each other or arithmetic."""
-    titles = published.papers()
-    return render(
-        "errata.md",
-        papers={title: summary.errata(paper) for paper, title in titles.items()},
-        notes={title: summary.notes(paper) for paper, title in (titles | {BETWEEN: "Between papers"}).items()},
-    )
+    papers = published.papers()
+    found = {title: summary.errata(paper) for paper, title in papers.items()}
+    explained = (papers | {BETWEEN: "Between papers"}).items()
+    notes = {title: summary.notes(paper) for paper, title in explained}
+    return render("errata.md", papers=found, notes=notes)
 
 
 def costs(site: Shown) -> str:

@@ -126,7 +126,6 @@ def paper_page(site: Shown, paper: str) -> str:
             groups["inconclusive" if line["kind"] == "open" else "waiting"].append(line)
     for line in [*groups["decided"], *groups["inconclusive"]]:
         line |= _details(site, line)
-    claims = site.claims(paper)
     return render(
         "paper.md",
         paper=paper,

@@ -259,9 +259,9 @@ def _add_pages(commands) -> None:
         "write every published number with its status, every claim with its verdict",
     )
     command = _add(
-        commands, "site", _site, "build the site: executed notebooks, scoreboard, methods, data, provenance"
+        commands, "site", _site, "build the site: findings, executed notebooks, documentation"
     )
-    text = "build docs/site and the totals in docs/results.md, each paper at the budget that `findings` names"
+    text = "build site/ and the totals in docs/results.md, each paper at the budget that `findings` names"
     command.add_argument("--findings", action="store_true", help=text)
 
 
@@ -528,13 +528,14 @@ def _scoreboard(options: argparse.Namespace) -> None:
 
 def _site(options: argparse.Namespace) -> None:
     from replicate.report.scoreboard import update_pages
-    from replicate.report.site import of_budget, of_findings
+    from replicate.report.site import FINDINGS, of_budget, of_findings, write
 
     params = _load(options)
-    site = of_findings(params) if options.findings else of_budget(params, params.budget)
-    print(site.write()[0])
+    shown = of_findings(params) if options.findings else of_budget(params, params.budget)
+    folder = FINDINGS if options.findings else Path("executed") / params.budget / "site"
+    print(write(shown, folder)[0])
     if options.findings:
-        update_pages(Path(), site.board)
+        update_pages(Path(), shown.board)
 
 
 def _paper_new(options: argparse.Namespace) -> None:

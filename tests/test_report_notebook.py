@@ -1,7 +1,6 @@
-"""Notebooks are stripped, executed with names only and rendered; committed ones follow the rules."""
+"""Notebooks are stripped and executed with names only; committed ones follow the rules."""
 
 import ast
-import html.parser
 import json
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ import nbformat
 import pytest
 
 from replicate.errors import UserError
-from replicate.report import notebook, page
+from replicate.report import notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -98,38 +97,29 @@ def test_what_is_no_notebook_is_named(tmp_path, text, words):
     assert "\n" not in str(error.value) and not (tmp_path / "b.ipynb").exists()
 
 
-def test_execute_passes_names_and_renders_one_page(here):
-    drawing = "from replicate.report import figures\nfigures.loss_curves({})"
-    nbformat.write(
-        make("print(paper, budget)", "import pandas as pd\npd.DataFrame({'a': [1]})", drawing),
-        here / "notebooks/mae.ipynb",
-    )
+def printed(path):
+    return [out.text for cell in notebook.read(path).cells for out in cell.get("outputs", [])]
+
+
+def test_execute_passes_names(here):
+    nbformat.write(make("print(paper, budget)"), here / "notebooks/mae.ipynb")
     path = notebook.execute("mae", "smoke")
-    assert path == Path("executed/smoke/papers/mae.html") and Path("executed/smoke/papers/mae.ipynb").exists()
-    text = path.read_text()
-    assert "mae smoke" in text and "<table" in text and "<title>A title</title>" in text
-    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
-    assert 'alt="training loss against fraction of the run"' in text
-    assert _outside(text) == []
+    assert path == Path("executed/smoke/papers/mae.ipynb") and printed(path) == ["mae smoke\n"]
 
 
-def test_the_full_scope_has_a_page_of_its_own_and_nothing_to_warn_of(here, capfd):
+def test_the_full_scope_has_a_folder_of_its_own_and_nothing_to_warn_of(here, capfd):
     nbformat.write(make("print(scope)"), here / "notebooks/mae.ipynb")
     path = notebook.execute("mae", "smoke", "full")
     assert "WARNING" not in capfd.readouterr().err
-    assert path == Path("executed/smoke/full/mae.html") and "full" in path.read_text()
+    assert path == Path("executed/smoke/full/mae.ipynb") and printed(path) == ["full\n"]
 
 
 def test_a_failing_cell_stays_on_disk_with_its_traceback(here):
     nbformat.write(make("1 / 0"), here / "notebooks/mae.ipynb")
-    Path("executed/smoke/papers").mkdir(parents=True)
-    Path("executed/smoke/papers/mae.html").write_text("an older page")
-    with pytest.raises(
-        UserError, match="executed/smoke/papers/mae.ipynb: cell \\[3\\] failed with ZeroDivisionError"
-    ):
+    failure = "executed/smoke/papers/mae.ipynb: cell \\[3\\] failed with ZeroDivisionError"
+    with pytest.raises(UserError, match=failure):
         notebook.execute("mae", "smoke")
-    failed = Path("executed/smoke/papers/mae.ipynb").read_text()
-    assert "ZeroDivisionError" in failed and not Path("executed/smoke/papers/mae.html").exists()
+    assert "ZeroDivisionError" in Path("executed/smoke/papers/mae.ipynb").read_text()
 
 
 def test_a_notebook_without_the_names_is_refused_before_it_runs(here):
@@ -138,10 +128,6 @@ def test_a_notebook_without_the_names_is_refused_before_it_runs(here):
     )
     with pytest.raises(UserError, match="does not assign budget"):
         notebook.execute("mae", "smoke")
-
-
-def test_code_is_escaped_in_the_page():
-    assert "<title>a &lt;b&gt;</title>" in page.page("a <b>", "")
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
@@ -166,19 +152,3 @@ def test_pipeline_notebooks_take_names_and_end_with_table_and_verdict(path):
     code = [cell.source for cell in book.cells if cell.cell_type == "code"]
     assert "book" in code[1].splitlines()[-1], "versions, revision and device come first"
     assert "book.table(" in code[-2] and "book.verdicts()" in code[-1]
-
-
-class _Links(html.parser.HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def handle_starttag(self, tag, attributes):
-        self.found += [value for name, value in attributes if name in ("src", "href") and value]
-
-
-def _outside(text):
-    """Addresses in a page that would need the network or another file."""
-    links = _Links()
-    links.feed(text)
-    return [link for link in links.found if not link.startswith(("data:", "#"))]

@@ -1,7 +1,5 @@
-"""The static site: links and images resolve without network, claims list their commands."""
+"""The site: Sphinx builds it without a warning, its links resolve without network, nothing empty is shown."""
 
-import base64
-import html
 import html.parser
 import os
 import re
@@ -11,127 +9,237 @@ from urllib.parse import unquote
 
 import browser
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 
 from replicate.config import load, published
 from replicate.errors import UserError
-from replicate.report import checks, evidence, scoreboard, site, verdicts, wording
-from replicate.report.page import table as html_table
+from replicate.report import charts, colours, evidence, grids, pages, scoreboard, site, tables, verdicts
+from replicate.report.book import NOTHING_DRAWN
 
 ROOT = Path(__file__).resolve().parents[1]
-BUDGET = "tiny"
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+WIDTHS = (390, 768, 1440)
+TALLEST = 15_000
+LONGEST = 30
+"""Words of a sentence."""
 
 
 class Page(html.parser.HTMLParser):
-    """Links, images, ids and tags of one page."""
+    """Links, ids and what a page loads."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path, self.links, self.images, self.ids, self.tags = path, [], [], set(), []
-        self.feed(path.read_text(encoding="utf-8"))
+        self.path, self.links, self.loads, self.ids, self.images = path, [], [], set(), []
+        self.text = path.read_text(encoding="utf-8")
+        self.feed(self.text)
 
     def handle_starttag(self, tag: str, attributes: list) -> None:
         found = dict(attributes)
-        self.tags.append(tag)
         self.ids |= {found["id"]} if found.get("id") else set()
-        self.links += [found["href"]] if found.get("href") else []
+        self.links += [found["href"]] if tag == "a" and found.get("href") else []
+        self.loads += [found["src"]] if found.get("src") else []
+        self.loads += [found["href"]] if tag == "link" and found.get("rel") == "stylesheet" else []
         self.images += [found] if tag == "img" else []
 
 
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
-    shutil.copytree(ROOT / "measured", folder / "measured")
-    executed = folder / "executed" / BUDGET / "papers" / "mae.ipynb"
-    executed.parent.mkdir(parents=True)
-    nbformat.write(notebook(), executed)
-    written = site.of_budget(load(ROOT / "params.yaml"), BUDGET, folder).write()
-    return {path.stem: Page(path) for path in written}
+def notebook():
+    """A section with a picture and a formula, and one that drew nothing."""
 
+    def cell(source, **data):
+        outputs = [nbformat.v4.new_output("display_data", data=data)]
+        return nbformat.v4.new_code_cell(source, outputs=outputs)
 
-def notebook(title="The notebook of MAE"):
     book = nbformat.v4.new_notebook()
-    picture = base64.b64encode(
-        base64.b64decode(
-            "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
-        )
-    ).decode()
-    outputs = [
-        nbformat.v4.new_output(
-            "display_data", data={"image/png": picture}, metadata={"image/png": {"alt": "a dot"}}
-        )
+    book.cells = [
+        nbformat.v4.new_markdown_cell("# The notebook of MAE\n\n$$\\frac{1}{|M|}\\sum_{i\\in M} x_i^2$$"),
+        cell("draw()", **{"image/png": DOT}),
+        nbformat.v4.new_markdown_cell("## Figure 9\n\nPartial fine-tuning."),
+        cell("draw_more()", **{"text/markdown": NOTHING_DRAWN}),
     ]
-    drawn = nbformat.v4.new_code_cell("draw()", outputs=outputs, metadata={"tags": ["front"]})
-    book.cells = [nbformat.v4.new_markdown_cell(f"# {title}"), drawn]
     return book
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory):
-    """Two budgets on one site, and the notebook of one paper executed in both scopes at its own."""
-    folder = tmp_path_factory.mktemp("mixed")
-    for name in ("measured", "benchmarks"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.py"))
-    for scope, title in (("papers", "headline"), ("full", "every run")):
-        path = folder / "executed" / "brief" / scope / "mae.ipynb"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook(title), path)
-    params = load(ROOT / "params.yaml")
-    shown = params.model_copy(
-        update={"findings": dict.fromkeys(published.papers(), "brief") | {"efficient_learners": "tiny"}}
+def built(tmp_path_factory):
+    """What the site of the findings' first budget shows, and its pages by their place."""
+    folder, budget = (
+        tmp_path_factory.mktemp("project"),
+        next(iter(load(ROOT / "params.yaml").findings.values())),
     )
-    written = site.of_findings(shown, folder)
-    return written, {path.stem: Page(path) for path in written.write()}
+    shutil.copytree(ROOT / "measured" / budget, folder / "measured" / budget)
+    (folder / "tables" / budget).mkdir(parents=True)
+    for name in (scoreboard.NUMBERS, scoreboard.CLAIMS):
+        shutil.copy(ROOT / "tables" / budget / name, folder / "tables" / budget)
+    executed = folder / "executed" / budget / "papers" / "mae.ipynb"
+    executed.parent.mkdir(parents=True)
+    nbformat.write(notebook(), executed)
+    shown = site.of_budget(load(ROOT / "params.yaml"), budget, folder)
+    out = folder / "site"
+    return shown, {str(path.relative_to(out)): Page(path) for path in site.write(shown, out)}
 
 
-def test_each_paper_stands_at_its_own_budget(mixed):
-    made, pages = mixed
-    texts = {name: page.path.read_text() for name, page in pages.items()}
-    assert pages["index"].path.parent.parts[-2:] == ("docs", "site")
-    assert (
-        "python -m replicate budget tiny" in texts["efficient_learners"]
-        and "budget brief" not in texts["efficient_learners"]
+def test_sphinx_warns_of_nothing_and_pages_load_nothing_from_elsewhere(built, capfd):
+    shown, found = built
+    assert next(iter(found)) == "index.html"
+    assert (shown.sources.parent / "warnings.txt").read_text() == ""
+    for name, page in found.items():
+        assert not [load for load in page.loads if "://" in load], name
+        for image in page.images:
+            assert image.get("alt") or image["src"].startswith("data:") or "notebooks/" in name, name
+
+
+def test_every_link_resolves(built):
+    found = {page.path.resolve(): page for page in built[1].values()}
+    for page in built[1].values():
+        for link in page.links + page.loads:
+            target, _, anchor = unquote(link).partition("#")
+            if re.match(r"(https?|data|mailto):", link) or "?" in target:
+                continue
+            path = (page.path.parent / target).resolve() if target else page.path.resolve()
+            assert path.exists(), f"{page.path.name}: {link}"
+            if anchor and path in found:
+                assert anchor in found[path].ids, f"{page.path.name}: {link}"
+
+
+def test_the_home_page_says_what_was_found(built):
+    shown, found = built
+    home = found["index.html"]
+    assert pages.sentence(shown) in home.text
+    table = home.text.partition('<table class="map">')[2].partition("</table>")[0]
+    assert table.count("<td") == len(published.claims())
+    assert table.count("<th") == len(published.papers())
+
+
+def test_a_paper_opens_with_thesis_and_answer_and_folds_what_is_not_run(built):
+    shown, found = built
+    for paper in published.papers():
+        text = found[f"{paper}.html"].text
+        lines = pages._ordered(shown.claims(paper))
+        waiting = sum(line["kind"] == "waiting" for line in lines)
+        assert text.index("Our answer") < text.index("More</h2>" if "More</h2>" in text else "More")
+        assert (f"Not run ({waiting})" in text) == bool(waiting)
+        for line in lines:
+            assert (f'id="{line["anchor"]}"' in text) == (line["kind"] != "waiting"), line["claim"]
+
+
+def test_a_section_that_drew_nothing_is_in_a_folded_list(built):
+    text = built[1]["notebooks/mae.html"].text
+    assert "No picture" not in text and "Partial fine-tuning" not in text
+    assert "Not run (1)" in text and "<li><p>Figure 9</p></li>" in text
+    assert "draw()" not in text and "<math" in text and 'src="../_images/' in text
+
+
+def test_printed_tables_have_their_files(built):
+    shown, found = built
+    for paper in published.papers():
+        page = found[f"{paper}_tables.html"]
+        ends = [Path(link).suffix for link in page.links if "_downloads" in link]
+        printed = shown.numbers(paper).groupby(["table", "panel"]).ngroups
+        assert ends.count(".csv") == ends.count(".tex") == printed == page.text.count('class="gt_table"')
+
+
+def sentences(text: str, ends: str = ".!?"):
+    """Sentences of Markdown, without code, tables and headings."""
+    text = re.sub(r"^---\n.*?\n---\n|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    kept = ["" if re.match(r"\s*(\||#|:|<|\(|    )", line) else line for line in text.split("\n")]
+    text = re.sub(r"\n\s*([-*]|\d+\.) ", "\n\n", "\n".join(kept))
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    for paragraph in re.split(r"\n\s*\n", text):
+        yield from (part.split() for part in re.split(rf"(?<=[{ends}])[*_)\]]*\s+", paragraph))
+
+
+def test_no_sentence_is_long(built):
+    """In what is generated, a semicolon ends an item of a list of facts."""
+    generated = [path.read_text() for path in built[0].sources.glob("*.md")]
+    written = []
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        before, _, rest = path.read_text().partition(scoreboard.START)
+        block, _, after = rest.partition(scoreboard.END)
+        written += [before, after]
+        generated.append(block)
+    found = [one for text in written for one in sentences(text)]
+    found += [one for text in generated for one in sentences(text, ".!?;")]
+    assert [" ".join(one) for one in found if len(one) > LONGEST] == []
+
+
+def line(row, column, printed, status="not run", table="table_1", **numbers):
+    blank = {"ours": np.nan, "ours_low": np.nan, "ours_high": np.nan, "seeds": 0}
+    return {
+        "table": table,
+        "panel": "",
+        "row": row,
+        "column": column,
+        "published": printed,
+        "status": status,
+    } | (blank | numbers)
+
+
+def grid(*lines):
+    return next(grids.grids(pd.DataFrame(lines)))
+
+
+def test_a_grid_has_settings_down_and_quantities_across():
+    trained = {"ours": 40.44, "ours_low": 38.9, "ours_high": 41.9, "seeds": 3}
+    made = grid(
+        line("backbone=ViT-L;decoder_depth=1", "ft_top1", "84.8", "trained: reproduced", **trained),
+        line("backbone=ViT-L;decoder_depth=1", "lin_top1", "65.5"),
+        line("backbone=ViT-L;decoder_depth=8", "ft_top1", "84.9"),
+        line("backbone=ViT-L;decoder_depth=8", "lin_top1", "73.5"),
     )
-    assert (
-        "python -m replicate budget brief" in texts["efficient_mae"]
-        and "budget tiny" not in texts["efficient_mae"]
+    assert made.title == "Table 1" and made.shared == "backbone ViT-L" and made.stub == ("decoder depth",)
+    assert made.texts.to_numpy().tolist() == [["1", "84.8 / 40.4 ± 1.5", "65.5"], ["8", "84.9", "73.5"]]
+    assert made.kinds.to_numpy().tolist() == [["good", "waiting"], ["waiting", "waiting"]]
+    assert made.csv().splitlines()[0] == "decoder depth,fine-tuned top-1,linear top-1"
+    assert "84.8 / 40.4 ± 1.5" in made.latex() and "var(--good)" in made.html()
+
+
+def test_one_quantity_of_two_settings_is_printed_as_a_square():
+    pairs = [(ratio, decay) for ratio in (75, 90) for decay in (65, 80, 85)]
+    made = grid(
+        *(line(f"mask_ratio={ratio};llrd={decay}", "top1", f"{ratio}{decay}") for ratio, decay in pairs)
     )
-    assert "every run" in texts["mae"] and "headline" not in texts["mae"], (
-        "the full grid's notebook comes first"
-    )
-    assert "at tiny</th>" in texts["methods"] and "at brief</th>" in texts["methods"]
-    assert "full, budget tiny" in texts["data"] and "full, budget brief" in texts["data"]
+    assert list(made.texts) == ["mask ratio", "top-1, 65", "top-1, 80", "top-1, 85"]
+    assert made.texts.to_numpy().tolist() == [["75", "7565", "7580", "7585"], ["90", "9065", "9080", "9085"]]
 
 
-def test_runs_of_a_paper_are_those_that_its_numbers_and_claims_speak_of(mixed):
-    made, pages = mixed
-    names = {run.name for run in made.runs("dailymae")}
-    assert {"loader_folder", "loader_500_95"} <= names
-    text = pages["provenance"].path.read_text()
-    assert f"DailyMAE, budget brief, {len(names)} runs" in text and "loader_500_95" in text
-    assert {run.name for run in made.runs("efficient_learners")} >= {"light_90", "full_75_llrd_65"}
+def test_a_setting_that_only_some_numbers_have_makes_no_row_of_its_own():
+    made = grid(line("res=500", "file_size_gb", "20"), line("res=500;eval=val", "top1", "82.1"),
+                line("res=256", "file_size_gb", "9"), line("res=256;eval=val", "top1", "81.0"))  # fmt: skip
+    assert made.texts.to_numpy().tolist() == [["500", "20", "82.1"], ["256", "9", "81.0"]]
 
 
-def test_every_finding_has_its_scale_and_its_commands(mixed):
-    texts = {name: page.path.read_text() for name, page in mixed[1].items()}
+def test_every_printed_number_is_in_one_cell_of_a_grid():
+    values = published.values().reset_index(drop=True)
+    for paper in published.papers():
+        own = values[values["paper"] == paper].assign(published=values["printed"], ours=np.nan, seeds=0)
+        own = own.assign(ours_low=np.nan, ours_high=np.nan, status="not run")
+        shown = [
+            text for one in grids.grids(own) for text in one.texts[list(one.kinds)].to_numpy().ravel() if text
+        ]
+        assert sorted(shown) == sorted(own["printed"])
 
-    def claim(paper: str, name: str) -> str:
-        return texts[paper].partition(f'id="{name}"')[2].partition("</section>")[0]
 
-    trained = claim("efficient_mae", "high_mr_hurts_baseline")
-    assert (
-        "data/tiny-imagenet, 10 classes; 56 px; ViT 128 wide, 6 blocks, patch 8; "
-        "pre-trained 9 epochs; evaluated after 3; 3 seeds; cpu" in trained
-    )
-    longest = claim("efficient_learners", "llrd_gain_shrinks_with_pretraining")
-    assert "ViT 96 wide, 12 blocks, patch 8; pre-trained 24 or 34 epochs" in longest, (
-        "so little tells the shortest from the longest here"
-    )
-    measured = claim("dailymae", "loader_bottleneck")
-    assert (
-        "python -m replicate bench loader --images FOLDER" in measured
-        and "<dt>scale</dt><dd>167 images on" in measured
-    )
+def test_every_verdict_and_status_has_its_colour():
+    kinds = {word: colours.kind_of(word) for word in (*scoreboard.VERDICTS, *tables.STATUSES)}
+    assert {kinds[word] for word in scoreboard.VERDICTS} >= {"good", "bad", "open", "waiting"}
+    assert kinds["not run"] == "waiting" and "derived" in kinds.values()
+    assert colours.kind_of({"status": "arithmetic check", "agreement": "differs"}) == "differs"
+
+
+def test_a_key_figure_needs_three_of_our_runs():
+    ours = {"ours": 40.0, "seeds": 2, "unit": "percent"}
+    few = pd.DataFrame([line(f"d={n}", "top1", "80", run=f"r{n}", id=n, **ours) for n in range(2)])
+    assert len(charts.key_rows(few)) == 0
+    more = pd.concat([few, few.assign(run=["r2", "r3"], row=["d=2", "d=3"])], ignore_index=True)
+    assert charts.labels(charts.key_rows(more)) == ["d 0", "d 1", "d 2", "d 3"]
+
+
+def test_classes_are_named_in_words():
+    assert pages.class_names(["n01443537", "n99999999"]) == ["goldfish", "n99999999"]
+    assert pages.class_names(["red_dot"]) == ["red dot"]
 
 
 def test_a_site_of_findings_needs_findings(tmp_path):
@@ -139,110 +247,16 @@ def test_a_site_of_findings_needs_findings(tmp_path):
         site.of_findings(load(ROOT / "params.yaml").model_copy(update={"findings": {}}), tmp_path)
 
 
-@pytest.fixture(scope="module")
-def committed():
-    return {path.stem: Page(path) for path in sorted((ROOT / site.FINDINGS).glob("*.html"))}
-
-
-def test_there_is_a_page_for_every_paper_and_for_what_they_share(pages):
-    assert set(pages) == {"index", *published.papers(), "scoreboard", "methods", "data", "provenance"}
-    assert "The notebook of MAE" in pages["mae"].path.read_text()
-
-
-@pytest.mark.parametrize("which", ["pages", "committed"])
-def test_every_link_and_image_resolves_without_network(which, request):
-    pages = request.getfixturevalue(which)
-    assert set(pages) == set(site.PAGES)
-    for page in pages.values():
-        for link in page.links:
-            target, _, anchor = unquote(link).partition("#")
-            if link.startswith("data:"):
-                continue
-            found = pages.get(Path(target).stem) if target else page
-            assert found is not None and "://" not in link, f"{page.path.name}: {link}"
-            assert not anchor or anchor in found.ids, f"{page.path.name}: {link}"
-        for image in page.images:
-            assert image["src"].startswith("data:image/") and image.get("alt"), page.path.name
-        assert not {"script", "iframe", "video"} & set(page.tags)
-        assert "@import" not in page.path.read_text() and "url(http" not in page.path.read_text()
-
-
-def test_every_page_has_a_table_where_it_has_numbers(pages):
-    for name, page in pages.items():
-        assert name == "data" or "table" in page.tags, name
-
-
-def test_a_papers_page_lists_each_claim_with_its_commands(pages):
-    text = pages["efficient_learners"].path.read_text()
-    own = [claim for name, claim in published.claims().items() if name.startswith("efficient_learners.")]
-    assert text.count('<section class="claim"') == len(own) == 15
-    assert text.count("<dt>run it again</dt>") == 15 and f"python -m replicate budget {BUDGET}" in text
-
-
-def test_the_overview_shows_each_claim_once_and_a_papers_picture(pages):
-    text = pages["index"].path.read_text()
-    claims = [link for link in pages["index"].links if ".html#" in link]
-    assert len(claims) == len(set(claims)) == len(published.claims())
-    assert [image["alt"] for image in pages["index"].images] == [
-        "a dot"
-    ] and 'class="verdict reproduced"' in text
-
-
-def front_cells(paper: str) -> list:
-    cells = nbformat.read(ROOT / "notebooks" / f"{paper}.ipynb", as_version=4).cells
-    return [cell for cell in cells if "front" in cell.metadata.get("tags", [])]
-
-
-def test_every_papers_notebook_has_one_picture_for_the_overview():
-    for paper in published.papers():
-        tagged = front_cells(paper)
-        assert len(tagged) == 1 and "book.save(" in tagged[0].source, paper
-
-
-def test_the_committed_pages_name_no_folder_of_a_machine():
-    for page in sorted((ROOT / "docs" / "site").glob("*.html")):
-        assert not re.findall(r"/[\w./-]+\.py:\d+", re.sub(r"base64,[\w+/=]+", "", page.read_text())), (
-            page.name
-        )
-
-
-def remarks_of(line: dict) -> list[str]:
-    """What the scoreboard's note says that is no check's: a caveat, or that checks stand in."""
-    claim = published.claims()[line["claim"]]
-    wanted = (
-        [claim["caveat"]]
-        if "caveat" in claim
-        else ["does not decide the statement"]
-        if claim.get("stand_in")
-        else []
-    )
-    return [remark for remark in wanted if line["verdict"] != checks.NOT_RUN]
-
-
-def test_the_committed_pages_show_the_committed_scoreboard(committed):
-    """`python -m replicate site --findings` ran after the last change of a verdict or a number."""
-    params = load(ROOT / "params.yaml")
-    board = scoreboard.findings(params.findings, ROOT)
-    overview = committed["index"].path.read_text()
-    for table in (scoreboard.texts(board.totals), scoreboard.verdict_counts(board)):
-        rows = html_table(table).split("<tr>")[1:]
-        assert all(row.partition("</tr>")[0] in overview for row in rows)
-    for paper in published.papers():
-        text = committed[paper].path.read_text()
-        assert '<div class="notebook">' in text and "has not been executed" not in text, paper
-        for line in board.claims[board.claims["paper"] == paper].to_dict("records"):
-            section = text.partition(f'id="{line["claim"].partition(".")[2]}"')[2].partition("</section>")[0]
-            assert (
-                f">{line['verdict']}</span>" in section and html.escape(wording.effect_text(line)) in section
-            ), line["claim"]
-            assert all(html.escape(remark) in section for remark in remarks_of(line)), line["claim"]
-            assert section.count("<li>") == len(published.claims()[line["claim"]]["checks"]), (
-                "every check speaks"
-            )
-
-
 def test_no_smoke_run_is_among_the_findings():
     assert not set(load(ROOT / "params.yaml").findings.values()) & verdicts.NO_FINDING
+
+
+def test_each_paper_shows_the_runs_of_its_own_budget_loaders_included():
+    params = load(ROOT / "params.yaml")
+    shown = site.of_findings(params, ROOT)
+    names = {run.name for run in shown.runs("dailymae")}
+    assert {"loader_folder", "loader_500_95"} <= names
+    assert set(shown.results) == set(params.findings.values())
 
 
 def test_commands_name_stages_that_exist():
@@ -255,9 +269,6 @@ def test_commands_name_stages_that_exist():
         assert {stage.partition("@")[2] for stage in stages} <= set(params.runs)
         if any(check["kind"] == "computed" for check in claim["checks"]) and not runs:
             assert commands == ["python -m replicate scoreboard"]
-    assert evidence.runs_of(published.claims()["efficient_learners.llrd_peak"], params.runs)[0].startswith(
-        "light_90_llrd_"
-    )
 
 
 def test_a_benchmark_is_among_the_commands_of_the_claim_that_it_decides():
@@ -268,25 +279,20 @@ def test_a_benchmark_is_among_the_commands_of_the_claim_that_it_decides():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [browser.DESKTOP, browser.PHONE], ids=["desktop", "phone"])
-def test_every_page_opens_in_a_browser_without_an_error(pages, size):
-    """SITE_SCREENSHOTS is a folder for a picture of each page, SITE a site instead of the committed one."""
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_page_fits_its_window(built, width):
+    """SITE is another site to look at, SITE_SCREENSHOTS a folder for a picture of each of its pages."""
     if browser.find() is None:
         pytest.skip("no Chromium here")
-    chosen = Path(os.environ.get("SITE", ROOT / site.FINDINGS)).resolve()
-    paths = [*(page.path for page in pages.values()), *sorted(chosen.glob("*.html"))]
+    chosen = Path(os.environ["SITE"]).resolve() if "SITE" in os.environ else None
+    paths = [page.path for page in built[1].values()] if chosen is None else sorted(chosen.rglob("*.html"))
     with browser.Browser() as tab:
-        for path in paths:
+        for path in (path for path in paths if "_static" not in path.parts):
             for dark in (False, True):
-                tab.open(path.as_uri(), size, dark)
-                assert tab.errors == [], path.name
-                assert tab.evaluate(
-                    "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
-                ), path.name
-                assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
-                    f"{path.name} is wider than its window"
-                )
+                tab.open(path.as_uri(), (width, 900), dark)
+                assert [error for error in tab.errors if "theme mode" not in error] == [], path.name
+                assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path.name
+                height = tab.evaluate("document.documentElement.scrollHeight")
+                assert height <= TALLEST or width < max(WIDTHS) or path.stem == "scoreboard", path.name
                 if folder := os.environ.get("SITE_SCREENSHOTS"):
-                    tab.photograph(
-                        Path(folder) / f"{path.parents[1].name}-{path.stem}-{size[0]}{'-dark' * dark}.png"
-                    )
+                    tab.photograph(Path(folder) / f"{path.stem}-{width}{'-dark' * dark}.png")

@@ -1,4 +1,4 @@
-"""Notebooks in the pipeline: stripped, executed with names only, rendered to a page."""
+"""Notebooks in the pipeline: stripped, and executed with names only."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def _bare(cell: nbformat.NotebookNode, number: int) -> nbformat.NotebookNode:
 
 
 def execute(paper: str, budget: str, scope: str = "headline") -> Path:
-    """Run a paper's stripped notebook, render it to `executed/<budget>/papers/<paper>.html`, return that.
+    """Run a paper's stripped notebook as `executed/<budget>/papers/<paper>.ipynb`; returns that.
 
     The notebook gets the names `paper`, `budget` and `scope` ("headline", or "full" with the runs of the
-    grid, whose page lies in `executed/<budget>/full/`) and reads every number through `replicate.config`.
+    grid, whose notebook lies in `executed/<budget>/full/`) and reads every number through `replicate.config`.
     Raises UserError when a cell fails; the notebook with its traceback stays on disk.
     """
     import papermill
@@ -59,8 +59,6 @@ def execute(paper: str, budget: str, scope: str = "headline") -> Path:
     strip(f"notebooks/{paper}.ipynb", source)
     target = EXECUTED / budget / ("full" if scope == "full" else "papers") / f"{paper}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
-    page = target.with_suffix(".html")
-    page.unlink(missing_ok=True)
     names = {"paper": paper, "budget": budget, "scope": scope}
     _refuse_unknown(source, names)
     options = {"kernel_name": KERNEL, "language": "python", "extra_arguments": KERNEL_ARGUMENTS}
@@ -70,44 +68,7 @@ def execute(paper: str, budget: str, scope: str = "headline") -> Path:
     except PapermillExecutionError as error:
         failed = f"cell [{error.exec_count}] failed with {error.ename}: {_one_line(error.evalue)}"
         raise UserError(f"{target}: {failed}; it holds the traceback") from None
-    page.write_text(render(read(target)), encoding="utf-8")
-    return page
-
-
-def render(notebook: nbformat.NotebookNode) -> str:
-    """An executed notebook as one HTML page that needs nothing else."""
-    from replicate.report.page import page
-
-    return page(title(notebook), body(notebook))
-
-
-def body(notebook: nbformat.NotebookNode) -> str:
-    """An executed notebook as HTML to stand within a page; code is folded away."""
-    from nbconvert import HTMLExporter
-
-    from replicate.report.page import TEMPLATES
-
-    template = (TEMPLATES / "notebook.html.j2").read_text()
-    exporter = HTMLExporter(raw_template=template, exclude_input_prompt=True, exclude_output_prompt=True)
-    return exporter.from_notebook_node(notebook)[0]
-
-
-def front(notebook: nbformat.NotebookNode) -> tuple[str, str] | None:
-    """The picture of the cell tagged `front`: (PNG in base64, alternative text); None where it drew none."""
-    for cell in notebook.cells:
-        if "front" in cell.metadata.get("tags", []):
-            for output in cell.get("outputs", []):
-                if "image/png" in output.get("data", {}):
-                    described = output.get("metadata", {}).get("image/png", {}).get("alt", "")
-                    return output["data"]["image/png"], described
-    return None
-
-
-def title(notebook: nbformat.NotebookNode) -> str:
-    """The text of the first heading."""
-    texts = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    found = (re.search(r"^# (.+)$", text, re.MULTILINE) for text in texts)
-    return next((match[1].strip() for match in found if match), "Notebook")
+    return target
 
 
 def read(path: str | Path) -> nbformat.NotebookNode:

@@ -1,14 +1,14 @@
-"""Rendered pages: one HTML file each that needs nothing else, light and dark, without script."""
+"""Pages in Markdown, from the templates of `templates/`."""
 
 from __future__ import annotations
 
 import functools
+import html
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
 
 from replicate.config.yaml_file import read_yaml
 from replicate.report.tables import markdown
@@ -21,11 +21,12 @@ TEMPLATES = Path(__file__).with_name("templates")
 def _environment() -> jinja2.Environment:
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=lambda name: name.endswith(".html"),
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.Undefined,
         keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    found.filters |= {"table": table, "markdown": markdown, "effect": lambda one: effect_text(vars(one))}
+    found.filters |= {"table": table, "markdown": markdown, "text": text, "effect": effect_text}
     return found
 
 
@@ -35,29 +36,17 @@ def words() -> dict[str, dict[str, str]]:
     return read_yaml(Path(__file__).with_name("words.yaml"))
 
 
-def render(template: str, **values: Any) -> Markup:
-    """A template of `templates/`; values are escaped in HTML. The filter `table` renders a DataFrame."""
-    return Markup(_environment().get_template(template).render(values))
+def render(template: str, **values: Any) -> str:
+    """A template of `templates/`. The filter `text` escapes data, `table` renders a DataFrame."""
+    return _environment().get_template(template).render(values)
 
 
-def page(title: str, body: Markup | str, navigation: Markup | str = "") -> str:
-    """A whole page around a body of HTML."""
-    body, navigation = Markup(body), Markup(navigation)
-    return render("page.html", title=title, body=body, navigation=navigation, highlighting=_highlighting())
+def table(frame: pd.DataFrame) -> str:
+    """A table of data in Markdown."""
+    return markdown(frame.map(text))
 
 
-def table(frame: pd.DataFrame) -> Markup:
-    """A table of texts that scrolls by itself on a narrow screen."""
-    return render("table.html", frame=frame)
-
-
-@functools.cache
-def _highlighting() -> Markup:
-    """Colours for code, light and dark."""
-    from pygments.formatters import HtmlFormatter
-
-    light, dark = (
-        HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("default", "github-dark")
-    )
-    own = ".highlight { background: var(--soft) !important; }"
-    return Markup(f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{own}")
+def text(data: object) -> str:
+    """Data as literal text in Markdown."""
+    escaped = html.escape(str(data), quote=False)
+    return "".join(f"\\{letter}" if letter in "*[]`~$" else letter for letter in escaped)

@@ -1,8 +1,8 @@
 """The scoreboard: every published number with its status, every claim with its verdict, totals per paper.
 
-`tables/<budget>/scoreboard.csv` has one line a number, `claims.csv` one a claim; `scoreboard.md` and
-`executed/<budget>/scoreboard.html` are for reading. `docs/results.md` carries the totals of the project's
-findings between two markers: each paper at the budget that `findings` in params.yaml names.
+`tables/<budget>/scoreboard.csv` has one line a number, `claims.csv` one a claim. `docs/results.md` carries
+the totals of the project's findings between two markers: each paper at the budget that `findings` in
+params.yaml names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from replicate.config import published
 from replicate.errors import UserError
 from replicate.report import checks, loader_runs, tables, verdicts, wording
 from replicate.report import summary as summary_tables
-from replicate.report.page import page, render, words
+from replicate.report.page import words
 from replicate.report.quantities import Reader
 from replicate.report.results import Results
 
@@ -68,25 +68,6 @@ class Scoreboard:
         meaning = words()["statuses"]
         return {status: meaning[status] for status in self.totals.columns if status in meaning}
 
-    def numbers_of(self, paper: str) -> dict[str, pd.DataFrame]:
-        """Title -> table for reading, of every table of a paper; its column `why` explains the status."""
-        numbers = self.numbers[self.numbers["paper"] == paper]
-        return {
-            name.replace("_", " ").capitalize(): tables.display(table).assign(why=table["why"].to_numpy())
-            for name, table in numbers.groupby("table", sort=False)
-        }
-
-    def claims_of(self, paper: str) -> pd.DataFrame:
-        """A paper's claims for reading."""
-        claims = self.claims[self.claims["paper"] == paper]
-        shown = claims.assign(
-            claim=[name.partition(".")[2].replace("_", " ") for name in claims["claim"]],
-            verdict=[wording.verdict_text(line) for line in claims.to_dict("records")],
-            effect=[wording.effect_text(line) for line in claims.to_dict("records")],
-            seeds=[str(count) if count else "" for count in claims["seeds"]],
-        )
-        return shown[["claim", "statement", "verdict", "check", "effect", "seeds", "note"]]
-
 
 def build(results: Results) -> Scoreboard:
     """Judge every claim and find the status of every number."""
@@ -128,7 +109,7 @@ def read(budget: str, root: str | Path = ".") -> Scoreboard:
 
 
 def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None = None) -> Scoreboard:
-    """Build the scoreboard of a budget and write its CSV, Markdown and HTML, the errata and PAGE's totals.
+    """Build the scoreboard of a budget and write its CSV, the errata and PAGE's totals.
 
     `shown` maps papers to the budgets of their findings. PAGE changes only when this budget is among
     them and the others' scoreboards exist.
@@ -140,13 +121,8 @@ def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None =
     folder.mkdir(parents=True, exist_ok=True)
     for frame, name in ((board.numbers, NUMBERS), (board.claims, CLAIMS), (top1(results), TOP1)):
         frame.to_csv(folder / name, index=False, lineterminator="\n")
-    (folder / "scoreboard.md").write_text(markdown(board), encoding="utf-8")
     (folder / SUMMARY).write_text(json.dumps(counts(board), indent=1) + "\n", encoding="utf-8")
     tables.write_frame(summary_tables.errata(), root / "tables" / ERRATA)
-    target = root / "executed" / budget / "scoreboard.html"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    papers = [paper for paper in published.papers() if (target.parent / "papers" / f"{paper}.html").exists()]
-    target.write_text(html_page(board, papers), encoding="utf-8")
     shown_on, others = root / PAGE, set((shown or {}).values())
     if (
         budget in others
@@ -220,24 +196,6 @@ def update_page(path: str | Path, shown: str) -> None:
     if not marker or not end:
         raise UserError(f"{path}: lacks the markers {START} and {END}, between which its totals stand")
     path.write_text(f"{before}{START}\n{shown}{END}{after}", encoding="utf-8")
-
-
-def markdown(board: Scoreboard) -> str:
-    """The whole scoreboard on one Markdown page."""
-    return render("scoreboard.md", board=board, summary=summary(board), papers=published.papers())
-
-
-def html_page(board: Scoreboard, pages: Sequence[str] = ()) -> str:
-    """The whole scoreboard as one page of HTML; `pages` are papers with a page beside it."""
-    links = {f"papers/{paper}": published.papers()[paper] for paper in pages}
-    navigation = render("navigation.html", pages=links, current="") if links else ""
-    return page(f"Scoreboard, {board.scale}", html_body(board), navigation)
-
-
-def html_body(board: Scoreboard) -> str:
-    """Totals, every claim and every number, to stand within a page."""
-    options = {"totals": texts(board.totals), "claims": verdict_counts(board), "papers": published.papers()}
-    return render("scoreboard.html", board=board, **options)
 
 
 def _counts(frame: pd.DataFrame, column: str, order: Sequence[str]) -> pd.DataFrame:

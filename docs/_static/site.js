@@ -1,0 +1,14 @@
+// What the theme leaves out for readers who use a keyboard or a screen reader.
+document.addEventListener("DOMContentLoaded", () => {
+  const all = (query) => document.querySelectorAll(query);
+  // A box that scrolls can be reached with the keyboard.
+  for (const box of all(".cell_output > .output, .pst-scrollable-table-container, .gt-box > div, .wide"))
+    if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) box.tabIndex = 0;
+  for (const button of all(".search-button__button[aria-label]")) button.removeAttribute("aria-label");
+  for (const summary of all("nav summary")) summary.setAttribute("aria-label", "Pages below this one");
+  const sidebar = document.querySelector(".bd-sidebar-primary");
+  sidebar?.setAttribute("role", "complementary");
+  sidebar?.setAttribute("aria-label", "Site");
+  // The corner of a table is no header.
+  for (const head of all("th")) if (!head.textContent.trim()) head.replaceWith(document.createElement("td"));
+});

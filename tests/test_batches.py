@@ -20,6 +20,7 @@ from replicate.pipeline.seeds import train_seeds
 from replicate.pipeline.store import RunStore
 from replicate.trainers import classify
 from replicate.trainers.batches import (
+    BatchNormOverProcesses,
     Place,
     draw_for_whole_batches,
     least_images,
@@ -262,3 +263,17 @@ def test_seeds_side_by_side_equal_seeds_in_turn(project, tmp_path):
         history = pd.read_csv(folder / "results/smoke/efficient_learners/light_90/history.csv")
         found.append(history[["seed", "epoch", "loss"]].to_numpy().tolist())
     assert found[0] == found[1] and len(found[0]) == 2 * 25
+
+
+def test_batch_norm_over_processes_takes_a_batch_without_images(tmp_path):
+    """No process has a positive region in a detector's first steps, so there is nothing to learn."""
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        norm = BatchNormOverProcesses(3)
+        out = norm(torch.zeros(0, 3, 2, 2, requires_grad=True))
+        out.sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert out.shape == (0, 3, 2, 2) and torch.isfinite(norm.weight.grad).all()
+    assert norm.num_batches_tracked == 0 and torch.equal(norm.running_var, torch.ones(3))

@@ -154,10 +154,10 @@ class BatchNormOverProcesses(_BatchNorm):
             dims, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
             count = values.new_tensor(x.numel() / x.shape[1])
             dist.all_reduce(count)
-            mean = _SumOverProcesses.apply(values.sum(dims)) / count
+            mean = _SumOverProcesses.apply(values.sum(dims)) / count.clamp(min=1)
             centred = values - mean.view(shape)
-            variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
-            if self.track_running_stats:
+            variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count.clamp(min=1)
+            if self.track_running_stats and count > 1:
                 self._remember(mean.detach(), variance.detach() * count / (count - 1))
             normed = centred * (variance + self.eps).rsqrt().view(shape)
             if self.affine:

@@ -220,7 +220,7 @@ def install_pins(environment: Environment, torch_index: str) -> None:
     else:
         say("the pins need Python 3.11 or newer; taking the newest that pyproject.toml allows instead")
         environment.pip_install(*index, "torch>=2.4", "torchvision", "setuptools")
-        environment.pip_install(".[notebooks,site,test,ffcv]")
+        environment.pip_install(".[notebooks,site,dense,test,ffcv]")
     environment.remember(TORCH_INDEX, torch_index)
 
 

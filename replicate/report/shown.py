@@ -19,7 +19,7 @@ from replicate.report.scoreboard import Scoreboard
 if TYPE_CHECKING:
     from replicate.config import Params
 
-TAUGHT = ("start", "lesson_")
+TAUGHT = ("start", "lesson_", "explore_")
 """Notebooks that are read with their code, whether or not they have been executed."""
 
 

@@ -19,7 +19,7 @@ from replicate.report.scoreboard import Scoreboard
 if TYPE_CHECKING:
     from replicate.config import Params
 
-TAUGHT = ("start", "lesson_")
+TAUGHT = ("start", "lesson_", "explore_")
 """Notebooks that are read with their code, whether or not they have been executed."""
 
 
@@ -61,9 +61,8 @@ class Shown:
         return [run for run in found.values() if run.paper == paper or run.name in used]
 
     def notebooks(self) -> dict[str, Path]:
-        """Name -> file of every notebook to show: executed ones, and those that teach."""
+        """Name -> file of every notebook, executed where it has been: notebooks link to one another."""
         found = {path.stem: path for path in sorted((ROOMS.parent / "notebooks").glob("*.ipynb"))}
-        found = {name: path for name, path in found.items() if name.startswith(TAUGHT)}
         for budget in reversed(list(self.results)):
             for scope in reversed(self.scopes):
                 folder = self.root / "executed" / budget / scope

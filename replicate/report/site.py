@@ -76,7 +76,8 @@ def write(shown: Shown, folder: Path) -> list[Path]:
 def _copy(path: Path, target: Path) -> None:
     """A notebook for Sphinx: code is hidden unless the notebook teaches, and what was not drawn is a list."""
     copied = notebook.read(path)
-    copied.metadata["mystnb"] = {"remove_code_source": not target.name.startswith(TAUGHT)}
+    ran = any(cell.get("outputs") for cell in copied.cells)
+    copied.metadata["mystnb"] = {"remove_code_source": ran and not target.name.startswith(TAUGHT)}
     sections: list[list[nbformat.NotebookNode]] = []
     for cell in copied.cells:
         if not sections or (cell.cell_type == "markdown" and cell.source.startswith("#")):

@@ -244,6 +244,8 @@ def test_every_setting_of_the_machine_is_tried():
         "compile": "tests/test_training_options.py",
         "seed_processes": "the test below",
         "shard": "tests/test_distributed.py",
+        "loggers": "tests/test_loggers.py",
+        "log_images": "tests/test_loggers.py",
     }
     assert {*EXACT, *ROUNDED, *elsewhere} == set(Machine.model_fields)
 

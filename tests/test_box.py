@@ -9,7 +9,7 @@ import pytest
 import torch
 from project import write_params
 
-from replicate.config import load
+from replicate.config import box, load
 from replicate.errors import UserError
 from replicate.models.weights import load_weights
 from replicate.pipeline import launch
@@ -83,6 +83,24 @@ def test_all_seeds_of_an_evaluation_start_from_the_same_weights(boxed):
 def test_another_recipe_or_data_set_is_trained(boxed, tmp_path, change):
     there = load(write_params(tmp_path, **({"budget": {"seeds": 2, "boxed": True}} | change)))
     assert there.box("light_75") is None and there.seeds("light_75") == 2
+
+
+def test_a_setting_that_came_later_leaves_a_box_valid_at_its_default(boxed):
+    """A box holds the settings of its time; one that is added later must not retrain everything."""
+    path = Path("weights/smoke/light_75.json")
+    text = path.read_text()
+    older = json.loads(text)
+    del older["resolved"]["online_probe"]  # its default
+    lacking = json.loads(text)
+    del lacking["resolved"]["mask_ratio"]  # which the run states
+    try:
+        for content, found in ((older, True), (lacking, False)):
+            box._read.cache_clear()
+            path.write_text(json.dumps(content))
+            assert bool(boxed[1].box("light_75")) is found
+    finally:
+        path.write_text(text)
+        box._read.cache_clear()
 
 
 def test_a_budget_without_a_box_trains(boxed, tmp_path):

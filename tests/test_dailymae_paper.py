@@ -363,7 +363,7 @@ def test_other_measurements_stand_beside_the_papers(tmp_path):
     for path, rows in contents.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(json.dumps(rows))
-    found = tables.cells("dailymae", loader_runs.load("laptop", tmp_path), {}).set_index("id")
+    found = tables.cells("dailymae", loader_runs.load("laptop", tmp_path)).set_index("id")
     assert found.loc["dailymae.text.004", ["ours", "seeds", "run"]].tolist() == [80.0, 1, "loader_memory"]
     difference = found.loc["dailymae.figure_6.001"]
     assert (

@@ -58,12 +58,19 @@ def find(folder: Path, budget: str, name: str, run: PretrainRun, dataset: Any) -
     if not description.exists():
         return None
     content = _read(description)
-    wanted = recipe(run, dataset)
-    if {key: content.get(key) for key in wanted} != wanted:
+    now, boxed = recipe(run, dataset), content.get("resolved", {})
+    if content.get("dataset") != now["dataset"] or not _same(run, now["resolved"], boxed):
         return None
     if not weights.exists():
         raise UserError(f"{description} describes {weights.name}, which is missing; restore it from git")
     return Box(weights, content)
+
+
+def _same(run: PretrainRun, now: dict[str, Any], boxed: dict[str, Any]) -> bool:
+    """Whether a box's settings are those of now; settings that it does not know must have their default."""
+    changed = run.model_dump(exclude_defaults=True)
+    known = {key: value for key, value in now.items() if key in boxed or key in changed}
+    return known == boxed
 
 
 @functools.lru_cache

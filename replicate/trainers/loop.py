@@ -159,14 +159,15 @@ class Trainer:
 
     def _sinks(self, done_epochs: int) -> contextlib.AbstractContextManager[Sinks]:
         """The loggers that the machine chose, in the first process alone."""
+        chosen = self.session.loggers if self.session.is_main else ()
         place = Place(
             run=self.name.partition(" seed ")[0],
             seed=self.seed,
             key=self.checkpoints.folder.name,
             step=done_epochs * self.loader.num_batches,
-            settings=self.run.model_dump(mode="json", exclude_defaults=True),
+            settings=self.run.model_dump(mode="json", exclude_defaults=True) if chosen else {},
         )
-        return open_sinks(self.session.loggers if self.session.is_main else (), place)
+        return open_sinks(chosen, place)
 
     def _show(self, row: dict[str, float], epoch: int) -> None:
         """An epoch's row, and every `log_images` epochs and at the end its pictures."""

@@ -258,9 +258,7 @@ def _add_pages(commands) -> None:
         _scoreboard,
         "write every published number with its status, every claim with its verdict",
     )
-    command = _add(
-        commands, "site", _site, "build the site: findings, executed notebooks, documentation"
-    )
+    command = _add(commands, "site", _site, "build the site: findings, executed notebooks, documentation")
     text = "build site/ and the totals in docs/results.md, each paper at the budget that `findings` names"
     command.add_argument("--findings", action="store_true", help=text)
 

@@ -161,6 +161,10 @@ def names(quantity) -> set[str]:
         return set(sweep.points.values()) if sweep else {quantity.partition("/")[0]}
     if isinstance(quantity, dict):
         return set().union(
-            *(names(value) for key, value in quantity.items() if key not in ("kind", "function", "metric", "axis"))
+            *(
+                names(value)
+                for key, value in quantity.items()
+                if key not in ("kind", "function", "metric", "axis")
+            )
         )
     return set().union(*map(names, quantity)) if isinstance(quantity, list) else set()

@@ -39,11 +39,11 @@ def test_a_line_counts_stages_and_estimates_the_rest(params):
     assert said == ["[2/4] a · 20 s · about 40 s left", "[3/4] b · 20 s · about 20 s left"]
 
 
-def test_a_run_shows_its_accuracy_and_interval(params, tmp_path, monkeypatch):
+def test_a_run_shows_its_accuracy_and_each_seeds(params, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = params.results_folder("light_75_llrd_80")
     folder.mkdir(parents=True)
-    results = {"top1": {"mean": 28.91, "low": 28.2, "high": 29.62}}
+    results = {"top1": {"mean": 28.91}, "per_seed": [{"top1": 28.2}, {"top1": 29.62}]}
     (folder / "metrics.json").write_text(json.dumps({"results": results}))
     progress = Progress(params, [], whole=False)
     [line] = lines(progress, "Running stage 'evaluate@light_75_llrd_80':\n")

@@ -92,12 +92,10 @@ class Progress:
         results = json.loads(path.read_text())["results"]
         for key, label, unit in (("top1", "top-1", " %"), ("val_loss", "loss", "")):
             if key in results:
-                found = results[key]
-                digits = 1 if unit else 3
-                line = f"{label} {found['mean']:.{digits}f}{unit}"
-                if found["low"] is not None:
-                    line += f" ({found['low']:.{digits}f}, {found['high']:.{digits}f})"
-                yield line
+                digits, seeds = 1 if unit else 3, [one[key] for one in results["per_seed"]]
+                each = ", ".join(f"{value:.{digits}f}" for value in seeds)
+                line = f"{label} {results[key]['mean']:.{digits}f}{unit}"
+                yield f"{line} ({each})" if len(seeds) > 1 else line
                 return
 
 

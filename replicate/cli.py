@@ -248,7 +248,7 @@ def _add_bench(commands) -> None:
 
 def _add_pages(commands) -> None:
     command = _add(
-        commands, "notebook", _notebook, "execute a paper's notebook; writes its tables, figures and page"
+        commands, "notebook", _notebook, "execute a paper's notebook; writes its tables and figures"
     )
     command.add_argument("paper")
     command.add_argument("--full", action="store_true", help="with the runs of the full grid")
@@ -351,16 +351,20 @@ def _campaign(options: argparse.Namespace) -> None:
 
     params = _load(options)
     finished = results.load(params.budget, params=params).runs
-    left_out = {name for name, run in params.runs.items() if run.paper in options.skip}
-    steps = campaign.queue(params, {*finished, *left_out}, campaign.costs(params, params.budget))
+    here = {name for name in finished if (params.results_folder(name) / "metrics.json").exists()}
+    cost_of = campaign.costs(params, params.budget)
+    steps = campaign.queue(params, finished, cost_of, here, options.skip)
     total = 0.0
     for step in steps:
         total += step.cost
         print(f"{total * 1e6:8.1f} Tmac  {step.claim}: {' '.join(step.runs)}")
 
     def run(name: str) -> None:
-        kind = "pretrain" if group_of(params, name).startswith("pretrain") else "evaluate"
-        subprocess.run([sys.executable, "-m", "replicate", kind, name], check=True)
+        group = group_of(params, name).partition("_")[0]
+        kind = group if group in ("tokenizer", "pretrain") else "evaluate"
+        command = [sys.executable, "-m", "replicate", "--params", str(options.params), kind, name]
+        if subprocess.run(command).returncode:
+            raise UserError(f"campaign: {kind} {name} failed; its message is above")
         if options.keep:
             print(f"kept in {results.keep(params.results_folder(name))}", flush=True)
 

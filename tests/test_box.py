@@ -64,7 +64,7 @@ def test_the_box_holds_what_training_gave_in_bfloat16(boxed):
 def test_provenance_names_the_box(boxed):
     found = metrics("light_75")["provenance"]
     assert found["box"] == "weights/smoke/light_75.safetensors"
-    assert found["wall_seconds"] > 0 and found["git"]["revision"]
+    assert "wall_seconds" not in found and found["git"]["revision"]
 
 
 def test_all_seeds_of_an_evaluation_start_from_the_same_weights(boxed):

@@ -50,3 +50,14 @@ def test_training_stops_when_the_time_is_up():
     said = []
     clock = itertools.count(0, 1800).__next__  # half an hour passes with every look at it
     assert train(steps, said.append, hours=2.0, clock=clock) == said == ["one", "two", "three"]
+
+
+def test_a_run_that_was_measured_elsewhere_is_trained_again_for_its_weights(params):
+    """Numbers in measured/ have no weights, so a run that starts from such a run needs it trained here."""
+    measured = {"light_90"}
+    steps = queue(params, measured, by_kind(params), here=())
+    [peak] = [step for step in steps if step.claim == "efficient_learners.llrd_peak"]
+    before = [run for step in steps[: steps.index(peak)] for run in step.runs]
+    assert "light_90" in [*before, *peak.runs]
+    steps = queue(params, (), by_kind(params), skip=["mae"])
+    assert not [step for step in steps if step.claim.startswith("mae.")]

@@ -117,7 +117,9 @@ def test_timms_encoder_starts_a_run_and_its_decoder_stays_new(here, site, model)
 def test_an_address_is_downloaded_once(here, site, model):
     save_weights(model.state_dict(), here / "own.safetensors")
     site.files["/mae.safetensors"] = (here / "own.safetensors").read_bytes()
-    assert load_model(f"{site.url}/mae.safetensors").weights == Path("data/downloads/mae.safetensors")
+    found = load_model(f"{site.url}/mae.safetensors").weights
+    assert found.parent.parent == Path("data/downloads") and found.name == "mae.safetensors"
+    assert weights_file(f"{site.url}/mae.safetensors") == found
     weights_file(f"{site.url}/mae.safetensors")
     assert len(site.asked) == 1
 

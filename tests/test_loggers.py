@@ -106,6 +106,18 @@ def test_a_run_logs_each_epoch_and_pictures_and_the_result_stays(here, recorders
     assert [values["loss"] for _, values in sink.values] == pytest.approx(written)
 
 
+def test_a_logger_that_cannot_start_is_left_out_too(monkeypatch, capsys):
+    """A server out of reach must not cost a run."""
+
+    def start(place):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setitem(sys.modules, "replicate.loggers.mlflow", types.SimpleNamespace(start=start))
+    with open_sinks(["mlflow"], Place("light_75", 0, "key", 0, {})) as sinks:
+        sinks.log({"loss": 1}, 1)
+    assert capsys.readouterr().err == "logger mlflow failed and is left out: no route to host\n"
+
+
 def test_a_sink_that_fails_is_left_out_with_a_line_and_the_others_go_on(capsys):
     broken, whole = Recorder(None), Recorder(None)
     broken.fails = True

@@ -50,6 +50,16 @@ def test_a_run_shows_its_accuracy_and_each_seeds(params, tmp_path, monkeypatch):
     assert line == "light_75_llrd_80 · top-1 28.9 % (28.2, 29.6) · 20 s"
 
 
+def test_a_cached_stage_counts_and_a_failed_one_does_not(params):
+    progress = Progress(params, ["evaluate@a", "evaluate@b"], whole=True)
+    said = [
+        "Stage 'evaluate@a' is cached - skipping run, checking out outputs\n",
+        "Running stage 'evaluate@b':\n",
+    ]
+    assert list(progress.read(said, clock=lambda: 0.0, ended=lambda: False)) == []
+    assert progress.left == {"evaluate@b"}
+
+
 def test_other_lines_of_dvc_pass(params):
     said = lines(Progress(params, [], whole=False), "ERROR: failed to reproduce 'x'\n", "\n")
     assert said == ["ERROR: failed to reproduce 'x'"]

@@ -296,3 +296,8 @@ def test_every_page_fits_its_window(built, width):
                 assert height <= TALLEST or width < max(WIDTHS) or path.stem == "scoreboard", path.name
                 if folder := os.environ.get("SITE_SCREENSHOTS"):
                     tab.photograph(Path(folder) / f"{path.stem}-{width}{'-dark' * dark}.png")
+
+
+def test_a_paper_without_claims_has_a_card():
+    """What `paper new` makes states no claim yet."""
+    assert pages.counted(pd.DataFrame({"verdict": []})) == "no claim is stated yet"

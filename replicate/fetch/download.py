@@ -86,7 +86,7 @@ class Continued:
                     break
                 except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
                     left = TRIES if self._arrived() > before else left - 1
-                    if left <= 1:
+                    if left < 1:
                         raise
         os.replace(self.part, output_file)
 

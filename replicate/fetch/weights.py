@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from replicate.errors import UserError
@@ -31,7 +32,8 @@ def weights_file(name: str | Path) -> Path:
     if text.startswith(HF):
         return _of_hub(text.removeprefix(HF), text)
     if text.startswith(ADDRESS):
-        path = DOWNLOADS / text.partition("?")[0].rpartition("/")[2]
+        place = hashlib.sha256(text.encode()).hexdigest()[:8]  # files of two addresses may share a name
+        path = DOWNLOADS / place / text.partition("?")[0].rpartition("/")[2]
         if path.suffix not in SUFFIXES:
             raise UserError(f"{text}: the address must end in {', '.join(SUFFIXES)}")
         return path if path.exists() else fetch_url(text, path)

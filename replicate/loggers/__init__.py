@@ -79,8 +79,12 @@ class Sinks:
                 getattr(sink, method)(*arguments)
             except Exception as error:
                 del self._sinks[name]
-                reason = " ".join(str(error).split()) or type(error).__name__
-                print(f"logger {name} failed and is left out: {reason}", file=sys.stderr, flush=True)
+                _say_left_out(name, error)
+
+
+def _say_left_out(name: str, error: Exception) -> None:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    print(f"logger {name} failed and is left out: {reason}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -99,6 +103,8 @@ def open_sinks(names: Sequence[str], place: Place) -> Iterator[Sinks]:
                 raise
             wanted = f'pip install "replicate[{name}]", or leave it out of machine.loggers'
             raise UserError(f"logger {name} needs a package: {wanted}") from None
+        except Exception as error:
+            _say_left_out(name, error)
     sinks = Sinks(opened)
     try:
         yield sinks

@@ -12,7 +12,7 @@ from replicate.loaders.manifest import sha256
 from replicate.pipeline.store import store_of
 from replicate.trainers.context import RunContext
 
-TIMES = ("seconds", "seconds_per_epoch", "images_s")
+TIMES = ("seconds", "seconds_per_epoch", "images_s", "wall_seconds", "images_per_second")
 """A box states no times: who unpacks it did not measure them."""
 
 
@@ -34,7 +34,7 @@ def pack(context: RunContext, outcome: dict[str, Any], provenance: dict[str, Any
         "sha256": sha256(weights),
         "results": _without_times(outcome["results"]),
         "history": [_without_times(row) for row in outcome["history"]],
-        "provenance": provenance,
+        "provenance": _without_times(provenance),
     }
     text = json.dumps(content, indent=1) + "\n"
     atomic_write(description, lambda path: path.write_text(text, encoding="utf-8"))

@@ -91,6 +91,8 @@ def show_log(params: Params, name: str) -> None:
     budget = params.budget_named()
     with open_session(params.machine, budget.precision, budget.loader) as session:
         context = context_of(params, name, session)
+        if context.box:
+            raise UserError(f"run {name} comes from {context.box.weights}, so it has no log")
         logs = [(seed, store_of(context, seed).log_path) for seed in range(context.seeds)]
     if not any(path.exists() for _, path in logs):
         what = f"run {name} has no log at budget {params.budget}"

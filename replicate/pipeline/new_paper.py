@@ -13,9 +13,16 @@ README = """# {title}
 
 Authors, venue and link.
 
-The paper in ten lines: its question, its method, what its main table varies, what it finds.
+## The paper
 
-What is found here: see `tables/<budget>/{key}/` and the page of the site.
+Its question, its method, what its main table varies, what it finds.
+
+## What is found here
+
+<!-- scoreboard -->
+<!-- /scoreboard -->
+
+## Commands
 
     dvc repro notebook@{key}                    # the headline runs, the tables, the figures
     make grid TARGET=notebook@{key}             # every cell of the paper's tables

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from replicate.config import Params
 
 RUNNING = re.compile(r"^Running stage '([^']+)'")
-SKIPPED = re.compile(r"^Stage '([^']+)' didn't change")
+SKIPPED = re.compile(r"^Stage '([^']+)' (?:didn't change|is cached)")
 QUIET = ("> ", "Updating lock", "Generating lock", "Use `dvc push`", "Data and pipelines are up to date")
 """Beginnings of DVC's lines that say nothing to a user without a remote."""
 GUESS = {"pretrain": 120.0, "evaluate": 25.0, "notebook": 15.0}
@@ -50,8 +50,11 @@ class Progress:
         self.total, self.seconds = len(self.left), defaultdict(list)
         self.current: tuple[str, float] | None = None
 
-    def read(self, lines: Iterable[str], clock=time.monotonic) -> Iterator[str]:
-        """Lines to print for DVC's lines; a stage's line comes when the next one starts."""
+    def read(self, lines: Iterable[str], clock=time.monotonic, ended=lambda: True) -> Iterator[str]:
+        """Lines to print for DVC's lines; a stage's line comes when the next one starts.
+
+        `ended` says, after the last line, whether the last stage succeeded.
+        """
         for line in lines:
             if started := RUNNING.match(line):
                 now = clock()
@@ -61,7 +64,8 @@ class Progress:
                 self.left.discard(skipped[1])
             elif line.strip() and not line.startswith(QUIET):
                 yield line.rstrip()
-        yield from self._finished(clock())
+        if ended():
+            yield from self._finished(clock())
 
     def _finished(self, now: float) -> Iterator[str]:
         if self.current is None:
@@ -110,6 +114,6 @@ def repro(params: Params, targets: Sequence[str]) -> int:
     """Run `dvc repro` for the whole pipeline or for targets; returns its exit status."""
     progress = Progress(params, default_stages(params), whole=not targets)
     with subprocess.Popen(["dvc", "repro", *targets], stdout=subprocess.PIPE, text=True) as process:
-        for line in progress.read(process.stdout):
+        for line in progress.read(process.stdout, ended=lambda: process.wait() == 0):
             print(line, flush=True)
     return process.returncode

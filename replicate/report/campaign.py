@@ -28,13 +28,30 @@ class Step:
     cost: float
 
 
-def queue(params: Params, finished: Collection[str], cost_of: Callable[[str], float]) -> list[Step]:
-    """Every claim that lacks runs, cheapest first, each with the runs that no earlier claim trains."""
-    claims = {name: runs_of(claim, params.runs) for name, claim in published.claims().items()}
-    needed = {name: with_upstream(params, runs) for name, runs in claims.items() if runs}
-    there, steps = set(finished), []
+def queue(
+    params: Params,
+    finished: Collection[str],
+    cost_of: Callable[[str], float],
+    here: Collection[str] | None = None,
+    skip: Collection[str] = (),
+) -> list[Step]:
+    """Every claim that lacks runs, cheapest first, each with the runs that no earlier claim trains.
+
+    here  finished runs whose weights are on this machine, all of them unless named
+    skip  papers to leave out
+    """
+    claims = {
+        name: runs_of(claim, params.runs)
+        for name, claim in published.claims().items()
+        if name.partition(".")[0] not in skip
+    }
+    there, weights, steps = set(finished), set(finished if here is None else here), []
     while True:
-        missing = {name: [run for run in runs if run not in there] for name, runs in needed.items()}
+        missing = {
+            name: with_upstream(params, [run for run in runs if run not in there])
+            for name, runs in claims.items()
+        }
+        missing = {name: [run for run in runs if run not in weights] for name, runs in missing.items()}
         missing = {name: runs for name, runs in missing.items() if runs}
         if not missing:
             return steps
@@ -42,6 +59,7 @@ def queue(params: Params, finished: Collection[str], cost_of: Callable[[str], fl
         cheapest = min(costs, key=costs.__getitem__)
         steps.append(Step(cheapest, tuple(missing[cheapest]), costs[cheapest]))
         there |= set(missing[cheapest])
+        weights |= set(missing[cheapest])
 
 
 def costs(params: Params, budget: str) -> Callable[[str], float]:

@@ -81,6 +81,8 @@ def sentence(site: Shown) -> str:
 
 def counted(claims: pd.DataFrame) -> str:
     """Such as "3 of 12 claims are reproduced, 1 opposite at proxy scale and 8 not run"."""
+    if not len(claims):
+        return "no claim is stated yet"
     counts = claims["verdict"].value_counts()
     parts = [f"{counts[verdict]} {verdict}" for verdict in scoreboard.VERDICTS if verdict in counts]
     first, _, verdict = parts[0].partition(" ")

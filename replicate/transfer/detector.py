@@ -221,13 +221,13 @@ def _stages_pyramid(pretrained: PretrainRun, run: DetectRun) -> Pyramid:
     return Pyramid(encoder, neck, run.head_width, tuple(numbers.patch_size * 2**stage for stage in range(4)))
 
 
-def _stage_numbers(pretrained: PretrainRun, image_size: int, window: int) -> dict[str, Any]:
+def _stage_numbers(pretrained: PretrainRun, image_size: int, window: int | None) -> dict[str, Any]:
     """A hierarchy's numbers. Swin's windows have `window` tokens a side: more of them cover the image."""
     name, kwargs = pretrained.backbone, dict(pretrained.backbone_kwargs)
     if not is_hierarchy(name):
         raise UserError(f"backbone {name!r}: a detector takes a plain ViT or a hierarchy of FastMIM Table 4")
     numbers = hierarchy(name, **kwargs)
-    if "windows_across" in numbers.options:
+    if window is not None and "windows_across" in numbers.options:
         kwargs["windows_across"] = image_size / numbers.patch_size / window
     return kwargs
 

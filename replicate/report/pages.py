@@ -30,7 +30,10 @@ BETWEEN = "between"
 """The paper of an erratum that two papers share."""
 SAMPLES, SAMPLE_SIDE = 12, 96
 CHECK = ("verdict", "check", "means", "effect", "seeds", "note")
-EFFECTS = "Effects with 95 % intervals. Right of the line agrees with the paper; grey is inconclusive."
+EFFECTS = (
+    "Effects with 95 % intervals. Right of the line agrees with the paper. Grey is inconclusive: the "
+    "interval holds 0, or another check is undecided or not run."
+)
 SCOREBOARD = ["paper", "place", "setting", "quantity", "published", "ours", "status", "run"]
 
 

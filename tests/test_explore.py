@@ -80,7 +80,10 @@ def test_every_control_can_be_moved_to_its_ends(idea):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         for values in extremes(module.controls()):
-            assert isinstance(module.draw(**values), Figure), values
+            try:
+                assert isinstance(module.draw(**values), Figure), values
+            except UserError as error:  # the boxed runs of `laptop` have another grid than those of `smoke`
+                assert idea == "side_by_side" and "share no mask" in str(error)
 
 
 def test_a_mix_at_its_ends_is_costed_or_refused_in_one_line():

@@ -12,7 +12,8 @@ import torch
 from replicate.errors import UserError
 from replicate.loaders.decode import decode_image
 from replicate.transfer.coco import CocoImages, Objects
-from replicate.transfer.jitter import FILL, Sample, boxes_around, jitter, paste
+from replicate.transfer.crops import PADDING
+from replicate.transfer.jitter import Sample, boxes_around, jitter, paste
 from replicate.transfer.masks import draw, run_lengths
 from replicate.transfer.precision import average_precision
 from replicate.transfer.scenes import Settings, draw_scene, write_scenes
@@ -56,14 +57,14 @@ def test_scale_one_fits_the_longer_side_and_pads_right_and_below():
     assert sample.image.shape == (3, 60, 60) and sample.image.dtype == torch.uint8
     assert sample.target()["boxes"].tolist() == [[12, 8, 28, 28]]
     assert sample.image[:, 18, 20].tolist() == [255, 0, 0]
-    assert sample.image[:, 45, 5].tolist() == list(FILL)
+    assert sample.image[:, 45, 5].tolist() == list(PADDING)
     assert sample.labels.tolist() == [3]
 
 
 def test_a_mirrored_sample_is_padded_on_the_same_side():
     sample = jitter(*picture(), settings(image_size=60), Chosen(0.5, flip=0.0))
     assert sample.target()["boxes"].tolist() == [[16, 4, 24, 14]]  # 30 columns wide: 30 - 14 .. 30 - 6
-    assert sample.image[:, 5, 40].tolist() == list(FILL)
+    assert sample.image[:, 5, 40].tolist() == list(PADDING)
 
 
 def test_a_large_scale_crops_and_leaves_out_what_falls_outside():

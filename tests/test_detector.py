@@ -15,6 +15,7 @@ from replicate.transfer import detection
 from replicate.transfer.coco import CocoImages
 from replicate.transfer.detector import AlignedPooler, build_detector, load_encoder
 from replicate.transfer.scenes import Settings, write_scenes
+from replicate.transfer.taps import stage_numbers
 from replicate.transfer.windowed import WindowedViT, in_windows, quarters
 
 SMALL_VIT = {"embed_dim": 32, "depth": 4, "num_heads": 2, "patch_size": 8}
@@ -210,6 +211,20 @@ def test_weights_of_another_model_are_refused_and_necks_that_do_not_fit():
         build_detector(pretraining(**SMALL_VIT), small_run(neck="fpn"), 3)
     with pytest.raises(UserError, match="neck 'taps_fpn' does not fit backbone 'swin_base'"):
         build_detector(pretraining("swin_base"), small_run(), 3)
+    with pytest.raises(UserError, match="window: a detector on a plain ViT needs"):
+        build_detector(pretraining(**SMALL_VIT), small_run(window=None), 3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["swin_base", "swin_large", "pvt_large", "pvt_v2_b2", "twins_svt_large", "convnext_tiny", "cmt_small"],
+)
+def test_a_hierarchy_without_a_window_keeps_its_pre_trainings_rule(name):
+    source = pretraining(name, 64)
+    source.backbone_kwargs = {}
+    assert stage_numbers(source, 128, None) == {}
+    windowed = stage_numbers(source, 128, 4)
+    assert windowed == ({"windows_across": 8.0} if name.startswith("swin") else {})
 
 
 def test_layer_decay_counts_from_the_heads_down():

@@ -19,12 +19,14 @@ from torch.nn import functional
 from replicate.config.backbones import is_plain_vit, vit_backbone
 from replicate.config.hierarchies import hierarchy, is_hierarchy
 from replicate.errors import UserError
+from replicate.loaders.pixels import IMAGENET_MEAN, IMAGENET_STD
 from replicate.models import build
 from replicate.models.backbones import build_backbone
 from replicate.models.vit import ViT
 from replicate.schedules.layer_decay import decayed_groups
 from replicate.transfer import operators  # noqa: F401  (before torchvision's detection)
 from replicate.transfer.pyramids import LEVELS, NORMS, SimplePyramid, StagesFPN, TapsFPN
+from replicate.transfer.taps import below_head, stage_numbers
 from replicate.transfer.windowed import WindowedViT
 
 from torchvision.models.detection import MaskRCNN  # isort: skip
@@ -43,7 +45,6 @@ BOX_BINS, MASK_BINS = 7, 14
 ANCHOR_STRIDES = 8
 """Side of a level's anchors over its stride: 32 to 512 pixels at strides of 4 to 64."""
 ASPECTS = (0.5, 1.0, 2.0)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Stages(nn.Module):
@@ -130,7 +131,9 @@ class Images(GeneralizedRCNNTransform):
     """Normalises images and pads them to a square. Boxes stay in its pixels, and masks in their boxes."""
 
     def __init__(self, image_size: int) -> None:
-        super().__init__(image_size, image_size, list(MEAN), list(STD), size_divisible=image_size)
+        super().__init__(
+            image_size, image_size, list(IMAGENET_MEAN), list(IMAGENET_STD), size_divisible=image_size
+        )
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
         return image, target
@@ -177,10 +180,7 @@ class Detector(MaskRCNN):
         """AdamW's groups with their `lr_scale`. Pyramid and heads are a level above the encoder's last."""
         encoder = self.backbone.encoder
         encoder = encoder.backbone if isinstance(encoder, Stages) else encoder
-        groups = [
-            group | {"lr_scale": group["lr_scale"] * layer_decay}
-            for group in decayed_groups(encoder, weight_decay, layer_decay)
-        ]
+        groups = below_head(decayed_groups(encoder, weight_decay, layer_decay), layer_decay)
         known = {id(parameter) for group in groups for parameter in group["params"]}
         new = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
         for decays in (True, False):
@@ -204,6 +204,8 @@ def build_detector(pretrained: PretrainRun, run: DetectRun, num_classes: int) ->
 
 
 def _vit_pyramid(name: str, kwargs: dict[str, Any], run: DetectRun) -> Pyramid:
+    if run.window is None:
+        raise UserError("window: a detector on a plain ViT needs the tokens a side of its attention windows")
     numbers = vit_backbone(name, **kwargs).kwargs
     vit = ViT(run.image_size, **numbers, drop_path=run.drop_path)
     simple = run.neck == "simple_fpn"
@@ -214,22 +216,14 @@ def _vit_pyramid(name: str, kwargs: dict[str, Any], run: DetectRun) -> Pyramid:
 
 
 def _stages_pyramid(pretrained: PretrainRun, run: DetectRun) -> Pyramid:
-    name, kwargs = pretrained.backbone, _stage_numbers(pretrained, run.image_size, run.window)
+    if not is_hierarchy(pretrained.backbone):
+        wanted = "a detector takes a plain ViT or a hierarchy of FastMIM Table 4"
+        raise UserError(f"backbone {pretrained.backbone!r}: {wanted}")
+    name, kwargs = pretrained.backbone, stage_numbers(pretrained, run.image_size, run.window)
     numbers = hierarchy(name, **kwargs)
     encoder = Stages(build_backbone(name, run.image_size, drop_path=run.drop_path, **kwargs))
     neck = StagesFPN(numbers.dims, run.head_width, run.norm)
     return Pyramid(encoder, neck, run.head_width, tuple(numbers.patch_size * 2**stage for stage in range(4)))
-
-
-def _stage_numbers(pretrained: PretrainRun, image_size: int, window: int | None) -> dict[str, Any]:
-    """A hierarchy's numbers. Swin's windows have `window` tokens a side: more of them cover the image."""
-    name, kwargs = pretrained.backbone, dict(pretrained.backbone_kwargs)
-    if not is_hierarchy(name):
-        raise UserError(f"backbone {name!r}: a detector takes a plain ViT or a hierarchy of FastMIM Table 4")
-    numbers = hierarchy(name, **kwargs)
-    if window is not None and "windows_across" in numbers.options:
-        kwargs["windows_across"] = image_size / numbers.patch_size / window
-    return kwargs
 
 
 def load_encoder(
@@ -248,7 +242,7 @@ def load_encoder(
     if is_plain_vit(pretrained.backbone, pretrained.backbone_kwargs):
         source = build.build_classifier(pretrained, 1, size)
     else:
-        numbers = _stage_numbers(pretrained, size, model.window)
+        numbers = stage_numbers(pretrained, size, model.window)
         source = build_backbone(pretrained.backbone, size, 1, **numbers)
     build.load_encoder(source, state, path, drop_blocks=pretrained.drop_blocks, antialias=antialias)
     model.backbone.encoder.take(source)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import replicate.compat  # noqa: F401
 from replicate.transfer.coco import Objects
+from replicate.transfer.crops import PADDING
 
 from torchvision import tv_tensors  # isort: skip  (after replicate.compat)
 from torchvision.transforms.v2 import functional as v2  # isort: skip
@@ -22,8 +23,6 @@ from torchvision.transforms.v2 import functional as v2  # isort: skip
 if TYPE_CHECKING:
     from replicate.config.dense import DetectRun
 
-FILL = (124, 116, 104)
-"""Colour of the padding: ImageNet's mean, which is zero once normalised."""
 LEAST_SIDE = 1.0
 """Boxes below a pixel are left out."""
 
@@ -70,7 +69,7 @@ def jitter(pixels: np.ndarray, objects: Objects, run: DetectRun, rng: np.random.
     if mirrored:
         image, masks = v2.horizontal_flip(image), v2.horizontal_flip(masks)
     beyond = [0, 0, size - resized[1], size - resized[0]]
-    image, masks = v2.pad(image, beyond, fill=list(FILL)), v2.pad(masks, beyond)
+    image, masks = v2.pad(image, beyond, fill=list(PADDING)), v2.pad(masks, beyond)
     kept = masks.flatten(1).any(1) if len(masks) else torch.zeros(0, dtype=torch.bool)
     labels = torch.from_numpy(objects.labels)
     return Sample(image.as_subclass(Tensor), labels[kept], masks.as_subclass(Tensor)[kept])

@@ -23,6 +23,7 @@ from PIL import Image
 from replicate.errors import UserError
 from replicate.files import atomic_write
 from replicate.loaders.photos import LAYOUTS, SPLITS, Draws, cut_texture, draw_image
+from replicate.transfer.ade import SPLITS as ADE_SPLITS
 
 # COCO's categories have gaps in their ids; a reader that takes ids for class numbers fails here too.
 CATEGORY_STEP = 3
@@ -42,7 +43,6 @@ JPEG_QUALITY = 95
 SETTINGS_FILE = "scenes.json"
 _SCENE_STREAM, _OBJECT_STREAM = 18, 19
 _COCO_SPLITS = {"train": "train2017", "val": "val2017"}
-_ADE_SPLITS = {"train": "training", "val": "validation"}
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def write_scenes(folder: str | Path, settings: Settings, progress: Callable[[ran
 
 
 def _write_split(folder: Path, settings: Settings, split: str, numbers: Any) -> None:
-    coco, ade = _COCO_SPLITS[split], _ADE_SPLITS[split]
+    coco, ade = _COCO_SPLITS[split], ADE_SPLITS[split]
     for part in (coco, f"images/{ade}", f"annotations/{ade}"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []

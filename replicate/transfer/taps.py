@@ -138,9 +138,18 @@ def build_taps(source: PretrainRun, run: SegmentRun) -> VitTaps | StageTaps:
 def hierarchy_backbone(
     source: PretrainRun, image_size: int, drop_path: float, window: int | None = None
 ) -> nn.Module:
-    """A pre-training's hierarchy at another image size; `window` tokens a side of Swin's windows."""
-    name, kwargs = source.backbone, dict(source.backbone_kwargs)
-    if window is not None:
-        first = hierarchy(name, **kwargs).patch_size
-        kwargs["windows_across"] = image_size / first / window
-    return build_backbone(name, image_size, drop_path=drop_path, **kwargs)
+    """A pre-training's hierarchy at another image size, with the numbers of `stage_numbers`."""
+    numbers = stage_numbers(source, image_size, window)
+    return build_backbone(source.backbone, image_size, drop_path=drop_path, **numbers)
+
+
+def stage_numbers(source: PretrainRun, image_size: int, window: int | None) -> dict[str, Any]:
+    """What builds a hierarchy at another image size.
+
+    window  tokens a side of Swin's windows; None: the pre-training's own rule. Others have no windows.
+    """
+    kwargs = dict(source.backbone_kwargs)
+    numbers = hierarchy(source.backbone, **kwargs)
+    if window is not None and "windows_across" in numbers.options:
+        kwargs["windows_across"] = image_size / numbers.patch_size / window
+    return kwargs

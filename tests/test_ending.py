@@ -31,7 +31,7 @@ def test_the_gain_is_that_of_the_best_fine_tuning(params):
     }
     made = {name: finished(params, name, *values) for name, values in runs.items()}
     line = pretraining_gain(params, Reader(Results("laptop", made)))
-    assert line.startswith("Pre-training over random weights: +18.0 [")
+    assert line.startswith("Best pre-training over random weights: +18.0 [")
     assert line.endswith("points, 41.0 % (full_75_llrd_80) against 23.0 % (scratch_llrd_80)")
 
 

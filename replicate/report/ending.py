@@ -43,7 +43,7 @@ def pretraining_gain(params: Params, reader: Reader) -> str:
     found = reader.estimate({"minus": [best, scratch]})
     line = {"effect": found.value, "low": found.low, "high": found.high, "unit": "points"}
     means_text = f"{means[best]:.1f} % ({best}) against {means[scratch]:.1f} % ({scratch})"
-    return f"Pre-training over random weights: {measured_text(line)}, {means_text}"
+    return f"Best pre-training over random weights: {measured_text(line)}, {means_text}"
 
 
 def clearest(claims: pd.DataFrame) -> Iterator[str]:

@@ -26,7 +26,7 @@ from replicate.pipeline.store import store_of
 from replicate.report.results import changed
 from replicate.schedules.scoring import scored_epochs
 from replicate.trainers import knn
-from replicate.trainers.classify import ClassifyTask
+from replicate.trainers.classify import ClassifyTask, _top1_at
 from replicate.trainers.session import open_session
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,7 +185,7 @@ def test_the_plan_counts_the_labelled_images_and_the_scorings(params):
         plan._scored_images(run, size) == 10 * 6000
     )  # 100 epochs: ten of them see 8,000 images between two scorings
     short = run.model_copy(update={"epochs": 20})
-    assert plan._scored_images(short, size) == 3 * 6000
+    assert plan._scored_images(short, size) == 6000
 
 
 def scored(epochs, train_images, labels=10, ends=()):
@@ -196,11 +196,18 @@ def scored(epochs, train_images, labels=10, ends=()):
 
 def test_a_run_is_scored_every_tenth_unless_that_costs_more_than_training_on_few_labels():
     assert scored(100, 16000) == set(range(10, 101, 10))
-    assert scored(100, 500) == {30, 60, 100}
-    assert scored(100, 500, ends=(0.25, 1.0)) == {25, 30, 60, 100}
+    assert scored(100, 500) == {100}
+    assert scored(100, 500, ends=(0.3, 0.6, 1.0)) == {30, 60, 100}
     assert scored(100, 500, labels=None) == set(range(10, 101, 10))
     assert scored(1, 10) == scored(1, 10, ends=(0.2, 1.0)) == {1}
     assert scored(0, 10) == set()
+
+
+def test_the_accuracy_at_a_share_of_a_run_needs_a_scoring_near_it():
+    history = [{"top1": float(epoch)} if epoch in (30, 58, 100) else {} for epoch in range(1, 101)]
+    assert _top1_at(history, 0.3) == 30 and _top1_at(history, 0.6) == 58
+    assert _top1_at([{}] * 99 + [{"top1": 5.0}], 0.6) is None
+    assert _top1_at([{"top1": 5.0}], 0.3) == 5.0, "one epoch holds every share"
 
 
 @pytest.mark.parametrize(

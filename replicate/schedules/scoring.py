@@ -17,12 +17,12 @@ def scored_epochs(run: EvaluateRun, train_images: int, val_images: int) -> set[i
     """The epochs, counted from 1, after which a run is scored: every tenth of it and the end of each stage.
 
     With few labels a class and many validation images, ten scorings cost more than the training. Such a run
-    is scored at `PARTS` in place of the tenths.
+    is scored at the ends of its stages alone.
     """
     if not run.epochs:
         return set()
     ends = {round(stage.until * run.epochs) for stage in run.stages} - {0} | {run.epochs}
     period = max(1, run.epochs // EVALUATIONS)
     if run.labels_per_class and period * train_images < val_images:
-        return ends | {max(1, round(part / 100 * run.epochs)) for part in PARTS}
+        return ends
     return ends | set(range(period, run.epochs + 1, period))

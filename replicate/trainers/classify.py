@@ -105,14 +105,16 @@ def train_classifier(
     last = history[-1]
     best = max(row["top1"] for row in history if "top1" in row)
     scores = {"top1": last["top1"], "top5": last["top5"], "best_top1": best}
-    scores |= {f"top1_at_{part}": _top1_at(history, part / 100) for part in PARTS}
+    parts = {f"top1_at_{part}": _top1_at(history, part / 100) for part in PARTS}
+    scores |= {name: top1 for name, top1 in parts.items() if top1 is not None}
     if ema:
         scores["top1_without_ema"] = accuracy(model, context, run.image_size)["top1"]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"results": scores | {"loss": last["loss"], "trainable": trainable}, "history": history}
 
 
-def _top1_at(history: list[dict[str, float]], share: float) -> float:
-    """The accuracy scored nearest to the end of that share of the run."""
-    scored = [(epoch + 1, row["top1"]) for epoch, row in enumerate(history) if "top1" in row]
-    return min(scored, key=lambda point: abs(point[0] - share * len(history)))[1]
+def _top1_at(history: list[dict[str, float]], share: float) -> float | None:
+    """The accuracy scored nearest to the end of that share of the run; None if a tenth of it lies between."""
+    scored = {epoch + 1: row["top1"] for epoch, row in enumerate(history) if "top1" in row}
+    nearest = min(scored, key=lambda epoch: abs(epoch - share * len(history)))
+    return scored[nearest] if abs(nearest - share * len(history)) <= max(1, len(history) / 10) else None

@@ -23,7 +23,8 @@ def test_a_new_papers_runs_load_and_become_stages(root):
     written = make("newest", "The Newest Paper", root)
     assert all(path.exists() for path in written)
     params = load(write_params(root))
-    assert params.papers["newest"] == "The Newest Paper" and params.findings["newest"] == "brief"
+    assert params.papers["newest"] == "The Newest Paper"
+    assert params.findings["newest"] == params.findings["mae"]
     assert params.run("newest_base_ft").pretrain == "newest_base"
     found = stages.stages(params)
     assert (

@@ -243,6 +243,8 @@ def test_close_names_are_few_and_in_one_order():
         ({"default": "brief", "mae2": "tiny"}, "papers are"),
         ({"default": "small"}, "defined are .*brief"),
         ({"mae": "brief"}, "findings names no budget for "),
+        ({"default": ["brief", "small"]}, "defined are .*brief"),
+        ({"default": []}, "findings names no budget for "),
     ],
 )
 def test_findings_name_known_papers_and_budgets(tmp_path, findings, words):
@@ -251,7 +253,12 @@ def test_findings_name_known_papers_and_budgets(tmp_path, findings, words):
 
 def test_findings_may_be_one_budget(tmp_path):
     params = load(write_params(tmp_path, findings="brief"))
-    assert set(params.findings) == set(params.papers) and set(params.findings.values()) == {"brief"}
+    assert set(params.findings) == set(params.papers) and set(params.findings.values()) == {("brief",)}
+
+
+def test_findings_may_be_several_budgets(tmp_path):
+    params = load(write_params(tmp_path, findings={"default": ["proxy", "brief"], "mae": "tiny"}))
+    assert params.findings["mae"] == ("tiny",) and params.findings["fastmim"] == ("proxy", "brief")
 
 
 @pytest.mark.parametrize(

@@ -45,17 +45,22 @@ LAYOUTS = {
 """The layouts of data that a dense protocol reads; every other run reads folders of classes."""
 
 
+Budgets = str | list[str]
+"""A budget's name, or several."""
+
+
 class Settings(Strict):
     """`params.yaml`: what a user changes.
 
-    findings   the budget whose results are shown: one for all papers, or one a paper with a `default`
+    findings   the budgets whose results are shown, best first: for all papers, or for each paper with a
+               `default`
     runs       changes to single runs, by name
     """
 
     budget: str
     machine: Machine = Machine()
     datasets: dict[str, Dataset]
-    findings: str | dict[str, str] = {}
+    findings: Budgets | dict[str, Budgets] = {}
     runs: dict[str, dict[str, Any]] = {}
 
 
@@ -66,7 +71,7 @@ class Params(Strict):
     datasets, runs, searches   by name, with those of the grid
     grid              names of the runs that `dvc repro` leaves to the grid pipeline
     grid_datasets     names of the data sets that the grid alone uses
-    findings          paper -> the budget whose runs README and site show
+    findings          paper -> the budgets whose runs README and site show, best first
     """
 
     budget: str
@@ -78,7 +83,7 @@ class Params(Strict):
     searches: dict[str, Search] = {}
     grid: frozenset[str] = frozenset()
     grid_datasets: frozenset[str] = frozenset()
-    findings: dict[str, str] = {}
+    findings: dict[str, tuple[str, ...]] = {}
 
     @model_validator(mode="after")
     def _check_names(self):
@@ -97,7 +102,7 @@ class Params(Strict):
                 )
         for name, run in self.runs.items():
             self._check_upstream(name, run)
-        for paper, budget in self.findings.items():
+        for paper, budget in ((paper, one) for paper, named in self.findings.items() for one in named):
             if paper not in self.papers:
                 raise ValueError(f"findings names paper '{paper}'; papers are {', '.join(self.papers)}")
             if budget not in self.budgets:
@@ -109,7 +114,7 @@ class Params(Strict):
                     f"findings of {paper} names budget '{budget}', whose images are synthetic: "
                     "they give no verdict on a paper; name a budget with real images"
                 )
-        absent = [paper for paper in self.papers if self.findings and paper not in self.findings]
+        absent = [paper for paper in self.papers if self.findings and not self.findings.get(paper)]
         if absent:
             raise ValueError(
                 f"findings names no budget for {', '.join(absent)}; name one for every paper, or none"
@@ -278,9 +283,8 @@ def assemble(
     """The parts as one Params. Raises UserError where they do not fit together."""
     found = with_starts(list(entries(rooms)), settings.runs)
     runs, datasets, searches = _by_name(found, settings.runs, where)
-    findings = (
-        {"default": settings.findings} if isinstance(settings.findings, str) else dict(settings.findings)
-    )
+    stated = settings.findings if isinstance(settings.findings, dict) else {"default": settings.findings}
+    findings = {paper: (one,) if isinstance(one, str) else tuple(one) for paper, one in stated.items()}
     fallback = findings.pop("default", None)
     content = {
         "budget": settings.budget,

@@ -24,7 +24,8 @@ WIDEST, FULL, ENOUGH, SPARSE = 8, 0.95, 0.6, 0.35
 class Grid:
     """One printed table or panel: `texts` and `kinds` (of `colours.kind_of`) have one shape.
 
-    `stub` names the columns of `texts` that hold settings, `shared` is what all rows have in common.
+    `stub` names the columns of `texts` that hold settings, `shared` is what all rows have in common. `budget`
+    is that of our numbers; "" where there are none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Grid:
     stub: tuple[str, ...]
     texts: pd.DataFrame
     kinds: pd.DataFrame
+    budget: str = ""
 
     def csv(self) -> str:
         return self.texts.to_csv(index=False, lineterminator="\n")
@@ -101,7 +103,9 @@ def _grid(table: str, panel: str, lines: list[dict[str, Any]]) -> Grid:
     tints = pd.DataFrame([[cells.get(head, "") for head in wide] for cells in kinds.values()], columns=wide)
     name = f"{table}_{panel}".rstrip("_")
     shown = shown.set_axis([*stub, *wide], axis=1)
-    return Grid(name, place(table, panel), _listed(shared), stub, shown, tints)
+    trained = any(line["seeds"] for line in lines)
+    budget = lines[0].get("budget", "") if trained else ""
+    return Grid(name, place(table, panel), _listed(shared), stub, shown, tints, budget)
 
 
 def _keys(settings: Sequence[Mapping[str, str]], columns: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def index(site: Shown) -> str:
     return render(
         "index.md",
         sentence=sentence(site),
-        notices=_notices(site),
+        notices=_notices(site, site.results),
         papers=published.papers(),
         claims=verdicts_of,
         counted={paper: counted(site.claims(paper)) for paper in verdicts_of},
@@ -93,9 +93,9 @@ def counted(claims: pd.DataFrame) -> str:
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
 
-def _notices(site: Shown) -> list[str]:
+def _notices(site: Shown, budgets: Iterable[str]) -> list[str]:
     """Warnings where a budget's verdicts are worth nothing."""
-    found = dict.fromkeys(_notice(site, budget) for budget in site.results)
+    found = dict.fromkeys(_notice(site, budget) for budget in budgets)
     return [one for one in found if one]
 
 
@@ -136,7 +136,7 @@ def paper_page(site: Shown, paper: str) -> str:
         paper=paper,
         title=published.papers()[paper],
         room=room(paper),
-        notices=[one for one in [_notice(site, site.budgets[paper])] if one],
+        notices=_notices(site, site.budgets[paper]),
         answer=f"{counted(site.claims(paper))}.",
         key=_key_figure(site, paper),
         effects=_effects_figure(site, paper),
@@ -180,7 +180,8 @@ def room(paper: str) -> dict[str, str]:
 
 def _details(site: Shown, line: Mapping[str, Any]) -> dict[str, Any]:
     """What a claim rests on: its checks, their scale, and the commands that measure it again."""
-    claim, budget = published.claims()[line["claim"]], site.budgets[line["paper"]]
+    claim = published.claims()[line["claim"]]
+    budget = line["budget"] if line["budget"] in site.results else site.budgets[line["paper"]][0]
     results = site.results[budget]
     facts = {"source": claim["source"], "tested by": claim["test"], "note": line["note"]}
     facts |= {"measured instead": line["stand_in"], "not tested": line["untested"], "scale": line["regime"]}
@@ -266,16 +267,24 @@ def errata(site: Shown) -> str:
 
 def costs(site: Shown) -> str:
     """What was spent on the runs that are shown, and what the papers' own scale would take."""
-    spent = [_spent(title, site.runs(paper)) for paper, title in published.papers().items()]
+    spent = [_spent(title, budget, runs) for title, budget, runs in _runs(site)]
     prices = pd.read_csv(PRICES) if PRICES.exists() else pd.DataFrame()
     return render("costs.md", spent=pd.DataFrame(spent), plan=interactive(prices) if len(prices) else "")
 
 
-def _spent(title: str, runs: Sequence[Run]) -> dict[str, str]:
+def _runs(site: Shown) -> Iterator[tuple[str, str, list[Run]]]:
+    """(title, budget, finished runs) of every paper and budget that has any."""
+    for paper, title in published.papers().items():
+        for budget in site.budgets[paper]:
+            if runs := site.runs(paper, budget):
+                yield title, budget, runs
+
+
+def _spent(title: str, budget: str, runs: Sequence[Run]) -> dict[str, str]:
     hours = sum(one.get("train_hours", 0) for run in runs for one in run.per_seed)
     seeds = sum(len(run.seeds) for run in runs)
     known = {"hours of training": f"{hours:.1f}" if hours else "not recorded"}
-    return {"paper": title, "runs": str(len(runs)), "with seeds": str(seeds)} | known
+    return {"paper": title, "budget": budget, "runs": str(len(runs)), "with seeds": str(seeds)} | known
 
 
 def methods(site: Shown) -> str:
@@ -356,11 +365,8 @@ def provenance(site: Shown) -> str:
     """Where every number comes from: the software, the machines, and one line a run."""
     facts = summary.software() | {"published values": "papers/*/values.csv, checked against the papers"}
     frames = [
-        summary.finished(runs, site.results[site.budgets[paper]]).assign(
-            paper=title, budget=site.budgets[paper]
-        )
-        for paper, title in published.papers().items()
-        if (runs := site.runs(paper))
+        summary.finished(runs, site.results[budget]).assign(paper=title, budget=budget)
+        for title, budget, runs in _runs(site)
     ]
     runs = (
         interactive(pd.concat(frames).astype(str)) if frames else text("No run has finished at this budget.")

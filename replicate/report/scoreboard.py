@@ -1,14 +1,15 @@
 """The scoreboard: every published number with its status, every claim with its verdict, totals per paper.
 
 `tables/<budget>/scoreboard.csv` has one line a number, `claims.csv` one a claim. `docs/results.md` carries
-the totals of the project's findings between two markers: each paper at the budget that `findings` in
-params.yaml names.
+the totals of the project's findings between two markers. `findings` in params.yaml names the budgets of each
+paper. A claim is shown at the budget that ran most of its checks, a printed table at the one that ran most of
+its numbers, the first named where several did.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,21 +37,25 @@ PAGE, ROOM = Path("docs/results.md"), "papers/{paper}/README.md"
 
 @dataclass(frozen=True)
 class Scoreboard:
-    """Numbers and claims, a line each; `budgets` maps papers to budgets."""
+    """Numbers and claims, a line each; `budgets` maps papers to their budgets."""
 
-    budgets: Mapping[str, str]
+    budgets: Mapping[str, Sequence[str]]
     numbers: pd.DataFrame
     claims: pd.DataFrame
 
     @property
     def scale(self) -> str:
         """The budget, or the budgets, for a sentence."""
-        return " or ".join(dict.fromkeys(self.budgets.values()))
+        return " or ".join(self._names)
 
     @property
     def is_mixed(self) -> bool:
-        """Whether papers stand here at different budgets."""
-        return len(set(self.budgets.values())) > 1
+        """Whether lines stand here at different budgets."""
+        return len(self._names) > 1
+
+    @property
+    def _names(self) -> dict[str, None]:
+        return dict.fromkeys(name for named in self.budgets.values() for name in named)
 
     @property
     def totals(self) -> pd.DataFrame:
@@ -73,25 +78,45 @@ def build(results: Results) -> Scoreboard:
     """Judge every claim and find the status of every number."""
     claims = verdicts.all_claims(results)
     numbers = [tables.cells(paper, results, claims).assign(paper=paper) for paper in published.papers()]
-    budgets = dict.fromkeys(published.papers(), results.budget)
+    budgets = dict.fromkeys(published.papers(), (results.budget,))
     return Scoreboard(budgets, pd.concat(numbers, ignore_index=True)[COLUMNS], claims)
 
 
-def assemble(boards: Mapping[str, Scoreboard]) -> Scoreboard:
-    """One scoreboard of each paper's lines from its own board; `boards` maps papers to them."""
-    numbers, claims = (
-        pd.concat([frame[frame["paper"] == paper] for paper, frame in frames.items()], ignore_index=True)
-        for frames in (
-            {paper: getattr(b, kind) for paper, b in boards.items()} for kind in ("numbers", "claims")
+def assemble(boards: Mapping[str, Scoreboard], budgets: Mapping[str, Sequence[str]]) -> Scoreboard:
+    """One scoreboard of several. `boards` maps budgets to them, `budgets` papers to budgets, best first.
+
+    A claim comes from the board that ran most of its checks. All numbers of a printed table come from the
+    board that ran most of them, so that a table compares like with like. The first budget wins a tie.
+    """
+    numbers, claims = [], []
+    for paper in published.papers():
+        named = [(budget, boards[budget]) for budget in budgets[paper]]
+        found = [
+            [board.numbers.assign(budget=budget) for budget, board in named],
+            [board.claims for _, board in named],
+        ]
+        found = [[frame[frame["paper"] == paper] for frame in frames] for frames in found]
+        numbers.append(
+            _fullest(found[0], ["table", "panel"], lambda frame: frame["status"] != tables.NOT_RUN)
         )
-    )
-    return Scoreboard({paper: board.budgets[paper] for paper, board in boards.items()}, numbers, claims)
+        claims.append(_fullest(found[1], ["claim"], lambda frame: frame["ran"]))
+    joined = [pd.concat(frames, ignore_index=True) for frames in (numbers, claims)]
+    return Scoreboard({paper: tuple(budgets[paper]) for paper in published.papers()}, *joined)
 
 
-def findings(budgets: Mapping[str, str], root: str | Path = ".") -> Scoreboard:
+def _fullest(
+    frames: Sequence[pd.DataFrame], keys: list[str], ran: Callable[[pd.DataFrame], pd.Series]
+) -> pd.DataFrame:
+    """The lines of each group of `keys` from the frame with the highest sum of `ran`, else from the first."""
+    counts = pd.concat([ran(one).groupby([one[key] for key in keys]).sum() for one in frames], axis=1)
+    best = pd.Series(counts.to_numpy().argmax(axis=1), counts.index, name="best")
+    parts = [one.join(best, on=keys).query("best == @place") for place, one in enumerate(frames)]
+    return pd.concat(parts).loc[frames[0].index].drop(columns="best")
+
+
+def findings(budgets: Mapping[str, Sequence[str]], root: str | Path = ".") -> Scoreboard:
     """The scoreboard of the project's findings. Raises UserError when one of its parts is missing."""
-    boards = {budget: read(budget, root) for budget in set(budgets.values())}
-    return assemble({paper: boards[budgets[paper]] for paper in published.papers()})
+    return assemble({name: read(name, root) for named in budgets.values() for name in named}, budgets)
 
 
 def read(budget: str, root: str | Path = ".") -> Scoreboard:
@@ -105,10 +130,12 @@ def read(budget: str, root: str | Path = ".") -> Scoreboard:
         raise UserError(
             f"{error.filename}: no such file; `python -m replicate scoreboard` writes it"
         ) from None
-    return Scoreboard(dict.fromkeys(published.papers(), budget), numbers, claims)
+    return Scoreboard(dict.fromkeys(published.papers(), (budget,)), numbers, claims)
 
 
-def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None = None) -> Scoreboard:
+def write(
+    budget: str, root: str | Path = ".", shown: Mapping[str, Sequence[str]] | None = None
+) -> Scoreboard:
     """Build the scoreboard of a budget and write its CSV, the errata and PAGE's totals.
 
     `shown` maps papers to the budgets of their findings. PAGE changes only when this budget is among
@@ -123,7 +150,7 @@ def write(budget: str, root: str | Path = ".", shown: Mapping[str, str] | None =
         frame.to_csv(folder / name, index=False, lineterminator="\n")
     (folder / SUMMARY).write_text(json.dumps(counts(board), indent=1) + "\n", encoding="utf-8")
     tables.write_frame(summary_tables.errata(), root / "tables" / ERRATA)
-    shown_on, others = root / PAGE, set((shown or {}).values())
+    shown_on, others = root / PAGE, {name for named in (shown or {}).values() for name in named}
     if (
         budget in others
         and shown_on.exists()
@@ -184,7 +211,8 @@ def room_summary(board: Scoreboard, paper: str) -> str:
     found = claims["verdict"].value_counts()
     counted = ", ".join(f"{found[one]} {one}" for one in VERDICTS if one in found)
     own = Scoreboard(board.budgets, board.numbers, claims)
-    return f"{len(claims)} claims at the budget `{board.budgets[paper]}`: {counted}.\n{decided(own)}"
+    at = " or ".join(f"`{budget}`" for budget in board.budgets[paper])
+    return f"{len(claims)} claims at the budget {at}: {counted}.\n{decided(own)}"
 
 
 def update_page(path: str | Path, shown: str) -> None:
@@ -217,5 +245,6 @@ def verdict_counts(board: Scoreboard) -> pd.DataFrame:
     """Counts of verdicts as texts, with each paper's budget where they differ."""
     shown = texts(board.verdicts)
     if board.is_mixed:
-        shown.insert(1, "budget", [board.budgets.get(paper, "") for paper in board.verdicts.index])
+        named = [" or ".join(board.budgets.get(paper, ())) for paper in board.verdicts.index]
+        shown.insert(1, "budget", named)
     return shown

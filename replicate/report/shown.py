@@ -1,8 +1,8 @@
-"""What a site shows: the results of one budget, or of the budget of each paper."""
+"""What a site shows: the results of one budget, or of the budgets of each paper."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,14 +25,14 @@ TAUGHT = ("start", "lesson_", "explore_")
 
 @dataclass(frozen=True)
 class Shown:
-    """Scoreboard, results and notebooks below `root`, each paper at its budget of `budgets`.
+    """Scoreboard, results and notebooks below `root`, each paper at its budgets of `budgets`, best first.
 
     Of each notebook, the first of `scopes` is shown that has been executed. Figures and tables of pages go
     beside their sources, into `sources`.
     """
 
     params: Params
-    budgets: Mapping[str, str]
+    budgets: Mapping[str, Sequence[str]]
     sources: Path
     scopes: tuple[str, ...]
     root: Path = Path()
@@ -40,7 +40,8 @@ class Shown:
     @cached_property
     def results(self) -> dict[str, Results]:
         """Budget -> its finished runs."""
-        return {one: loader_runs.load(one, self.root) for one in dict.fromkeys(self.budgets.values())}
+        named = dict.fromkeys(name for budgets in self.budgets.values() for name in budgets)
+        return {name: loader_runs.load(name, self.root) for name in named}
 
     @cached_property
     def board(self) -> Scoreboard:
@@ -53,9 +54,9 @@ class Shown:
     def numbers(self, paper: str) -> pd.DataFrame:
         return self.board.numbers[self.board.numbers["paper"] == paper]
 
-    def runs(self, paper: str) -> list[Run]:
-        """The finished runs of a paper, of its numbers and of its claims, loaders included."""
-        found = self.results[self.budgets[paper]].runs
+    def runs(self, paper: str, budget: str) -> list[Run]:
+        """The finished runs of a paper at a budget, of its numbers and of its claims, loaders included."""
+        found = self.results[budget].runs
         claims = (claim for name, claim in published.claims().items() if name.partition(".")[0] == paper)
         used = tables.runs_named(paper).union(*(evidence.runs_of(claim, found) for claim in claims))
         return [run for run in found.values() if run.paper == paper or run.name in used]
@@ -72,4 +73,4 @@ class Shown:
         return found
 
     def _shows(self, path: Path, budget: str) -> bool:
-        return self.budgets.get(path.stem, budget) == budget
+        return budget in self.budgets.get(path.stem, (budget,))

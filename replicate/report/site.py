@@ -1,7 +1,7 @@
 """The site: pages of findings, the executed notebooks and docs/, made by Sphinx into one folder.
 
-`executed/<budget>/site` shows one budget. `site/` shows the project's findings, each paper at the budget that
-`findings` in params.yaml names. The pages' sources go below `.replicate/site/`, by the templates of
+`executed/<budget>/site` shows one budget. `site/` shows the project's findings, each paper at the budgets
+that `findings` in params.yaml names. The pages' sources go below `.replicate/site/`, by the templates of
 `templates/`. Sphinx does the rest, with docs/conf.py; the pages need neither network nor server.
 """
 
@@ -36,14 +36,14 @@ COPIED, LINKED = ("docs/*.md", "papers/README.md"), ("tables", "benchmarks", "pa
 
 def of_budget(params: Params, budget: str, root: Path = Path()) -> Shown:
     """What the site of one budget shows, with the notebooks of the default pipeline."""
-    budgets = dict.fromkeys(published.papers(), budget)
+    budgets = dict.fromkeys(published.papers(), (budget,))
     return Shown(params, budgets, root / SOURCES / budget, ("papers", "full"), root)
 
 
 def of_findings(params: Params, root: Path = Path()) -> Shown:
     """What the site of the findings shows, with the full grid. Raises UserError without findings."""
     if not params.findings:
-        raise UserError("params.yaml: `findings` is empty; it names each paper's budget")
+        raise UserError("params.yaml: `findings` is empty; it names each paper's budgets")
     return Shown(params, params.findings, root / SOURCES / "findings", ("full", "papers"), root)
 
 

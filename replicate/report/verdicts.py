@@ -43,6 +43,7 @@ COLUMNS += [
     "own_low",
     "own_high",
     "seeds",
+    "ran",
     "budget",
     "regime",
     "stand_in",
@@ -71,6 +72,7 @@ def line_of(claim: dict[str, Any], results: Results) -> dict[str, Any]:
     computed = all(spec["kind"] == "computed" for spec in claim["checks"])
     ran = found.verdict != NOT_RUN
     return vars(found) | {
+        "ran": sum(outcome.verdict != NOT_RUN for outcome in outcomes),
         "budget": BY_COMPUTATION if computed else results.budget,
         "regime": evidence.regime(claim, results) if ran and not computed else "",
         "stand_in": claim.get("stand_in", "") if ran else "",

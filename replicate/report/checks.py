@@ -105,7 +105,7 @@ def _in_context(verdict: str, spec: dict[str, Any], results: Results) -> str:
 
 def above(reader: Reader, left: Any, right: Any, margin: float = 0.0) -> Outcome:
     """left - right > margin; for two ratios, left / right > 1. A sweep's best excludes `right`."""
-    left = _of_others(reader, left, right)
+    left = of_others(reader, left, right)
     return _against(reader, reader.linear(left).minus(reader.linear(right)), margin, wording.margin(margin))
 
 
@@ -257,7 +257,7 @@ def _against(reader: Reader, linear: Linear, bound: float, against: str, sign: i
     return replace(_decided(raw, against), **_ends(shown), unit=unit)
 
 
-def _of_others(reader: Reader, left: Any, right: Any) -> Any:
+def of_others(reader: Reader, left: Any, right: Any) -> Any:
     """`{best: SWEEP}` without the run that it is compared with, or nothing could ever be above it."""
     if not (isinstance(left, dict) and "best" in left and isinstance(right, str)):
         return left

@@ -78,13 +78,26 @@ def scale_of(runs: Sequence[Run], results: Results) -> str:
         _either(_data(one, results) for one in resolved if "dataset" in one),
         _with(" images an epoch", _few(sorted({_images(run.path)[0] for run in trained} - {0}))),
         _with(" px", _either(one["image_size"] for one in resolved if "image_size" in one)),
-        _either(text for one in resolved if (text := _model(one))),
+        _either(text for one in resolved if (text := model_text(one))),
         _schedule("pre-trained {} epochs", resolved, trained, evaluated=False),
         _schedule("evaluated after {}", resolved, trained, evaluated=True),
         f"{_either(len(run.seeds) for run in runs)} seeds",
         _devices(runs),
     ]
     return "; ".join(part for part in parts if part)
+
+
+def pretrainings(spec: dict[str, Any], results: Results) -> list[Run]:
+    """The finished pre-trainings that a check rests on, as its own runs or as the start of one."""
+    used = [results.runs[name] for name in runs_of({"checks": [spec]}, results.runs)]
+    starts = [str(run.resolved.get("pretrain", "")).rpartition("/")[2] for run in used]
+    found = {run.name: run for run in used if run.kind == "pretrain"}
+    return list((found | {name: results.runs[name] for name in starts if name in results.runs}).values())
+
+
+def images_seen(run: Run) -> int:
+    """Images in all that one seed saw; 0 where the run left no history."""
+    return _images(run.path)[1]
 
 
 def _with(unit: str, text: str) -> str:
@@ -142,7 +155,7 @@ def _data(resolved: dict[str, Any], results: Results) -> str:
     return ", ".join(parts + [f"{labels} labels a class"] * bool(labels))
 
 
-def _model(resolved: dict[str, Any]) -> str:
+def model_text(resolved: dict[str, Any]) -> str:
     """Width and depth of a Vision Transformer, the name of any other backbone; nothing for an evaluation."""
     if "backbone" not in resolved:
         return ""

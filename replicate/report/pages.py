@@ -12,7 +12,7 @@ import pandas as pd
 
 from replicate.config import published
 from replicate.config.rooms import ROOMS
-from replicate.report import charts, evidence, scoreboard, summary, verdicts, wording
+from replicate.report import charts, evidence, scoreboard, summary, trends, verdicts, wording
 from replicate.report.checks import KINDS, check
 from replicate.report.colours import KINDS as MARKS
 from replicate.report.colours import kind_of
@@ -24,7 +24,7 @@ from replicate.report.plan_table import PRICES
 from replicate.report.results import Results, Run
 from replicate.report.shown import Shown
 
-SHARED = ("scoreboard", "errata", "costs", "methods", "provenance")
+SHARED = ("scoreboard", "trends", "errata", "costs", "methods", "provenance")
 DECIDED = ("good", "bad")
 BETWEEN = "between"
 """The paper of an erratum that two papers share."""
@@ -42,8 +42,9 @@ def pages(site: Shown) -> dict[str, str]:
     made = {"index": index(site)}
     for paper in published.papers():
         made |= {paper: paper_page(site, paper), f"{paper}_tables": tables_page(site, paper)}
-    shared = {"scoreboard": scoreboard_page, "errata": errata, "costs": costs, "methods": methods}
-    return made | {name: page(site) for name, page in (shared | {"provenance": provenance}).items()}
+    shared = {"scoreboard": scoreboard_page, "trends": trends_page, "errata": errata, "costs": costs}
+    shared |= {"methods": methods, "provenance": provenance}
+    return made | {name: page(site) for name, page in shared.items()}
 
 
 def index(site: Shown) -> str:
@@ -254,6 +255,20 @@ def interactive(frame: pd.DataFrame, filters: bool = False) -> str:
     options |= {"autoWidth": False}
     made = itables.to_html_datatable(frame, lengthMenu=[25, 50, 100, 500], **options)
     return generate_init_offline_itables_html(bundle) + made
+
+
+def trends_page(site: Shown) -> str:
+    """Each contrast at every budget that ran it, beside the paper's own value."""
+    shown = []
+    for paper, title in published.papers().items():
+        results = {budget: site.results[budget] for budget in site.budgets[paper]}
+        found = trends.contrasts(paper, results, site.params)
+        if len(found):
+            several = pd.concat([*trends.panels(found), found.head(0)])
+            caption = "Our values with intervals, and the paper's where it prints one."
+            figure = _figure(site, f"{paper}-trends", trends.draw, several, caption)
+            shown.append((title, figure, interactive(trends.table(found))))
+    return render("trends.md", papers=shown, any=bool(shown))
 
 
 def errata(site: Shown) -> str:

@@ -133,6 +133,12 @@ def _comparison(spec: dict[str, Any]) -> str:
     return f"{_words(spec['left'])} {_SIGNS[kind]} {_words(spec['right'])}{ending}{end}"
 
 
+def contrast(spec: Mapping[str, Any]) -> str:
+    """What a check compares: "light_90_llrd_80 - light_90_llrd_65", or left / right."""
+    joint = "/" if spec["kind"].startswith("ratio") else "-"
+    return f"{_words(spec['left'])} {joint} {_words(spec['right'])}"
+
+
 def unit(spec: Mapping[str, Any]) -> str:
     """Unit of a check's effect: "points" of accuracy, "x" for a ratio, "in loss" for what has no unit.
 

@@ -123,7 +123,7 @@ def _add_runs(commands) -> None:
     )
     command.add_argument("runs", nargs="+", metavar="RUN")
     command.add_argument(
-        "--no-times", action="store_true", help="leave out times, for runs that shared their machine"
+        "--no-times", action="store_true", help="leave out speeds, for runs that shared their machine"
     )
     text = "train the missing runs at the active budget, those first that decide most claims for their cost"
     command = _add(commands, "campaign", _campaign, text)

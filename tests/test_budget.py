@@ -98,7 +98,7 @@ def blocks(run):
     return run.backbone_kwargs.get("depth") or run.backbone_kwargs["depths"]
 
 
-@pytest.mark.parametrize("budget", ["smoke", "laptop", "proxy", "brief", "tiny", "evening", "gpu"])
+@pytest.mark.parametrize("budget", ["smoke", "laptop", "proxy", "brief", "evening", "gpu"])
 def test_ratios_that_carry_the_science_are_never_mapped(params, budget):
     for name, stated in params.pretrain_runs.items():
         run = params.resolve(name, budget)
@@ -116,7 +116,7 @@ def test_ratios_that_carry_the_science_are_never_mapped(params, budget):
         assert params.resolve(name, budget).layer_decay == expected
 
 
-@pytest.mark.parametrize("budget", ["smoke", "laptop", "proxy", "brief", "tiny", "evening", "gpu"])
+@pytest.mark.parametrize("budget", ["smoke", "laptop", "proxy", "brief", "evening", "gpu"])
 def test_epochs_and_resolutions_keep_their_order(params, budget):
     stated = sorted(params.pretrain_runs.items(), key=lambda item: item[1].epochs)
     resolved = [params.resolve(name, budget).epochs for name, _ in stated]
@@ -136,7 +136,7 @@ def test_a_power_draws_long_and_short_schedules_together(params):
         assert long.warmup_epochs / long.epochs == pytest.approx(40 / 1600)
 
 
-@pytest.mark.parametrize("budget", ["brief", "tiny", "gpu"])
+@pytest.mark.parametrize("budget", ["brief", "gpu"])
 def test_hierarchies_keep_the_papers_grids(params, budget):
     for name in (
         "fastmim_swin_hog_128",
@@ -154,12 +154,12 @@ def test_hierarchies_keep_the_papers_grids(params, budget):
 
 
 def test_hog_cells_follow_the_patch_and_dropped_blocks_the_depth(params):
-    assert params.resolve("fastmim_vit_hog_128", "tiny").target_options == {"cell": 4}
+    assert params.resolve("fastmim_vit_hog_128", "brief").target_options == {"cell": 4}
     assert params.resolve("fastmim_vit_hog_128", "paper").target_options == {}
-    assert params.resolve("fastmim_depth_8", "tiny").drop_blocks == 4
+    assert params.resolve("fastmim_depth_8", "gpu").drop_blocks == 4
     assert params.resolve("fastmim_depth_8", "smoke").drop_blocks == 1
     assert [params.resolve(f"fastmim_depth_{blocks}", "brief").drop_blocks for blocks in (8, 10)] == [2, 1]
-    assert params.resolve("fastmim_swin_depth_2-2-16-2", "tiny").drop_blocks == (0, 0, 2, 0)
+    assert params.resolve("fastmim_swin_depth_2-2-16-2", "gpu").drop_blocks == (0, 0, 2, 0)
     assert all(
         params.resolve("fastmim_swin_depth_2-2-16-2", budget).drop_blocks == (0, 0, 1, 0)
         for budget in ("smoke", "brief")
@@ -167,7 +167,7 @@ def test_hog_cells_follow_the_patch_and_dropped_blocks_the_depth(params):
 
 
 def test_stages_go_through_the_lens(params):
-    stages = params.resolve("fastmim_progressive_vit_l", "tiny").stages
+    stages = params.resolve("fastmim_progressive_vit_l", "brief").stages
     assert [(stage.until, stage.image_size) for stage in stages] == [(0.625, 32), (0.875, 40), (1.0, 48)]
 
 
@@ -200,16 +200,16 @@ def test_p2dist_thresholds_follow_the_patch(params):
 
 
 def test_a_probe_and_a_run_from_scratch_have_factors_of_their_own(params):
-    tiny = params.budgets["tiny"]
+    brief = params.budgets["brief"]
     probe, tuned, scratch = (
-        params.resolve(name, "tiny") for name in ("mae_base_lin", "mae_base_ft", "mae_scratch_ft")
+        params.resolve(name, "brief") for name in ("mae_base_lin", "mae_base_ft", "mae_scratch_ft")
     )
-    assert probe.epochs == round(90 * tiny.probe_epochs) and probe.base_lr == pytest.approx(
-        0.1 * tiny.probe_lr
+    assert probe.epochs == round(90 * brief.probe_epochs) and probe.base_lr == pytest.approx(
+        0.1 * brief.probe_lr
     )
-    assert tuned.base_lr == pytest.approx(1e-3 * tiny.evaluate_lr) and tuned.ema is None
-    assert scratch.base_lr == pytest.approx(1e-4 * tiny.scratch_lr) and scratch.ema == tiny.ema
-    assert params.resolve("scratch_llrd_80", "tiny").base_lr == pytest.approx(1e-3 * tiny.evaluate_lr)
+    assert tuned.base_lr == pytest.approx(1e-3 * brief.evaluate_lr) and tuned.ema is None
+    assert scratch.base_lr == pytest.approx(1e-4 * brief.scratch_lr) and scratch.ema == brief.ema
+    assert params.resolve("scratch_llrd_80", "brief").base_lr == pytest.approx(1e-3 * brief.evaluate_lr)
 
 
 def test_scratch_training_peaks_near_fine_tuning(params):
@@ -230,4 +230,4 @@ def test_scratch_training_peaks_near_fine_tuning(params):
 
 def test_partial_fine_tuning_never_tunes_more_blocks_than_there_are(params):
     assert params.resolve("mae_partial_18", "smoke").tuned_blocks == params.budgets["smoke"].max_depth
-    assert params.resolve("mae_partial_18", "tiny").tuned_blocks == 18
+    assert params.resolve("mae_partial_18", "gpu").tuned_blocks == 18

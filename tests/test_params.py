@@ -240,7 +240,7 @@ def test_close_names_are_few_and_in_one_order():
 @pytest.mark.parametrize(
     ("findings", "words"),
     [
-        ({"default": "brief", "mae2": "tiny"}, "papers are"),
+        ({"default": "brief", "mae2": "proxy"}, "papers are"),
         ({"default": "small"}, "defined are .*brief"),
         ({"mae": "brief"}, "findings names no budget for "),
         ({"default": ["brief", "small"]}, "defined are .*brief"),
@@ -257,8 +257,8 @@ def test_findings_may_be_one_budget(tmp_path):
 
 
 def test_findings_may_be_several_budgets(tmp_path):
-    params = load(write_params(tmp_path, findings={"default": ["proxy", "brief"], "mae": "tiny"}))
-    assert params.findings["mae"] == ("tiny",) and params.findings["fastmim"] == ("proxy", "brief")
+    params = load(write_params(tmp_path, findings={"default": ["proxy", "brief"], "mae": "gpu"}))
+    assert params.findings["mae"] == ("gpu",) and params.findings["fastmim"] == ("proxy", "brief")
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,8 @@ def test_a_batch_that_does_not_fit_is_split_evenly(params):
 
 
 def test_a_tokenizer_trains_once_for_all_seeds(params):
-    run = params.resolve("mae_tokens", "tiny")
-    line = plan.plan(params, ["mae_tokens"], "tiny", Rates(1e-12)).loc["mae_tokens"]
+    run = params.resolve("mae_tokens", "gpu")
+    line = plan.plan(params, ["mae_tokens"], "gpu", Rates(1e-12)).loc["mae_tokens"]
     cells, width, values = (run.image_size // run.patch_size) ** 2, run.width, run.patch_size**2 * 3
     convolutions = 2 * cells * (values * width + run.depth * 2 * 9 * width**2 + width * run.code_width)
     assert line.kind == "tokenizer" and line.gmacs * 1e9 == pytest.approx(

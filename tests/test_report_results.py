@@ -88,7 +88,8 @@ def test_kept_are_numbers_and_history_but_no_weights(tmp_path):
     ]
     results.keep(path.parent, times=False)
     assert (kept / "history.csv").read_text() == "seed,epoch,loss\n0,0,1.0\n1,0,1.0\n"
-    assert "wall_seconds" not in json.loads((kept / "metrics.json").read_text())["provenance"]
+    provenance = json.loads((kept / "metrics.json").read_text())["provenance"]
+    assert provenance == {"wall_seconds": 7200.0, "shared_machine": True}
     with pytest.raises(UserError, match="has not finished"):
         results.keep(tmp_path / "results/laptop/efficient_learners/full_75")
 

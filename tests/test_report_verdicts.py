@@ -511,12 +511,12 @@ def test_synthetic_images_say_nothing_about_a_paper(budget, source):
         for key, spec in (("wins", WINS), ("loses", LOSES))
     }
     assert verdict == {"wins": checks.SHOWN, "loses": checks.OPPOSITE_SYNTHETIC}
-    assert verdicts.judge({**CLAIM, "checks": [WINS]}, Results("tiny", runs, params)).verdict == REPRODUCED
+    assert verdicts.judge({**CLAIM, "checks": [WINS]}, Results("proxy", runs, params)).verdict == REPRODUCED
 
 
 def test_no_opposite_verdict_is_printed_without_its_regime():
-    line = {"verdict": OPPOSITE, "regime": "ViT 96 wide; budget tiny"}
-    assert wording.verdict_text(line) == "opposite at proxy scale (ViT 96 wide; budget tiny)"
+    line = {"verdict": OPPOSITE, "regime": "ViT 96 wide; budget proxy"}
+    assert wording.verdict_text(line) == "opposite at proxy scale (ViT 96 wide; budget proxy)"
     assert wording.verdict_text(line | {"verdict": REPRODUCED}) == "reproduced"
 
 

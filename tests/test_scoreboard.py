@@ -126,8 +126,8 @@ def test_files_and_page(tmp_path, monkeypatch, board):
         and text.endswith("<!-- /scoreboard -->\n\nrest\n")
     )
     assert scoreboard.summary(scoreboard.findings(shown, tmp_path)) in text
-    scoreboard.write("laptop", tmp_path, shown | {"mae": ("tiny",)})
-    assert page.read_text() == text, "tiny has not been written"
+    scoreboard.write("laptop", tmp_path, shown | {"mae": ("proxy",)})
+    assert page.read_text() == text, "proxy has not been written"
     scoreboard.write("laptop", tmp_path, shown)
     assert page.read_text() == text
 
@@ -146,9 +146,9 @@ def test_a_page_that_shows_another_budget_is_left_alone(tmp_path, monkeypatch, b
 
 
 def test_findings_take_each_paper_from_its_own_budget(board):
-    other = scoreboard.build(made("tiny", light_90_llrd_80=[10.0, 11.0, 12.0]))
-    boards = {"laptop": board, "tiny": other}
-    shown = dict.fromkeys(published.papers(), ("tiny",)) | {"efficient_learners": ("laptop",)}
+    other = scoreboard.build(made("proxy", light_90_llrd_80=[10.0, 11.0, 12.0]))
+    boards = {"laptop": board, "proxy": other}
+    shown = dict.fromkeys(published.papers(), ("proxy",)) | {"efficient_learners": ("laptop",)}
     found = scoreboard.assemble(boards, shown)
     assert found.numbers["id"].tolist() == board.numbers["id"].tolist() and len(found.claims) == len(
         published.claims()
@@ -156,9 +156,9 @@ def test_findings_take_each_paper_from_its_own_budget(board):
     own = found.claims["paper"] == "efficient_learners"
     assert set(found.claims[own]["budget"]) <= {"laptop", "by computation"} and set(
         found.claims[~own]["budget"]
-    ) <= {"tiny", "by computation"}
+    ) <= {"proxy", "by computation"}
     text = scoreboard.summary(found)
-    assert set(found.scale.split(" or ")) == {"laptop", "tiny"} and f"at the budget {found.scale}:" in text
+    assert set(found.scale.split(" or ")) == {"laptop", "proxy"} and f"at the budget {found.scale}:" in text
     assert "| MAE Are Secretly Efficient Learners | laptop |" in re.sub(" +", " ", text)
 
 
@@ -167,16 +167,16 @@ def test_of_several_budgets_the_one_that_ran_most_is_shown():
     two = {"default_200": [10.0, 11.0, 12.0], "default_100": [8.0, 9.0, 10.0]}
     other = {"default_100": [9.0, 9.5, 10.0], "batch_512": [20.0, 21.0, 22.0]}
     first = scoreboard.build(made("laptop", **other))
-    boards = {"laptop": first, "tiny": scoreboard.build(made("tiny", **two))}
-    found = scoreboard.assemble(boards, dict.fromkeys(published.papers(), ("laptop", "tiny")))
+    boards = {"laptop": first, "proxy": scoreboard.build(made("proxy", **two))}
+    found = scoreboard.assemble(boards, dict.fromkeys(published.papers(), ("laptop", "proxy")))
     assert found.numbers["id"].tolist() == first.numbers["id"].tolist()
     assert found.claims["claim"].tolist() == first.claims["claim"].tolist()
     numbers = found.numbers[found.numbers["paper"] == "efficient_learners"]
     assert (numbers.groupby(["table", "panel"])["budget"].nunique() == 1).all(), "no table mixes budgets"
     chosen = numbers.groupby("table")["budget"].first()
-    assert chosen["table_1"] == "tiny" and chosen["table_2"] == "laptop" and chosen["table_6"] == "laptop"
+    assert chosen["table_1"] == "proxy" and chosen["table_2"] == "laptop" and chosen["table_6"] == "laptop"
     budgets = found.claims.set_index("claim")["budget"]
-    assert budgets["efficient_learners.default_recipe_not_converged"] == "tiny"
+    assert budgets["efficient_learners.default_recipe_not_converged"] == "proxy"
     assert budgets["efficient_learners.supmae_transfer"] == "laptop"
 
 
@@ -239,12 +239,12 @@ def test_the_findings_follow_from_what_git_holds(tmp_path):
 
 def test_what_git_does_not_hold_is_no_finding(tmp_path, monkeypatch):
     home, taken = tmp_path / "home", tmp_path / "taken"
-    for name in ("measured/kept.json", "benchmarks/kept.json", "measured/tiny/new.json"):
+    for name in ("measured/kept.json", "benchmarks/kept.json", "measured/proxy/new.json"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text("{}")
     monkeypatch.setattr(sys.modules[__name__], "ROOT", home)
     _held_by_git(taken)
-    assert (taken / "measured/tiny/new.json").exists(), "without a checkout, what is there"
+    assert (taken / "measured/proxy/new.json").exists(), "without a checkout, what is there"
     shutil.rmtree(taken)
     subprocess.run(["git", "init", "-q"], cwd=home, check=True)
     subprocess.run(["git", "add", "measured/kept.json", "benchmarks/kept.json"], cwd=home, check=True)

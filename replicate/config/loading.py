@@ -45,7 +45,7 @@ LAYOUTS = {
 """The layouts of data that a dense protocol reads; every other run reads folders of classes."""
 
 
-Budgets = str | list[str]
+Budgets = str | tuple[str, ...]
 """A budget's name, or several."""
 
 

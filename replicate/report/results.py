@@ -195,8 +195,8 @@ def changed(run: Run, params: Params, budget: str) -> dict[str, tuple[Any, Any]]
 def keep(run: Path, times: bool = True) -> Path:
     """Copy a finished run's numbers and history from `results/...` into `measured/...` for git.
 
-    `times` False leaves out how long it took, for runs that shared their machine. Raises UserError where the
-    run has not finished or its numbers are broken.
+    `times` False leaves out its speeds, for runs that shared their machine; the provenance still says how long
+    the run took. Raises UserError where the run has not finished or its numbers are broken.
     """
     read(run / "metrics.json")
     parts = run.parts
@@ -212,9 +212,11 @@ def keep(run: Path, times: bool = True) -> Path:
 
 def _drop_times(folder: Path) -> None:
     content = json.loads((folder / "metrics.json").read_text())
+    took = content["provenance"].get("wall_seconds")
     for part in (content["results"], *content["results"]["per_seed"], content["provenance"]):
         for key in TIMES:
             part.pop(key, None)
+    content["provenance"] |= {"wall_seconds": took, "shared_machine": True}
     (folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n")
     history = pd.read_csv(folder / "history.csv").drop(columns=list(TIMES), errors="ignore")
     history.to_csv(folder / "history.csv", index=False, lineterminator="\n")

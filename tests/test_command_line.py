@@ -1,7 +1,9 @@
 """The command line: light to start, and one clear line with exit status 2 for each mistake."""
 
+import argparse
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import yaml
 from PIL import Image
 from project import ENVIRONMENT, ROOT, read, write_params
 
+from replicate import cli
 from replicate.cli import main
 from replicate.config import load
 from replicate.report import loader_runs, tables
@@ -58,6 +61,47 @@ def test_help_does_not_import_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def parsers(parser=None, path=()):
+    """Every command with its words: (("data", "write"), parser)."""
+    for action in (parser or cli._parser())._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                yield (*path, name), command
+                yield from parsers(command, (*path, name))
+
+
+def test_help_lists_each_command_once_and_leaves_the_pipelines_own_to_help_all(capsys):
+    commands = {path[0] for path, _ in parsers() if len(path) == 1}
+    listed = [name for names in (*cli.GROUPS.values(), cli.INTERNAL) for name in names]
+    assert sorted(listed) == sorted(commands)
+    for option, shown in (("--help", set(listed) - set(cli.INTERNAL)), ("--help-all", set(listed))):
+        with pytest.raises(SystemExit):
+            main([option])
+        lines = capsys.readouterr().out.splitlines()
+        found = [match[1] for line in lines if (match := re.match("  ([a-z]+) ", line))]
+        assert sorted(found) == sorted(shown)
+        assert max(map(len, lines)) <= 100
+
+
+def test_every_command_has_an_example_that_it_takes(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    for path, command in parsers():
+        head, _, example = command.format_help().rpartition("python -m replicate ")
+        assert head.endswith("example:\n  ") and example.split()[: len(path)] == list(path), path
+        assert cli._parser().parse_args(example.split()).handler
+        assert max(map(len, command.format_help().splitlines())) <= 100, path
+
+
+def test_examples_name_runs_that_exist():
+    params = load(ROOT / "params.yaml")
+    for example in (command.epilog.split("replicate ")[1].split() for _, command in parsers()):
+        options = vars(cli._parser().parse_args(example))
+        for name in (*options.get("runs", ()), *filter(None, [options.get("run")])):
+            params.run(name)
+        if options.get("search"):
+            params.search(options["search"])
 
 
 def test_unknown_run_and_wrong_command(project, capsys):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "run": ("repro", "pretrain", "evaluate", "tokenizer", "grid", "search", "campaign"),
-    "look": ("log", "scoreboard", "site"),
+    "look": ("list", "show", "log", "scoreboard", "site"),
     "data": ("data", "bench"),
     "plan": ("budget", "plan"),
     "share": ("keep", "weights", "paper"),
@@ -163,6 +163,12 @@ def _add_runs(commands) -> None:
         "--apply", action="store_true", help="fine-tune on the full set at the recommended value"
     )
     action.add_argument("--seed", type=int, help="train this seed only, into the store of resumable runs")
+    text = "list the runs, with where each is published and whether it has run"
+    command = _add(commands, "list", _list, text, "list light_75")
+    command.add_argument("word", nargs="?", default="", help="part of a name, paper, table or state")
+    text = "show a run: its recipe, its result, and the published numbers beside it"
+    command = _add(commands, "show", _show, text, "show light_75_llrd_80")
+    command.add_argument("run", help="name of a run in papers/*/runs.yaml")
     text = "show what a run has logged so far, also while it trains"
     command = _add(commands, "log", _log, text, "log light_75_llrd_80")
     command.add_argument("run")
@@ -388,6 +394,18 @@ def _search(options: argparse.Namespace) -> None:
                 search.search(params, name, ("--params", options.params, "search", "llrd", name))
             )
         )
+
+
+def _list(options: argparse.Namespace) -> None:
+    from replicate.report.run_list import listed
+
+    print(listed(_load(options), options.word))
+
+
+def _show(options: argparse.Namespace) -> None:
+    from replicate.report.run_list import described
+
+    print(described(_load(options), options.run))
 
 
 def _log(options: argparse.Namespace) -> None:

@@ -411,9 +411,9 @@ def _show(options: argparse.Namespace) -> None:
 def _log(options: argparse.Namespace) -> None:
     params = _load(options)
     params.run(options.run)
-    from replicate.pipeline.launch import show_log
+    from replicate.report import log
 
-    show_log(params, options.run)
+    print(log.render(log.log_of(params, options.run)))
 
 
 def _keep(options: argparse.Namespace) -> None:

@@ -19,7 +19,8 @@ from project import ENVIRONMENT, ROOT, read, write_params
 from replicate import cli
 from replicate.cli import main
 from replicate.config import load
-from replicate.report import loader_runs, tables
+from replicate.pipeline.store import RunStore
+from replicate.report import loader_runs, log, tables
 
 
 @pytest.fixture
@@ -202,6 +203,25 @@ def test_data_of_other_settings_than_stated_are_not_trained_on(project, capsys):
     )
     write_params(project)
     assert "has no log" in told(capsys, "log", "light_90")
+
+
+def test_a_log_is_a_table_with_a_line_an_epoch_and_seed(project, capsys, monkeypatch):
+    write_params(project, budget={"seeds": 2})
+    assert main(["data", "write"]) == 0
+    monkeypatch.setattr(log, "store_of", lambda _, seed: RunStore(f"key{seed}"))
+    store = RunStore("key1")
+    store.folder.mkdir(parents=True)
+    store.start_log([])
+    assert "has no log" in told(capsys, "log", "light_90")
+    widest = {f"probe_{number}_of_a_long_name": 0.5 for number in range(4)}
+    store.start_log([{"epoch": 0, "loss": 1.23456789, "images": 1281167} | widest])
+    store.log({"epoch": 1, "step": 7, "steps": 312, "loss": 1.2, "images": 896})
+    capsys.readouterr()
+    assert main(["log", "light_90"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split()[:4] == ["1", "0", "1.2346", "1,281,167"]
+    assert lines[3].split() == ["1", "1", "1.2", "896"] and max(map(len, lines)) <= 100
+    assert lines[-2:] != lines[2:4] and lines[-1].split() == ["1", "1", "7", "312"]
 
 
 def test_weights_of_another_model_are_refused(project, capsys):

@@ -142,6 +142,7 @@ def _add_runs(commands) -> None:
     ):
         command = _add(commands, name, _train, text, f"{name} {example}", RESUMES)
         command.add_argument("run", help="name of a run in papers/*/runs.yaml")
+        _add_settings(command)
         command.add_argument(
             "--seed", type=int, help="train this seed only, into the store of resumable runs"
         )
@@ -172,6 +173,7 @@ def _add_runs(commands) -> None:
     text = "show what a run has logged so far, also while it trains"
     command = _add(commands, "log", _log, text, "log light_75_llrd_80")
     command.add_argument("run")
+    _add_settings(command)
     text = "copy the numbers of finished runs into measured/, which git tracks"
     command = _add(commands, "keep", _keep, text, "keep light_75_llrd_80 scratch_llrd_80")
     command.add_argument("runs", nargs="+", metavar="RUN")
@@ -232,6 +234,11 @@ def _add_runs(commands) -> None:
         )
         action.add_argument("--seed", type=int, default=0, help="the seed to publish (default: %(default)s)")
     action.add_argument("--private", action="store_true", help="make the repository a private one")
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    text = "settings that this run changes, such as mask_ratio=0.6; it then trains into .replicate/scratch/"
+    command.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=text)
 
 
 def _add_data(commands) -> None:
@@ -358,19 +365,31 @@ def _load(options: argparse.Namespace) -> Params:
     return load(options.params)
 
 
+def _changed(options: argparse.Namespace) -> Params:
+    """The configuration, with what the command line changes of its run."""
+    if not options.settings:
+        return _load(options)
+    from replicate.pipeline.scratch import changed
+
+    return changed(options.params, options.run, options.settings)
+
+
 def _train(options: argparse.Namespace) -> None:
     from replicate.config import PretrainRun, TokenizerRun
 
-    params = _load(options)
+    params, name = _changed(options), options.run
     kinds = {PretrainRun: "pretrain", TokenizerRun: "tokenizer"}
-    kind = kinds.get(type(params.run(options.run)), "evaluate")
+    kind = kinds.get(type(params.run(name)), "evaluate")
     if kind != options.command:
-        raise UserError(
-            f"{options.command} cannot train {options.run}: use `python -m replicate {kind} {options.run}`"
-        )
+        raise UserError(f"{options.command} cannot train {name}: use `python -m replicate {kind} {name}`")
     from replicate.pipeline.launch import launch
 
-    launch(params, options.run, ("--params", options.params, options.command, options.run), options.seed)
+    command = ("--params", options.params, options.command, name, *options.settings)
+    launch(params, name, command, options.seed)
+    if options.settings and options.seed is None and os.environ.get("RANK", "0") == "0":
+        from replicate.pipeline.scratch import outcome
+
+        print(outcome(params, name))
 
 
 def _grid(options: argparse.Namespace) -> None:
@@ -409,7 +428,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _log(options: argparse.Namespace) -> None:
-    params = _load(options)
+    params = _changed(options)
     params.run(options.run)
     from replicate.report import log
 

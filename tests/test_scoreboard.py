@@ -174,8 +174,13 @@ def words_of(text: str) -> list[str]:
 
 def test_the_committed_page_shows_the_committed_scoreboard():
     board = scoreboard.findings(load(ROOT / "params.yaml").findings, ROOT)
-    shown = (ROOT / scoreboard.PAGE).read_text().partition(scoreboard.START)[2].partition(scoreboard.END)[0]
+    found, _, rest = (ROOT / scoreboard.PAGE).read_text().partition(scoreboard.START)
+    shown, _, after = rest.partition(scoreboard.END)
     assert words_of(shown) == words_of(scoreboard.summary(board))
+    papers = [re.escape(title) for title in published.papers().values() if title != "CrossMAE"]
+    assert all(re.search(f"(?m)^## {title}", found) for title in papers) and not after.strip(), (
+        "findings first"
+    )
 
 
 def _as_text(frame: pd.DataFrame) -> pd.DataFrame:

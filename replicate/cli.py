@@ -7,8 +7,9 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -18,6 +19,17 @@ from replicate.pipeline import interruption
 if TYPE_CHECKING:
     from replicate.config import Params
 
+GROUPS = {
+    "run": ("repro", "pretrain", "evaluate", "tokenizer", "grid", "search", "campaign"),
+    "look": ("list", "show", "log", "scoreboard", "site"),
+    "data": ("data", "bench"),
+    "plan": ("budget", "plan"),
+    "share": ("keep", "weights", "paper"),
+}
+"""The commands that people type, as `--help` shows them."""
+INTERNAL = ("stages", "inputs", "strip", "notebook", "box")
+"""What the pipeline and `make` call; `--help-all` shows them too."""
+COLUMNS = 100
 RESUMES = "interrupted; what had finished is kept, and the same command continues"
 CLOSED_PIPE = 141
 """The status that a shell reports for a program that SIGPIPE ended."""
@@ -59,56 +71,92 @@ def _reader_left(stream: TextIO) -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
+class _Format(argparse.RawDescriptionHelpFormatter):
+    """Help of at most COLUMNS columns, examples as they are written."""
+
+    def __init__(self, prog: str) -> None:
+        width = shutil.get_terminal_size((COLUMNS, 24)).columns
+        super().__init__(prog, max_help_position=28, width=min(COLUMNS, width))
+
+
+class _HelpAll(argparse.Action):
+    """`--help-all`: the help with what the pipeline calls."""
+
+    def __call__(self, parser, *_) -> None:
+        parser.epilog = _listing(parser.get_default("commands"), GROUPS | {"internal": INTERNAL})
+        parser.print_help()
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="replicate", description="Papers on efficient masked image modelling, in one harness."
+        prog="replicate",
+        usage="replicate [-h | --help-all] [--params FILE] COMMAND ...",
+        description="Papers on efficient masked image modelling, in one harness.",
+        formatter_class=_Format,
     )
-    parser.add_argument("--params", default="params.yaml", help="settings file (default: %(default)s)")
-    parser.set_defaults(interrupted="interrupted")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.add_argument(
+        "--params", default="params.yaml", metavar="FILE", help="settings file (default: %(default)s)"
+    )
+    parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="also show what the pipeline calls")
+    commands = parser.add_subparsers(
+        prog="replicate", metavar="COMMAND", required=True, help=argparse.SUPPRESS
+    )
     for add in (_add_runs, _add_data, _add_plan, _add_bench, _add_pages, _add_papers, _add_pipeline):
         add(commands)
+    parser.set_defaults(interrupted="interrupted", commands=commands.choices)
+    parser.epilog = _listing(commands.choices, GROUPS)
     return parser
 
 
+def _listing(commands: Mapping[str, argparse.ArgumentParser], groups: Mapping[str, Sequence[str]]) -> str:
+    """The commands by group, a line each, and how to learn more."""
+    lines = []
+    for group, names in groups.items():
+        lines += [f"{group}:", *(f"  {name:<12}{commands[name].description}" for name in names), ""]
+    return "\n".join([*lines, "`replicate COMMAND --help` shows a command's options and an example."])
+
+
+def _command(commands, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    shown = f"example:\n  python -m replicate {example}"
+    return commands.add_parser(name, help=text, description=text, epilog=shown, formatter_class=_Format)
+
+
 def _add(
-    commands, name: str, handler: Callable, text: str, interrupted: str = "interrupted"
+    commands, name: str, handler: Callable, text: str, example: str, interrupted: str = "interrupted"
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text)
+    command = _command(commands, name, text, example)
     command.set_defaults(handler=handler, interrupted=interrupted)
     return command
 
 
-def _group(commands, name: str, text: str, metavar: str = "ACTION"):
-    command = commands.add_parser(name, help=text, description=text)
-    return command.add_subparsers(metavar=metavar, required=True)
+def _group(commands, name: str, text: str, example: str, metavar: str = "ACTION"):
+    return _command(commands, name, text, example).add_subparsers(metavar=metavar, required=True)
 
 
 def _add_runs(commands) -> None:
-    for name, text in (
-        ("pretrain", "pre-train a run, every seed of the budget"),
-        ("evaluate", "fine-tune, probe or score a run's weights, every seed"),
-        ("tokenizer", "train a tokenizer, or read a released one; all seeds share it"),
+    for name, text, example in (
+        ("pretrain", "pre-train a run, every seed of the budget", "light_75"),
+        ("evaluate", "fine-tune, probe or score a run's weights, every seed", "light_75_llrd_80"),
+        ("tokenizer", "train a tokenizer, or read a released one; all seeds share it", "mae_tokens"),
     ):
-        command = _add(commands, name, _train, text, RESUMES)
+        command = _add(commands, name, _train, text, f"{name} {example}", RESUMES)
         command.add_argument("run", help="name of a run in papers/*/runs.yaml")
+        _add_settings(command)
         command.add_argument(
             "--seed", type=int, help="train this seed only, into the store of resumable runs"
         )
         command.set_defaults(command=name)
-    command = _add(
-        commands,
-        "grid",
-        _grid,
-        "train every run, or those of some papers, in this process, without DVC",
-        RESUMES,
-    )
+    text = "train every run, or those of some papers, in this process, without DVC"
+    command = _add(commands, "grid", _grid, text, "grid fastmim", RESUMES)
     command.add_argument("paper", nargs="*", help="papers to run (default: all)")
+    text = "search a recipe's number on a subset of the images"
     action = _add(
-        _group(commands, "search", "search a recipe's number on a subset of the images", "WHAT"),
+        _group(commands, "search", text, "search llrd light_90_images", "WHAT"),
         "llrd",
         _search,
         "search layer-wise lr decay: fine-tune at several values and recommend one with its interval",
+        "search llrd light_90_images --apply",
         RESUMES,
     )
     action.add_argument("search", help="name of a search in papers/*/runs.yaml")
@@ -116,54 +164,70 @@ def _add_runs(commands) -> None:
         "--apply", action="store_true", help="fine-tune on the full set at the recommended value"
     )
     action.add_argument("--seed", type=int, help="train this seed only, into the store of resumable runs")
-    command = _add(commands, "log", _log, "show what a run has logged so far, also while it trains")
+    text = "list the runs, with where each is published and whether it has run"
+    command = _add(commands, "list", _list, text, "list light_75")
+    command.add_argument("word", nargs="?", default="", help="part of a name, paper, table or state")
+    text = "show a run: its recipe, its result, and the published numbers beside it"
+    command = _add(commands, "show", _show, text, "show light_75_llrd_80")
+    command.add_argument("run", help="name of a run in papers/*/runs.yaml")
+    text = "show what a run has logged so far, also while it trains"
+    command = _add(commands, "log", _log, text, "log light_75_llrd_80")
     command.add_argument("run")
-    command = _add(
-        commands, "keep", _keep, "copy the numbers of finished runs into measured/, which git tracks"
-    )
+    _add_settings(command)
+    text = "copy the numbers of finished runs into measured/, which git tracks"
+    command = _add(commands, "keep", _keep, text, "keep light_75_llrd_80 scratch_llrd_80")
     command.add_argument("runs", nargs="+", metavar="RUN")
     command.add_argument(
         "--no-times", action="store_true", help="leave out speeds, for runs that shared their machine"
     )
-    text = "train the missing runs at the active budget, those first that decide most claims for their cost"
-    command = _add(commands, "campaign", _campaign, text)
+    text = "train the runs that claims lack, those first that decide most for their cost"
+    command = _add(commands, "campaign", _campaign, text, "campaign --hours 8 --keep")
     command.add_argument("--hours", type=float, default=0.0, help="stop after so long (default: list only)")
     command.add_argument("--keep", action="store_true", help="copy each run's numbers into measured/")
     command.add_argument("--skip", nargs="*", default=[], metavar="PAPER", help="papers to leave out")
-    command = _add(
-        commands, "box", _box, "train pre-trainings and put their weights into weights/, which git tracks"
-    )
+    text = "train pre-trainings and put their weights into weights/, which git tracks"
+    command = _add(commands, "box", _box, text, "box light_75")
     command.add_argument("runs", nargs="+", metavar="RUN")
-    actions = _group(commands, "weights", "exchange weights with the papers' released checkpoints")
-    for name, handler, text in (
+    released = "weights import mae_pretrain_vit_base.pth mae_base.safetensors"
+    actions = _group(commands, "weights", "exchange weights with the papers' released checkpoints", released)
+    for name, handler, text, example in (
         (
             "import",
             _weights_import,
             "read a released checkpoint (.pth, .safetensors) into this project's format",
+            released,
         ),
-        ("export", _weights_export, "write weights as .safetensors, or as .pth in the reference's format"),
+        (
+            "export",
+            _weights_export,
+            "write weights as .safetensors, or as .pth in the reference's format",
+            "weights export mae_base.safetensors mae_hf --format hf",
+        ),
     ):
-        action = _add(actions, name, handler, text)
+        action = _add(actions, name, handler, text, example)
         action.add_argument("source", type=Path)
         action.add_argument("destination", type=Path)
         action.add_argument("--decoder", action="store_true", help="refuse a checkpoint without a decoder")
     formats = "reference: .pth or .safetensors; hf: a folder for ViTMAEForPreTraining.from_pretrained"
     action.add_argument("--format", choices=("reference", "hf"), default="reference", help=formats)
-    for name, handler, text in (
+    for name, handler, text, target, example in (
         (
             "card",
             _weights_card,
             "write a run's weights and a model card to a folder; nothing leaves the machine",
+            "folder to write",
+            "weights card light_75 card/",
         ),
         (
             "push",
             _weights_push,
             "the same, uploaded to the Hugging Face hub, after it has said what and where to",
+            "repository on the hub: OWNER/NAME",
+            "weights push light_75 OWNER/light-mae --private",
         ),
     ):
-        action = _add(actions, name, handler, text)
+        action = _add(actions, name, handler, text, example)
         action.add_argument("run", help="a finished run of the active budget")
-        target = "folder to write" if name == "card" else "repository on the hub: OWNER/NAME"
         action.add_argument("target", help=target)
         action.add_argument(
             "--licence", help="of the weights (default: apache-2.0, unless they start from others')"
@@ -172,29 +236,39 @@ def _add_runs(commands) -> None:
     action.add_argument("--private", action="store_true", help="make the repository a private one")
 
 
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    text = "settings that this run changes, such as mask_ratio=0.6; it then trains into .replicate/scratch/"
+    command.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=text)
+
+
 def _add_data(commands) -> None:
-    actions = _group(commands, "data", "write, check or describe a data set's .beton files")
+    text = "write, check, describe or download a data set"
+    actions = _group(commands, "data", text, "data write")
     again = "interrupted; the same command writes the data set again"
     for name, handler, text, interrupted in (
         ("write", _data_write, "write train.beton, val.beton and manifest.json of a data set", again),
         ("check", _data_check, "check a data set's files against their manifest", "interrupted"),
         ("info", _data_info, "describe a data set's files", "interrupted"),
     ):
-        action = _add(actions, name, handler, text, interrupted)
+        action = _add(actions, name, handler, text, f"data {name} full", interrupted)
         action.add_argument(
             "dataset", nargs="?", default="full", help="name of a data set (default: %(default)s)"
         )
     text = "download a public data set, check it, and lay out its class folders in data/"
-    action = _add(actions, "fetch", _data_fetch, text, "interrupted; the same command continues")
+    example = "data fetch tiny-imagenet"
+    action = _add(actions, "fetch", _data_fetch, text, example, "interrupted; the same command continues")
     action.add_argument("name", nargs="?", help="a public set (default: list them)")
     given = "folder that has the set's files, or for imagenet-100 the ImageNet; nothing is downloaded"
     action.add_argument("--from", dest="given", type=Path, metavar="FOLDER", help=given)
 
 
 def _add_plan(commands) -> None:
-    command = _add(commands, "budget", _budget, "show or choose the budget through which runs are seen")
+    text = "show or choose the budget through which runs are seen"
+    command = _add(commands, "budget", _budget, text, "budget smoke")
     command.add_argument("name", nargs="?", help="a budget of budgets.yaml")
-    command = _add(commands, "plan", _plan, "show what runs will cost before anything is spent")
+    text = "show what runs will cost before anything is spent"
+    example = "plan full_75 --budget paper --device a100 --devices 8"
+    command = _add(commands, "plan", _plan, text, example)
     command.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")
     command.add_argument("--budget", help="the budget to plan for (default: the active one)")
     command.add_argument(
@@ -216,11 +290,13 @@ def _add_plan(commands) -> None:
 
 def _add_bench(commands) -> None:
     text = "compare an image folder, stock FFCV and this project's reader on your own images"
+    example = "bench loader --images FOLDER"
     action = _add(
-        _group(commands, "bench", "measure this machine", "WHAT"),
+        _group(commands, "bench", "measure this machine's loaders", example, "WHAT"),
         "loader",
         _bench_loader,
         text,
+        example,
         "interrupted; nothing was written",
     )
     action.add_argument(
@@ -247,38 +323,38 @@ def _add_bench(commands) -> None:
 
 
 def _add_pages(commands) -> None:
-    command = _add(
-        commands, "notebook", _notebook, "execute a paper's notebook; writes its tables and figures"
-    )
+    text = "execute a paper's notebook; writes its tables and figures"
+    command = _add(commands, "notebook", _notebook, text, "notebook efficient_learners")
     command.add_argument("paper")
     command.add_argument("--full", action="store_true", help="with the runs of the full grid")
-    _add(
-        commands,
-        "scoreboard",
-        _scoreboard,
-        "write every published number with its status, every claim with its verdict",
-    )
-    command = _add(commands, "site", _site, "build the site: findings, executed notebooks, documentation")
+    text = "write every published number with its status, every claim with its verdict"
+    _add(commands, "scoreboard", _scoreboard, text, "scoreboard")
+    text = "build the site: findings, executed notebooks, documentation"
+    command = _add(commands, "site", _site, text, "site --findings")
     text = "build site/ and the totals in docs/results.md, each paper at the budget that `findings` names"
     command.add_argument("--findings", action="store_true", help=text)
 
 
 def _add_papers(commands) -> None:
-    actions = _group(commands, "paper", "add a paper to the workbook")
-    action = _add(actions, "new", _paper_new, "make the room, the notebook and the module of a new paper")
+    example = "paper new crossmae --title CrossMAE"
+    actions = _group(commands, "paper", "add a paper to the workbook", example)
+    text = "make the room, the notebook and the module of a new paper"
+    action = _add(actions, "new", _paper_new, text, example)
     action.add_argument("key", help="short name, such as crossmae")
     action.add_argument("--title", help="the paper's title (default: the key)")
 
 
 def _add_pipeline(commands) -> None:
-    command = _add(commands, "repro", _repro, "run what changed in the pipeline, with a line a stage")
+    text = "run what changed in the pipeline, with a line a stage"
+    command = _add(commands, "repro", _repro, text, "repro notebook@efficient_learners")
     command.add_argument("targets", nargs="*", metavar="STAGE", help="stages such as notebook@mae")
-    _add(commands, "stages", _stages, "regenerate stages.yaml, the list of runs that dvc.yaml reads")
-    command = _add(
-        commands, "inputs", _inputs, "check the configuration and write what each stage depends on"
-    )
+    text = "regenerate stages.yaml, the list of runs that dvc.yaml reads"
+    _add(commands, "stages", _stages, text, "stages")
+    text = "check the configuration and write what each stage depends on"
+    command = _add(commands, "inputs", _inputs, text, "inputs executed/inputs")
     command.add_argument("folder", type=Path)
-    command = _add(commands, "strip", _strip, "copy a notebook without its outputs")
+    text, example = "copy a notebook without its outputs", "strip notebooks/mae.ipynb executed/mae.ipynb"
+    command = _add(commands, "strip", _strip, text, example)
     command.add_argument("notebook", type=Path)
     command.add_argument("destination", type=Path)
 
@@ -289,19 +365,31 @@ def _load(options: argparse.Namespace) -> Params:
     return load(options.params)
 
 
+def _changed(options: argparse.Namespace) -> Params:
+    """The configuration, with what the command line changes of its run."""
+    if not options.settings:
+        return _load(options)
+    from replicate.pipeline.scratch import changed
+
+    return changed(options.params, options.run, options.settings)
+
+
 def _train(options: argparse.Namespace) -> None:
     from replicate.config import PretrainRun, TokenizerRun
 
-    params = _load(options)
+    params, name = _changed(options), options.run
     kinds = {PretrainRun: "pretrain", TokenizerRun: "tokenizer"}
-    kind = kinds.get(type(params.run(options.run)), "evaluate")
+    kind = kinds.get(type(params.run(name)), "evaluate")
     if kind != options.command:
-        raise UserError(
-            f"{options.command} cannot train {options.run}: use `python -m replicate {kind} {options.run}`"
-        )
+        raise UserError(f"{options.command} cannot train {name}: use `python -m replicate {kind} {name}`")
     from replicate.pipeline.launch import launch
 
-    launch(params, options.run, ("--params", options.params, options.command, options.run), options.seed)
+    command = ("--params", options.params, options.command, name, *options.settings)
+    launch(params, name, command, options.seed)
+    if options.settings and options.seed is None and os.environ.get("RANK", "0") == "0":
+        from replicate.pipeline.scratch import outcome
+
+        print(outcome(params, name))
 
 
 def _grid(options: argparse.Namespace) -> None:
@@ -327,12 +415,24 @@ def _search(options: argparse.Namespace) -> None:
         )
 
 
-def _log(options: argparse.Namespace) -> None:
-    params = _load(options)
-    params.run(options.run)
-    from replicate.pipeline.launch import show_log
+def _list(options: argparse.Namespace) -> None:
+    from replicate.report.run_list import listed
 
-    show_log(params, options.run)
+    print(listed(_load(options), options.word))
+
+
+def _show(options: argparse.Namespace) -> None:
+    from replicate.report.run_list import described
+
+    print(described(_load(options), options.run))
+
+
+def _log(options: argparse.Namespace) -> None:
+    params = _changed(options)
+    params.run(options.run)
+    from replicate.report import log
+
+    print(log.render(log.log_of(params, options.run)))
 
 
 def _keep(options: argparse.Namespace) -> None:

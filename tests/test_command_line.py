@@ -1,7 +1,9 @@
 """The command line: light to start, and one clear line with exit status 2 for each mistake."""
 
+import argparse
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -14,9 +16,11 @@ import yaml
 from PIL import Image
 from project import ENVIRONMENT, ROOT, read, write_params
 
+from replicate import cli
 from replicate.cli import main
 from replicate.config import load
-from replicate.report import loader_runs, tables
+from replicate.pipeline.store import RunStore
+from replicate.report import loader_runs, log, tables
 
 
 @pytest.fixture
@@ -58,6 +62,47 @@ def test_help_does_not_import_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def parsers(parser=None, path=()):
+    """Every command with its words: (("data", "write"), parser)."""
+    for action in (parser or cli._parser())._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                yield (*path, name), command
+                yield from parsers(command, (*path, name))
+
+
+def test_help_lists_each_command_once_and_leaves_the_pipelines_own_to_help_all(capsys):
+    commands = {path[0] for path, _ in parsers() if len(path) == 1}
+    listed = [name for names in (*cli.GROUPS.values(), cli.INTERNAL) for name in names]
+    assert sorted(listed) == sorted(commands)
+    for option, shown in (("--help", set(listed) - set(cli.INTERNAL)), ("--help-all", set(listed))):
+        with pytest.raises(SystemExit):
+            main([option])
+        lines = capsys.readouterr().out.splitlines()
+        found = [match[1] for line in lines if (match := re.match("  ([a-z]+) ", line))]
+        assert sorted(found) == sorted(shown)
+        assert max(map(len, lines)) <= 100
+
+
+def test_every_command_has_an_example_that_it_takes(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    for path, command in parsers():
+        head, _, example = command.format_help().rpartition("python -m replicate ")
+        assert head.endswith("example:\n  ") and example.split()[: len(path)] == list(path), path
+        assert cli._parser().parse_args(example.split()).handler
+        assert max(map(len, command.format_help().splitlines())) <= 100, path
+
+
+def test_examples_name_runs_that_exist():
+    params = load(ROOT / "params.yaml")
+    for example in (command.epilog.split("replicate ")[1].split() for _, command in parsers()):
+        options = vars(cli._parser().parse_args(example))
+        for name in (*options.get("runs", ()), *filter(None, [options.get("run")])):
+            params.run(name)
+        if options.get("search"):
+            params.search(options["search"])
 
 
 def test_unknown_run_and_wrong_command(project, capsys):
@@ -158,6 +203,25 @@ def test_data_of_other_settings_than_stated_are_not_trained_on(project, capsys):
     )
     write_params(project)
     assert "has no log" in told(capsys, "log", "light_90")
+
+
+def test_a_log_is_a_table_with_a_line_an_epoch_and_seed(project, capsys, monkeypatch):
+    write_params(project, budget={"seeds": 2})
+    assert main(["data", "write"]) == 0
+    monkeypatch.setattr(log, "store_of", lambda _, seed: RunStore(f"key{seed}"))
+    store = RunStore("key1")
+    store.folder.mkdir(parents=True)
+    store.start_log([])
+    assert "has no log" in told(capsys, "log", "light_90")
+    widest = {f"probe_{number}_of_a_long_name": 0.5 for number in range(4)}
+    store.start_log([{"epoch": 0, "loss": 1.23456789, "images": 1281167} | widest])
+    store.log({"epoch": 1, "step": 7, "steps": 312, "loss": 1.2, "images": 896})
+    capsys.readouterr()
+    assert main(["log", "light_90"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split()[:4] == ["1", "0", "1.2346", "1,281,167"]
+    assert lines[3].split() == ["1", "1", "1.2", "896"] and max(map(len, lines)) <= 100
+    assert lines[-2:] != lines[2:4] and lines[-1].split() == ["1", "1", "7", "312"]
 
 
 def test_weights_of_another_model_are_refused(project, capsys):

@@ -52,6 +52,6 @@ def test_claims_are_those_far_beyond_their_interval():
     ]
     said = list(clearest(pd.DataFrame(rows, columns=columns)))
     assert said == [
-        "Shown on synthetic images: Clear. Ours: +9.0 [8.0, 10.0] points",
-        f"Opposite on synthetic images ({scale}): Other way. Ours: -3.0 [-4.0, -2.0] points",
+        "Shown on synthetic images: Clear. Effect: +9.0 [8.0, 10.0] points",
+        f"Opposite on synthetic images ({scale}): Other way. Effect: -3.0 [-4.0, -2.0] points",
     ]

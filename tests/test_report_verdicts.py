@@ -181,6 +181,10 @@ def test_monotone_sweeps():
     assert check({"kind": "falling", "sweep": POINTS}, rising).verdict == OPPOSITE
     outcome = check({"kind": "rising", "sweep": POINTS}, bent)
     assert outcome.verdict == OPPOSITE and "0.75 to 0.8" in outcome.note
+    # The last step, 38 to 37.5, is within noise: its effect is shown, and it points against the claim.
+    level = results(sweep([30, 32, 34, 38, 37.5], 1.0))
+    outcome = check({"kind": "rising", "sweep": POINTS, "strict": True}, level)
+    assert outcome.verdict == INCONCLUSIVE and outcome.effect < 0 and "against the claim" in outcome.note
     runs = {"kind": "ordered", "runs": ["r4", "r3", "r2", "r1", "r0"]}
     assert check(runs, rising).verdict == REPRODUCED
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from replicate.pipeline.box import pack
 from replicate.pipeline.digests import code_of
 from replicate.pipeline.parallel import end_with_parent, seed_processes, train_seeds_in_processes
 from replicate.pipeline.seeds import TrainSeed, all_finished, made_here, train_one_seed, train_seeds
-from replicate.pipeline.store import store_of
 from replicate.trainers.context import RunContext, weights_path
 from replicate.trainers.session import Session, open_session
 
@@ -81,27 +79,6 @@ def fill_box(params: Params, names: Iterable[str]) -> None:
             context = replace(context_of(params, name, session), box=None)
             outcome = train_one_seed(context, 0, trainer_of(context.run))
             print(pack(context, outcome, made_here(context, [0], [outcome]), params.budget))
-
-
-def show_log(params: Params, name: str) -> None:
-    """Print what the run's seeds have logged: a line an epoch, and one every half minute within it.
-
-    Raises UserError when nothing has been logged at the active budget with this code and data.
-    """
-    budget = params.budget_named()
-    with open_session(params.machine, budget.precision, budget.loader) as session:
-        context = context_of(params, name, session)
-        if context.box:
-            raise UserError(f"run {name} comes from {context.box.weights}, so it has no log")
-        logs = [(seed, store_of(context, seed).log_path) for seed in range(context.seeds)]
-    if not any(path.exists() for _, path in logs):
-        what = f"run {name} has no log at budget {params.budget}"
-        raise UserError(f"{what}: it has not started with this code and data")
-    for seed, path in logs:
-        for line in path.read_text().splitlines() if path.exists() else ():
-            print(
-                f"seed {seed}", *(f"{key} {value:.5g}" for key, value in json.loads(line).items()), sep="  "
-            )
 
 
 def write_dataset(params: Params, name: str) -> None:

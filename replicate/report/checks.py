@@ -336,7 +336,7 @@ def _by_bootstrap(find: Callable[[int | None], Estimate], note: str = "", agains
 
 
 def _monotone(reader: Reader, sweep: Any, sign: int, strict: bool) -> Outcome:
-    """The effect is last against first, or the step that decides: the first one that goes the other way."""
+    """The effect is last against first, or the step that decides: the least of those that hold it back."""
     curve = reader.curve(sweep)
     runs = [reader.points(sweep)[x] for x in curve.x]
     steps = [reader.difference(*pair).scaled(-sign) for pair in pairwise(runs)]
@@ -348,14 +348,14 @@ def _monotone(reader: Reader, sweep: Any, sign: int, strict: bool) -> Outcome:
         if _verdict(step) == OPPOSITE:
             return _outcome(OPPOSITE, step, f"goes the other way from {curve.x[k]:g} to {curve.x[k + 1]:g}")
     needed = [whole, *steps] if strict else [whole]
-    if verdicts := {_verdict(one) for one in needed} - {REPRODUCED}:
-        unsettled = next(one for one in needed if _verdict(one) != REPRODUCED)
-        if OPPOSITE in verdicts:
-            return _outcome(OPPOSITE, unsettled, note)
-        counts = [intervals.seeds_to_decide(one) for one in needed if _verdict(one) != REPRODUCED]
+    if _verdict(whole) == OPPOSITE:
+        return _outcome(OPPOSITE, whole, note)
+    if unsettled := [one for one in needed if _verdict(one) != REPRODUCED]:
+        worst = min(unsettled, key=lambda one: one.value)
+        # One step that goes the other way decides; where all go the claim's way, all must be settled.
+        counts = [intervals.seeds_to_decide(one) for one in ([worst] if worst.value < 0 else unsettled)]
         most = None if None in counts else max(counts)
-        likely = _likely(min(one.value for one in needed))
-        return _outcome(INCONCLUSIVE, unsettled, _joined(note, _more(most, whole.seeds, likely)))
+        return _outcome(INCONCLUSIVE, worst, _joined(note, _more(most, whole.seeds, _likely(worst.value))))
     return _outcome(REPRODUCED, whole, note)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from replicate.report import checks, results
 from replicate.report.quantities import Reader
-from replicate.report.wording import effect_text, measured_text, verdict_text
+from replicate.report.wording import found_text, measured_text, verdict_text
 
 if TYPE_CHECKING:
     from replicate.config import Params
@@ -55,4 +55,4 @@ def clearest(claims: pd.DataFrame) -> Iterator[str]:
     ordered = decided.loc[clear.index].drop_duplicates("paper").head(CLAIMS)
     for line in ordered.to_dict("records"):
         verdict = verdict_text(line)
-        yield f"{verdict[0].upper()}{verdict[1:]}: {line['statement']} Ours: {effect_text(line)}"
+        yield f"{verdict[0].upper()}{verdict[1:]}: {found_text(line)}"

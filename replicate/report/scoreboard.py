@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -188,12 +189,17 @@ def decided(board: Scoreboard) -> str:
     """The claims that runs on real images decided, with effect and regime, in Markdown; empty without any."""
     shown = board.claims[board.claims["verdict"].isin(DECIDED)]
     lines = [
-        f"- **{line['verdict']}**: {line['statement']} Ours: {wording.effect_text(line)}"
-        + f" ({line['regime']})." * bool(line["regime"])
+        f"- **{line['verdict']}**: {wording.found_text(line)} ({_tested(line)})."
         + f" Note: {line['note']}." * bool(line["note"] and line["verdict"] in checks.OPPOSING)
         for line in shown.to_dict("records")
     ]
     return "\nDecided by runs:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _tested(line: Mapping[str, Any]) -> str:
+    """The check that an effect is of, where a claim has several, and for what it holds."""
+    several = len(published.claims()[line["claim"]]["checks"]) > 1
+    return "; ".join([f"`{line['check']}`"] * several + [line["regime"]])
 
 
 def update_pages(root: Path, board: Scoreboard) -> None:

@@ -128,7 +128,7 @@ def untested(claim: dict[str, Any], outcomes: list[Outcome]) -> list[str]:
     """The halves of a claim that nothing tested: those that no check covers, and checks without runs."""
     waiting = [outcome.check for outcome in outcomes if outcome.verdict == NOT_RUN]
     more = len(waiting) - NAMED
-    waiting = waiting[:NAMED] + [f"{more} more checks"] * (more > 0)
+    waiting = waiting[:NAMED] + [f"{more} more check{'s' * (more > 1)}"] * (more > 0)
     return [*claim.get("untested", []), *waiting]
 
 

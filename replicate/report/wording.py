@@ -34,6 +34,11 @@ def effect_text(line: Mapping[str, Any]) -> str:
     return f"{text}, against {line['against']}" if text and line.get("against") else text
 
 
+def found_text(line: Mapping[str, Any]) -> str:
+    """A claim's statement and its oriented effect: positive agrees with the claim."""
+    return f"{line['statement']} Effect: {effect_text(line)}"
+
+
 def measured_text(line: Mapping[str, Any]) -> str:
     """The effect with interval and unit alone."""
     if not math.isfinite(line["effect"]):
@@ -45,7 +50,7 @@ def measured_text(line: Mapping[str, Any]) -> str:
         digits += 1  # an end that shows as 0 would not say on which side of 0 it lies
     value, low, high = (_rounded(line[name], digits) for name in ("effect", "low", "high"))
     interval = f" [{low}, {high}]" if bounded else ""
-    sign = "" if value.startswith("-") else "+"
+    sign = "+" if float(value.replace(",", "")) > 0 else ""
     return f"{sign}{value}{interval} {line['unit']}".rstrip()
 
 
@@ -181,7 +186,7 @@ def _words(quantity: Any) -> str:
     if kind in ("best", "worst", "peak"):
         return f"{kind} of {_words(argument)}"
     if kind == "times":
-        return f"{argument[0]:g} ({_words(argument[1])})"
+        return f"{argument[0]:g} x {_words(argument[1])}"
     if kind in ("minus", "over"):
         return f"({_words(argument[0])} {'-' if kind == 'minus' else '/'} {_words(argument[1])})"
     return ", ".join(map(str, quantity.values()))

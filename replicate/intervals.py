@@ -61,6 +61,18 @@ class Estimate(NamedTuple):
             ends |= dict(zip(names, found if factor > 0 else reversed(found), strict=True))
         return self._replace(value=factor * self.value + shift, spread=abs(factor) * self.spread, **ends)
 
+    def selected(self, raised: int, lowered: int) -> Estimate:
+        """The interval of a value whose parts were selected for their means, by Bonferroni's correction.
+
+        The lower end allows for the best of `raised` candidates, the upper end for the worst of `lowered`.
+        """
+        low, high = (
+            float(stdtrit(self.df, 1 - TAILS[0] / count) / stdtrit(self.df, TAILS[1])) if count > 1 else 1.0
+            for count in (raised, lowered)
+        )
+        ends = {"low": self.value - low * (self.value - self.low)}
+        return self._replace(**ends, high=self.value + high * (self.high - self.value))
+
     def without_interval(self) -> Estimate:
         """The value alone."""
         return _without_interval(self.value, self.seeds)
@@ -228,15 +240,19 @@ def bootstrap(
 def seeds_to_decide(estimate: Estimate, threshold: float = 0.0) -> int | None:
     """Seeds in all that would put `threshold` outside the interval; None beyond 1000.
 
-    A pooled noise keeps its degrees of freedom, however many seeds the compared runs have.
+    A pooled noise keeps its degrees of freedom, however many seeds the compared runs have. An end that was
+    widened for a selection stays so many times as far from the value.
     """
     distance = abs(estimate.value - threshold)
     if not math.isfinite(estimate.spread) or distance == 0:
         return None
+    facing = estimate.value - estimate.low if estimate.value > threshold else estimate.high - estimate.value
+    plain = stdtrit(estimate.df, TAILS[1]) * estimate.spread / math.sqrt(estimate.seeds)
+    widened = max(1.0, facing / plain) if plain > 0 else 1.0
 
     def decides(seeds: int) -> bool:
         df = estimate.df if estimate.pooled else seeds - 1
-        return stdtrit(df, TAILS[1]) * estimate.spread / math.sqrt(seeds) < distance
+        return widened * stdtrit(df, TAILS[1]) * estimate.spread / math.sqrt(seeds) < distance
 
     return fewest_seeds(decides, 1)
 

@@ -222,3 +222,95 @@ def test_the_pictures_of_a_written_set_are_read(truth):
     scene = draw_scene(SETTINGS, "val", 0)
     assert np.array_equal(truth.objects(0).masks, scene.masks)
     assert (truth.objects(0).labels == scene.labels + 1).all()
+
+
+# Average precision on what COCO's files hold and scenes do not
+
+
+SIDE, CLASSES, CROWDED = 160, 4, 150
+EDGES = (32, 96)
+"""Sides of squares whose areas are the limits of COCO's small, medium and large objects."""
+
+
+def placed(rng, side=None):
+    """A box left, top, width, height within the image, and a mask: the box with a corner cut off."""
+    width, height = (side, side) if side else rng.integers(4, 120, 2)
+    left, top = rng.integers(0, SIDE - width + 1), rng.integers(0, SIDE - height + 1)
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[top : top + height, left : left + width] = True
+    if not side:
+        mask[top : top + height // 3, left : left + width // 3] = False
+    return [float(left), float(top), float(width), float(height)], mask
+
+
+def moved(rng, mask):
+    """The mask shifted by up to four pixels, perhaps not at all, and the box around it."""
+    shifted = np.roll(mask, rng.integers(-4, 5, 2) * (rng.random() < 0.8), (0, 1))
+    rows, columns = np.flatnonzero(shifted.any(1)), np.flatnonzero(shifted.any(0))
+    size = [columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
+    return [float(columns[0]), float(rows[0]), *map(float, size)], shifted
+
+
+def coco_like(seed, images=40):
+    """(truth, detections): crowds, ties, areas at the limits, images without objects, and over 100 finds."""
+    rng, notes, found = np.random.default_rng(seed), [], []
+    for image in range(1, images + 1):
+        objects = 0 if image % 10 == 0 else CROWDED if image == 1 else rng.integers(1, 12)
+        for number in range(objects):
+            edge = EDGES[number % 2] if rng.random() < 0.3 else None
+            box, mask = placed(rng, edge)
+            label, crowd = int(rng.integers(1, CLASSES + 1)), int(rng.random() < 0.1)
+            label = 1 if image == 1 else label  # one class has more than the 100 detections that count
+            packed = run_lengths(torch.from_numpy(mask)[None])[0]
+            area = float(mask.sum()) - (0.5 if edge and rng.random() < 0.5 else 0.0)
+            note = {"id": len(notes) + 1, "image_id": image, "category_id": label, "iscrowd": crowd}
+            notes.append(note | {"bbox": box, "area": area, "segmentation": packed})
+            for _ in range(3 if crowd else int(rng.random() < 0.9) + int(rng.random() < 0.2)):
+                near, shifted = moved(rng, mask)
+                kind = label if rng.random() < 0.9 else int(rng.integers(1, CLASSES + 1))
+                entry = {"image_id": image, "category_id": kind, "score": round(float(rng.random()), 1)}
+                packed = run_lengths(torch.from_numpy(shifted)[None])[0]
+                found.append(entry | {"bbox": near, "segmentation": packed})
+    shapes = [{"id": k, "height": SIDE, "width": SIDE} for k in range(1, images + 1)]
+    # the last class has detections and no object, as rare classes may in a part of the images
+    classes = [{"id": k, "name": f"class {k}"} for k in range(1, CLASSES + 2)]
+    found += [dict(found[k], category_id=CLASSES + 1) for k in range(0, len(found), 50)]
+    return {"images": shapes, "annotations": notes, "categories": classes}, found
+
+
+def twelve(truth, found, kind, library):
+    """COCO's twelve numbers of boxes or masks by one of two libraries."""
+    if library == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval as evaluator
+    else:
+        from faster_coco_eval import COCO
+        from faster_coco_eval import COCOeval_faster as evaluator
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO()
+        reference.dataset = json.loads(json.dumps(truth))
+        reference.createIndex()
+        evaluation = evaluator(reference, reference.loadRes(json.loads(json.dumps(found))), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return [float(value) for value in evaluation.stats[:12]]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_all_twelve_numbers_equal_pycocotools_on_crowds_ties_and_areas_at_the_limits(seed):
+    truth, found = coco_like(seed)
+    counts = np.bincount([entry["image_id"] for entry in found if entry["category_id"] == 1])
+    assert counts.max() > 100 and sum(note["iscrowd"] for note in truth["annotations"]) > 10
+    areas = {note["area"] for note in truth["annotations"]}
+    assert {1024.0, 1023.5, 9216.0, 9215.5} <= areas, "both sides of the limits"
+    without = {"bbox": "segmentation", "segm": "bbox"}
+    for kind, name in (("bbox", "box"), ("segm", "mask")):
+        alone = [{key: value for key, value in entry.items() if key != without[kind]} for entry in found]
+        theirs = twelve(truth, alone, kind, "pycocotools")
+        assert len(theirs) == 12 and all(0.02 < value < 0.98 for value in theirs), theirs
+        assert twelve(truth, alone, kind, "faster-coco-eval") == pytest.approx(theirs, abs=1e-6)
+        ours = average_precision(truth, found)
+        assert [ours[f"{ap}_{name}"] / 100 for ap in ("ap", "ap50", "ap75")] == pytest.approx(
+            theirs[:3], abs=1e-6
+        )

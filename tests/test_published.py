@@ -5,8 +5,9 @@ import fnmatch
 
 import pytest
 import yaml
+from project import ROOT
 
-from replicate.config import published
+from replicate.config import load, published
 from replicate.errors import UserError
 from replicate.report import checks, computed
 
@@ -137,6 +138,40 @@ def test_errata_and_notes_are_complete():
         assert set(entry) == {"paper", "kind", "place", "printed", "found", "note"}
         assert entry["kind"] in ("scan", "reconciled", "between"), "what is explained is no erratum"
     assert all(entry["place"] and entry["printed"] and entry["found"] for entry in errata + notes)
+
+
+def test_released_code_is_compared_for_every_paper():
+    found = published.released()
+    assert {entry["of"] for entry in found} == set(published.papers())
+    assert all(isinstance(entry[key], str) and entry[key] for entry in found for key in entry)
+    for paper in published.papers():
+        settings = [entry["setting"] for entry in found if entry["of"] == paper]
+        assert len(set(settings)) == len(settings), f"papers/{paper}/released.yaml states a setting twice"
+
+
+def test_what_released_code_settles_is_what_the_runs_take():
+    """Entries that say whose number a run takes, against the runs at the papers' own scale."""
+    params = load(ROOT / "params.yaml")
+    expected = {
+        "mae_grid_75_ft": {"drop_path": 0.1, "random_erasing": 0.25},
+        "fastmim_vit_hog_128": {"batch_size": 2048, "warmup_epochs": 10},
+        "fastmim_vit_hog_128_ft": {"base_lr": 1e-3, "layer_decay": 0.7},
+        "default_100": {"base_lr": 5e-4, "layer_decay": 0.65, "drop_path": 0.1, "random_erasing": 0.25},
+        "supmae_50": {"batch_size": 1024, "warmup_epochs": 5, "target_options": {"norm_pix": True}},
+        "emae_vit_b_85_coco": {"base_lr": 1e-4, "epochs": 100, "batch_size": 64, "layer_decay": 0.7},
+        "daily_224": {"interpolation": "area", "target_options": {"norm_pix": True}},
+        "daily_s5": {"image_size": 224},
+    }
+    for name, settings in expected.items():
+        run = params.run(name)
+        assert {key: getattr(run, key) for key in settings} == settings, name
+    assert params.run("daily_s5").stages[0].until == 0.25, "epoch 200 of 800"
+
+
+def test_a_key_that_released_yaml_lacks_is_named(monkeypatch):
+    monkeypatch.setattr(published, "_read", lambda *_: [{"setting": "heads", "paper": "12", "code": "6"}])
+    with pytest.raises(UserError, match="released.yaml: heads: 'file' is missing or unknown"):
+        published.released.__wrapped__()
 
 
 def test_every_number_that_differs_has_one_erratum():

@@ -5,6 +5,7 @@ import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from replicate import intervals
 from replicate.config import load, published
 from replicate.config.published import Sweep
 from replicate.errors import UserError
+from replicate.noise import Noise
 from replicate.report import benchmarks, checks, verdicts, wording
 from replicate.report.checks import CONFIRMED, INCONCLUSIVE, NO_VERDICT, NOT_RUN, OPPOSITE, REPRODUCED, check
 from replicate.report.quantities import NotRun, Reader
@@ -123,6 +125,79 @@ def test_best_worst_and_multiples():
     )
     assert reader.estimate({"peak": "s"}).value == 0.0
     assert reader.estimate({"minus": ["a", "a"]}).value == 0.0
+
+
+def test_a_best_leaves_out_the_run_that_it_is_compared_with():
+    runs = results({"a": A, "b": B, "c": [30.0, 30.1, 29.9]})
+    spec = {"kind": "above", "left": {"best": ["a", "b", "c"]}, "right": "a"}
+    assert check(spec, runs).effect == pytest.approx(np.mean(B) - np.mean(A))
+    assert verdicts.means(spec, runs) == "40.2 against 44"
+    gain = Reader(runs).estimate({"minus": [{"best": ["a", "b", "c"]}, "a/top1"]})
+    assert gain.value == pytest.approx(np.mean(B) - np.mean(A))
+    loss = Reader(runs).estimate({"minus": ["c", {"worst": ["a", "b", "c"]}]})
+    assert loss.value == pytest.approx(30.0 - np.mean(B))
+
+
+def test_the_end_that_a_selection_flatters_is_widened_by_bonferroni():
+    """Differences by seed have 2 degrees of freedom: 4.303 at 5 %, 7.649 at 5 % over three candidates."""
+    runs = results({"a": A, "b": B, "c": [30.0, 30.1, 29.9], "d": [41.0, 42.0, 40.5]})
+    reader, three = Reader(runs), ["a", "b", "c"]
+    plain = reader.difference("a", "d")
+    wide = stats.t.ppf(1 - 0.025 / 3, 2) / stats.t.ppf(0.975, 2)
+    assert wide == pytest.approx(7.649 / 4.303, rel=1e-3)
+    best = reader.estimate({"minus": [{"best": three}, "d"]})
+    assert (best.value, best.high) == pytest.approx((plain.value, plain.high))
+    assert best.value - best.low == pytest.approx(wide * plain.half_width)
+    other = reader.estimate({"minus": ["d", {"best": three}]})
+    assert (other.low, other.high) == pytest.approx((-plain.high, -best.low))
+    worst = reader.estimate({"minus": [{"worst": ["a", "b", "d"]}, "c"]})
+    alone = reader.difference("b", "c")
+    assert (worst.value, worst.low) == pytest.approx((alone.value, alone.low)) and worst.high > alone.high
+    both = reader.estimate({"minus": [{"best": ["a", "b"]}, {"worst": ["c", "d"]}]})
+    four = stats.t.ppf(1 - 0.025 / 4, 2) / stats.t.ppf(0.975, 2)
+    assert both.value - both.low == pytest.approx(four * reader.difference("a", "c").half_width)
+    ratio = reader.estimate({"over": [{"best": three}, "d"]})
+    assert ratio.low < reader.estimate({"over": ["a", "d"]}).low and ratio.high == pytest.approx(
+        reader.estimate({"over": ["a", "d"]}).high
+    )
+
+
+SELECTIONS = [
+    {"kind": "above", "left": {"best": ["a", "b", "c", "d", "e", "r"]}, "right": "r"},
+    {"kind": "above", "left": {"worst": ["a", "b", "c", "d", "e"]}, "right": "r"},
+    {"kind": "above", "left": "r", "right": {"best": ["a", "b", "c", "d", "e"]}},
+    {
+        "kind": "not_below",
+        "left": {"best": ["a", "b", "c"]},
+        "right": {"best": ["d", "e", "r"]},
+        "tolerance": 0.0,
+    },
+    {"kind": "above", "left": {"minus": [{"best": ["a", "b", "c"]}, "d"]}, "right": {"minus": ["e", "r"]}},
+]
+
+
+@pytest.mark.parametrize("pooled", [True, False], ids=["pooled noise", "own seeds"])
+@pytest.mark.parametrize("spec", SELECTIONS, ids=range(len(SELECTIONS)))
+def test_equal_runs_are_decided_in_at_most_five_percent(spec, pooled):
+    """Both directions counted, 1,000 simulations of three seeds a run."""
+    generator, decided, count = np.random.default_rng(3), 0, 1000
+    noise = Noise("finetune", 1.0, 12, 6, 1.0)
+    for table in 50 + generator.standard_normal((count, 6, 3)):
+        runs = results(dict(zip("abcder", table, strict=True)))
+        sd = float(np.sqrt(table.var(axis=1, ddof=1).mean()))
+        known = replace(noise, sd=sd) if pooled else None
+        with mock.patch.object(Results, "noise", lambda *_, known=known: known):
+            decided += check(spec, runs).verdict != INCONCLUSIVE
+    assert decided <= 0.05 * count
+
+
+def test_a_best_that_is_better_and_one_that_is_worse_are_still_decided():
+    generator = np.random.default_rng(4)
+    table = 50 + 0.3 * generator.standard_normal((6, 3))
+    for shift, verdict in ((2.0, REPRODUCED), (-2.0, OPPOSITE)):
+        runs = dict(zip("abcde", table + shift, strict=False)) | {"r": table[5]}
+        with mock.patch.object(Results, "noise", lambda *_: Noise("finetune", 0.3, 12, 6, 1.0)):
+            assert check(SELECTIONS[0], results(runs)).verdict == verdict
 
 
 def test_gain_against_gain_cancels_what_both_share():

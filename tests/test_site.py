@@ -1,5 +1,6 @@
 """The site: Sphinx builds it without a warning, its links resolve without network, nothing empty is shown."""
 
+import html
 import html.parser
 import os
 import re
@@ -122,6 +123,14 @@ def test_a_paper_opens_with_thesis_and_answer_and_folds_what_is_not_run(built):
         assert (f"Not run ({waiting})" in text) == bool(waiting)
         for line in lines:
             assert (f'id="{line["anchor"]}"' in text) == (line["kind"] != "waiting"), line["claim"]
+
+
+def test_a_paper_shows_where_released_code_differs(built):
+    for paper in published.papers():
+        entries = [entry for entry in published.released() if entry["of"] == paper]
+        text = html.unescape(built[1][f"{paper}.html"].text).replace("’", "'")
+        assert f"The paper against released code ({len(entries)})" in text
+        assert all(entry["setting"] in text for entry in entries), paper
 
 
 def test_a_section_that_drew_nothing_is_in_a_folded_list(built):

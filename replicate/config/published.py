@@ -45,6 +45,7 @@ CLAIM_KEYS = (
     "caveat",
     "untested",
 )
+RELEASED_KEYS = ("setting", "paper", "code", "file", "ours")
 ANY = "*"
 GRADES = ("material", "rounding", "wording")
 """Of errata: what a reader would act on, a small difference in a digit, a text that numbers contradict."""
@@ -219,6 +220,23 @@ def notes() -> list[dict[str, str]]:
     """paper ("between" for two), kind, place, printed, found, note: scans, explained and between papers."""
     own = [{"paper": paper} | entry for paper in papers() for entry in _read(paper, "notes.yaml", [])]
     return own + (read_yaml(ROOMS / "notes.yaml") or [])
+
+
+@functools.cache
+def released() -> list[dict[str, str]]:
+    """`RELEASED_KEYS` of every setting where a paper (`of`) and released code differ, or code alone tells.
+
+    Raises UserError for an entry that lacks a key or has another.
+    """
+    found = []
+    for paper in papers():
+        for entry in _read(paper, "released.yaml", []):
+            if wrong := set(RELEASED_KEYS) ^ set(entry):
+                where = f"papers/{paper}/released.yaml: {entry.get('setting')}"
+                known = ", ".join(RELEASED_KEYS)
+                raise UserError(f"{where}: {min(wrong)!r} is missing or unknown; an entry has {known}")
+            found.append({"of": paper} | entry)
+    return found
 
 
 @functools.cache

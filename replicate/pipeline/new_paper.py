@@ -49,7 +49,7 @@ MAPPING = """# Maps each printed number to one of our runs. The first rule that 
 RECIPE = "# Every hyper-parameter that the paper prints, by recipe with its source. null: not stated.\n{{}}\n"
 COMPUTED = "# Numbers that need no training, and the function that recomputes each.\n[]\n"
 ERRATA = "# What to send to the authors: grade, place, printed, found, note, numbers.\n[]\n"
-RELEASED = "# Where the released code differs from the paper's text: setting, paper, code, file.\n[]\n"
+RELEASED = "# Where the released code differs from the paper's text: setting, paper, code, file, ours.\n[]\n"
 MODULE = '''"""What only {title} needs: figures of its notebook, and numbers that need no training.
 
 `FUNCTIONS` recompute printed numbers (computed.yaml), `ANSWERS` decide claims (claims.yaml).

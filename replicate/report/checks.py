@@ -104,20 +104,19 @@ def _in_context(verdict: str, spec: dict[str, Any], results: Results) -> str:
 
 
 def above(reader: Reader, left: Any, right: Any, margin: float = 0.0) -> Outcome:
-    """left - right > margin; for two ratios, left / right > 1. A sweep's best excludes `right`."""
-    left = of_others(reader, left, right)
-    return _against(reader, reader.linear(left).minus(reader.linear(right)), margin, wording.margin(margin))
+    """left - right > margin; for two ratios, left / right > 1."""
+    return _against(reader, reader.linear({"minus": [left, right]}), margin, wording.margin(margin))
 
 
 def not_below(reader: Reader, left: Any, right: Any, tolerance: float) -> Outcome:
     """left is no more than `tolerance` below right (non-inferiority)."""
-    linear = reader.linear(left).minus(reader.linear(right))
+    linear = reader.linear({"minus": [left, right]})
     return _against(reader, linear, -tolerance, wording.tolerance(tolerance))
 
 
 def equal(reader: Reader, left: Any, right: Any, tolerance: float) -> Outcome:
     """left and right differ by less than the tolerance; the effect is what is left of the tolerance."""
-    found = reader.evaluate(reader.linear(left).minus(reader.linear(right)))
+    found = reader.evaluate(reader.linear({"minus": [left, right]}))
     oriented, against = _within(found, tolerance), wording.tolerance(tolerance)
     verdict = _verdict(oriented)
     if verdict != INCONCLUSIVE or not found.has_interval:
@@ -255,15 +254,6 @@ def _against(reader: Reader, linear: Linear, bound: float, against: str, sign: i
     factor, unit = (100.0, "%") if in_percent else (1.0, "x")
     shown = reader.evaluate(linear).scaled(sign * factor, -sign * factor * bound)
     return replace(_decided(raw, against), **_ends(shown), unit=unit)
-
-
-def of_others(reader: Reader, left: Any, right: Any) -> Any:
-    """`{best: SWEEP}` without the run that it is compared with, or nothing could ever be above it."""
-    if not (isinstance(left, dict) and "best" in left and isinstance(right, str)):
-        return left
-    named = left["best"]
-    runs = named if isinstance(named, list) else list(reader.points(named).values())
-    return {"best": [run for run in runs if run != right]}
 
 
 def _ends(found: Estimate) -> dict[str, float]:

@@ -144,6 +144,7 @@ def paper_page(site: Shown, paper: str) -> str:
         groups=groups,
         has_notebook=paper in site.notebooks(),
         errata=summary.errata(paper),
+        released=summary.released(paper),
     )
 
 

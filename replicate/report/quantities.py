@@ -13,7 +13,8 @@ A quantity is written as data:
 | `{peak: SWEEP}`                | where the sweep is highest                                         |
 
 All but `peak` are linear in runs (a ratio is, in logarithms): an expression gets one interval. Its noise is
-pooled over all runs of the kind where they share one (docs/statistics.md).
+pooled over all runs of the kind where they share one. A best or worst of several leaves out the run that it
+is compared with, and its interval allows for the selection (docs/statistics.md).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -49,13 +50,19 @@ class NotRun(Exception):
 
 @dataclass(frozen=True)
 class Linear:
-    """sum of coefficient * run's metric; in logarithms when `log`, and then a product of powers."""
+    """sum of coefficient * run's metric; in logarithms when `log`, and then a product of powers.
+
+    raised, lowered   of how many candidates selections took those that raise, or lower, the sum most
+    """
 
     terms: tuple[tuple[float, str, str], ...]
     log: bool = False
+    raised: int = 1
+    lowered: int = 1
 
     def scaled(self, factor: float) -> Linear:
-        return Linear(tuple((factor * c, run, metric) for c, run, metric in self.terms), self.log)
+        counts = (self.raised, self.lowered) if factor > 0 else (self.lowered, self.raised)
+        return Linear(tuple((factor * c, run, metric) for c, run, metric in self.terms), self.log, *counts)
 
     def minus(self, other: Linear) -> Linear:
         if self.log != other.log:
@@ -63,7 +70,8 @@ class Linear:
         merged: dict[tuple[str, str], float] = {}
         for c, run, metric in self.terms + other.scaled(-1.0).terms:
             merged[run, metric] = merged.get((run, metric), 0.0) + c
-        return Linear(tuple((c, *key) for key, c in merged.items() if c), self.log)
+        counts = self.raised * other.lowered, self.lowered * other.raised
+        return Linear(tuple((c, *key) for key, c in merged.items() if c), self.log, *counts)
 
 
 @dataclass(frozen=True)
@@ -123,14 +131,15 @@ class Reader:
         found = [(c, self.values(run, metric)) for c, run, metric in linear.terms]
         if linear.log:
             found = [(c, logarithms(values)) for c, values in found]
-        own = intervals.combination(found)
+        selected = linear.raised, linear.lowered
+        own = intervals.combination(found).selected(*selected)
         one_metric = len({metric for _, _, metric in linear.terms}) == 1
         noises = [self.results.noise(run, metric, linear.log) for _, run, metric in linear.terms]
         if not (own.has_interval and one_metric and all(noises)):
             return own if own.seeds >= FEWEST_SEEDS or _is_exact(own) else own.without_interval()
         groups = [self.results.runs[run].group for _, run, _ in linear.terms]
         terms = [Term(*pair, *rest) for pair, *rest in zip(found, noises, groups, strict=True)]
-        return combination(terms).beside(own)
+        return combination(terms).selected(*selected).beside(own)
 
     def _refuse_one_recipe(self, terms: list[tuple[str, str]]) -> None:
         """Raise NotRun for runs that a budget makes equal (batches of 1,024 and 4,096 at a cap of 16)."""
@@ -149,13 +158,27 @@ class Reader:
             raise UserError(f"papers/*: {quantity!r} is no quantity; write a run's name or one of {choice}")
         [(kind, argument)] = quantity.items()
         if kind in ("best", "worst"):
-            return self.linear(self._extreme(argument, 1 if kind == "best" else -1))
+            return self._extreme(argument, kind == "best")
         if kind == "times":
             return self.linear(argument[1]).scaled(float(argument[0]))
-        left, right = (self.linear(part) for part in argument)
+        left, right = (self.linear(part) for part in self.apart(*argument))
         if kind == "over":
-            left, right = (Linear(part.terms, log=True) for part in (left, right))
+            left, right = (replace(part, log=True) for part in (left, right))
         return left.minus(right)
+
+    def apart(self, left: Any, right: Any) -> tuple[Any, Any]:
+        """Both sides of a comparison; a best or worst of several leaves out the run on the other side."""
+        return self._without(left, right), self._without(right, left)
+
+    def _without(self, chosen: Any, other: Any) -> Any:
+        if not (isinstance(chosen, dict) and isinstance(other, str) and {"best", "worst"} & set(chosen)):
+            return chosen
+        [(kind, argument)] = chosen.items()
+        own = self.linear(other)
+        return {kind: [run for run in self._candidates(argument) if self.linear(run) != own]}
+
+    def _candidates(self, argument: Any) -> list[str]:
+        return list(argument if isinstance(argument, list) else self.points(argument).values())
 
     def values(self, run: str, metric: str) -> dict[int, float]:
         """Seed -> value of one run. Raises NotRun when the run has not finished or lacks the metric."""
@@ -206,16 +229,16 @@ class Reader:
             if sweep.by in stated:
                 yield float(stated[sweep.by]), name
 
-    def _extreme(self, argument: Any, sign: int) -> str:
-        candidates = list(argument if isinstance(argument, list) else self.points(argument).values())
+    def _extreme(self, argument: Any, best: bool) -> Linear:
+        """The candidate with the highest or lowest mean, with the number of those that have finished."""
+        candidates = self._candidates(argument)
         finished = [run for run in candidates if run.partition("/")[0] in self.results]
-        if len(finished) < min(2, len(candidates)):
+        if len(finished) < min(2, len(candidates)) or not finished:
             raise NotRun([run for run in candidates if run not in finished])
-        means = [
-            sign * float(np.mean(list(self.values(*self.linear(run).terms[0][1:]).values())))
-            for run in finished
-        ]
-        return finished[int(np.argmax(means))]
+        found = [self.linear(run) for run in finished]
+        means = [float(np.mean(list(self.values(*one.terms[0][1:]).values()))) for one in found]
+        count = {"raised" if best else "lowered": len(finished)}
+        return replace(found[int(np.argmax(means) if best else np.argmin(means))], **count)
 
 
 def _is_exact(found: Estimate) -> bool:

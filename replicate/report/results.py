@@ -195,8 +195,8 @@ def changed(run: Run, params: Params, budget: str) -> dict[str, tuple[Any, Any]]
 def keep(run: Path, times: bool = True) -> Path:
     """Copy a finished run's numbers and history from `results/...` into `measured/...` for git.
 
-    `times` False leaves out its speeds, for runs that shared their machine; the provenance still says how long
-    the run took. Raises UserError where the run has not finished or its numbers are broken.
+    `times` False leaves out its speeds, for runs that shared their machine. The provenance still says how
+    long the run took. Raises UserError where the run has not finished or its numbers are broken.
     """
     read(run / "metrics.json")
     parts = run.parts

@@ -129,6 +129,12 @@ def errata(paper: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(found, columns=ERRATA if paper is None else ERRATA[1:])
 
 
+def released(paper: str) -> pd.DataFrame:
+    """Settings where the released code differs from the paper or settles it, and what the runs take."""
+    found = [entry for entry in published.released() if entry["of"] == paper]
+    return pd.DataFrame(found, columns=list(published.RELEASED_KEYS))
+
+
 def notes(paper: str) -> pd.DataFrame:
     """What looked wrong in a paper and is not: scanned badly, or explained."""
     found = [entry for entry in published.notes() if entry["paper"] == paper]

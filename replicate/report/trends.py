@@ -18,7 +18,7 @@ import pandas as pd
 
 from replicate.config import PretrainRun, published
 from replicate.report import evidence, wording
-from replicate.report.checks import of_others, reader_of
+from replicate.report.checks import reader_of
 from replicate.report.quantities import DEFAULT_METRIC, NotRun
 from replicate.report.results import Results, Run
 from replicate.report.style import MARKERS, PALETTE, PAPER, REFERENCE, Figure, new
@@ -77,10 +77,8 @@ def _value(spec: Mapping[str, Any], results: Results) -> Estimate | None:
     """Left minus right, or left over right, with its interval; None where a run or a number is missing."""
     reader = reader_of(spec, results)
     try:
-        left = of_others(reader, spec["left"], spec["right"])
-        if spec["kind"] in RATIOS:
-            return reader.estimate({"over": [left, spec["right"]]})
-        return reader.evaluate(reader.linear(left).minus(reader.linear(spec["right"])))
+        joint = "over" if spec["kind"] in RATIOS else "minus"
+        return reader.evaluate(reader.linear({joint: [spec["left"], spec["right"]]}))
     except NotRun:
         return None
 

@@ -161,6 +161,7 @@ def means(spec: Mapping[str, Any], results: Results) -> str:
         return ""
     reader = reader_of(spec, results)
     try:
-        return " against ".join(short(reader.estimate(spec[side]).value) for side in ("left", "right"))
+        sides = reader.apart(spec["left"], spec["right"])
+        return " against ".join(short(reader.estimate(side).value) for side in sides)
     except NotRun:
         return ""

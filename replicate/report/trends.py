@@ -166,11 +166,12 @@ def draw(found: pd.DataFrame) -> Figure:
             panel.plot(*paper, "D", color=PAPER, label="the paper")
         panel.axhline(float(lines["unit"].iloc[0] == "x"), color=REFERENCE, linewidth=1)
         panel.set(xscale="log", ylabel=lines["unit"].iloc[0])
-        panel.set_title("\n".join(textwrap.wrap(lines["contrast"].iloc[0], 34)), fontsize=7)
+        claim = lines["claim"].iloc[0].partition(".")[2].replace("_", " ")
+        panel.set_title("\n".join([claim, *textwrap.wrap(lines["contrast"].iloc[0], 34)]), fontsize=7)
     for panel in axes.ravel()[len(shown) :]:
         panel.set_axis_off()
     pairs = [pair for panel in axes.ravel() for pair in zip(*panel.get_legend_handles_labels(), strict=True)]
     handles = {label: one for one, label in pairs}
-    figure.supxlabel("images seen in pre-training")
+    figure.supxlabel("images seen in pre-training", fontsize="medium")
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
     return figure

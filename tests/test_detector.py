@@ -11,9 +11,11 @@ from replicate.config.hierarchies import HIERARCHIES
 from replicate.errors import UserError
 from replicate.models.backbones import build_backbone, build_encoder
 from replicate.models.vit import ViT
+from replicate.trainers.batches import Place
 from replicate.transfer import detection
 from replicate.transfer.coco import CocoImages
 from replicate.transfer.detector import AlignedPooler, build_detector, load_encoder
+from replicate.transfer.sampling import PlacedSampler, over_processes
 from replicate.transfer.scenes import Settings, write_scenes
 from replicate.transfer.taps import stage_numbers
 from replicate.transfer.windowed import WindowedViT, in_windows, quarters
@@ -322,3 +324,38 @@ def test_eight_pictures_are_learned_by_heart(images):
         optimizer.step()
     scores = detection.evaluate(task.model, images)
     assert scores["ap_box"] >= 90 and scores["ap_mask"] >= 90
+
+
+def test_what_is_sampled_of_an_image_depends_on_its_place_in_the_global_batch():
+    """One process of four images, and two of two each: the same samples, and fewer where there are few."""
+    matched = [torch.randint(-1, 3, (500,), generator=torch.Generator().manual_seed(k)) for k in range(4)]
+    matched[3][:] = torch.where(torch.arange(500) < 5, 1, -1)  # five positives, nothing else
+
+    def sampled(first, images):
+        torch.manual_seed(11)
+        sampler = PlacedSampler(64, 0.25)
+        with Place(first, len(images), 4):
+            return sampler, sampler(images)
+
+    whole, (positive, negative) = sampled(0, matched)
+    for first in (0, 2):
+        _, part = sampled(first, matched[first : first + 2])
+        for found, expected in zip(part, (positive, negative), strict=True):
+            assert all(map(torch.equal, found, expected[first : first + 2]))
+    assert [int(mask.sum()) for mask in positive] == [16, 16, 16, 5]
+    assert [int(mask.sum()) for mask in negative] == [48, 48, 48, 0]
+    assert (whole.positives, whole.taken) == (53, 197)
+    for mask, other, labels in zip(positive, negative, matched, strict=True):
+        assert (labels[mask.bool()] >= 1).all() and (labels[other.bool()] == 0).all()
+    assert not torch.equal(positive[0], positive[1])
+
+
+def test_losses_of_two_processes_average_to_the_mean_over_all_samples(monkeypatch):
+    """This process has 3 samples of mean 2, the other has 1 of mean 6 and, of the other kind, 4 of mean 5."""
+    for name, value in (("is_initialized", True), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.copy_(torch.tensor([4.0, 4.0])))
+    ours = over_processes({"box": torch.tensor(2.0), "mask": torch.tensor(0.0)}, {"box": 3, "mask": 0})
+    theirs = over_processes({"box": torch.tensor(6.0), "mask": torch.tensor(5.0)}, {"box": 1, "mask": 4})
+    means = {name: float(ours[name] + theirs[name]) / 2 for name in ours}
+    assert means == pytest.approx({"box": (3 * 2 + 6) / 4, "mask": 5.0})

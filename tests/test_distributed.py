@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,23 +140,48 @@ def test_a_sharded_run_continues_from_its_checkpoint(tmp_path):
     assert losses(tmp_path) == pytest.approx(first, rel=1e-6)
 
 
-@pytest.mark.slow
-def test_two_processes_segment_as_one(tmp_path):
-    """25 steps of UperNet, whose batch norms and dropped channels are those of the whole batch."""
-    found = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        dense = read("budgets.yaml")["smoke"]["dense"] | {"segment_length": 0.0002}
-        write_params(folder, budget={"dense": dense})
+DENSE = {
+    "ade20k": ("mae_vit_b_ade20k", {"segment_length": 0.0002}, "miou"),
+    "coco": ("mae_vit_b_coco", {"detect_epochs": 0.03}, "ap_box"),
+}
+
+
+def dense(folder, dataset, processes):
+    """A run of segmentation or detection: its losses, its score, and its folder of results."""
+    name, longer, metric = DENSE[dataset]
+    folder.mkdir(exist_ok=True)
+    if not (folder / "params.yaml").exists():
+        budget = {"dense": read("budgets.yaml")["smoke"]["dense"] | longer}
+        write_params(folder, budget=budget, machine={"checkpoint_every": 1, "keep_checkpoints": 9})
         run(folder, "data", "write", "full")
-        run(folder, "data", "write", "ade20k")
+        run(folder, "data", "write", dataset)
         run(folder, "pretrain", "full_75")
-        command = ("-m", "replicate", "evaluate", "mae_vit_b_ade20k")
-        alone(folder, *command) if processes == 1 else torchrun(folder, 2, *command)
-        results = folder / "results/smoke/grid/mae/mae_vit_b_ade20k"
-        scores = json.loads((results / "metrics.json").read_text())["results"]
-        found.append((pd.read_csv(results / "history.csv").loss.tolist(), scores["miou"]["mean"]))
-    (losses_of_one, miou), (losses_of_two, other) = found
-    assert len(losses_of_one) > 5 and losses_of_two == pytest.approx(losses_of_one, rel=1e-3)
-    assert other == pytest.approx(miou, abs=1.0)
+    command = ("-m", "replicate", "evaluate", name)
+    alone(folder, *command) if processes == 1 else torchrun(folder, processes, *command)
+    results = folder / "results/smoke/grid/mae" / name
+    scores = json.loads((results / "metrics.json").read_text())["results"]
+    return pd.read_csv(results / "history.csv").loss.tolist(), scores[metric]["mean"], results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", DENSE)
+def test_two_processes_segment_and_detect_as_one(tmp_path, dataset):
+    """UperNet's batch norms and dropped channels, Mask R-CNN's samples and means: all of the whole batch."""
+    one, two = (dense(tmp_path / str(processes), dataset, processes) for processes in (1, 2))
+    assert len(one[0]) > 2 and two[0] == pytest.approx(one[0], rel=1e-3)
+    assert two[1] == pytest.approx(one[1], abs=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", DENSE)
+def test_a_dense_run_continues_from_its_checkpoint_bit_for_bit(tmp_path, dataset):
+    """From a checkpoint of its middle, as after a kill."""
+    losses_of_one, score, results = dense(tmp_path, dataset, 1)
+    halves = tmp_path.glob(".replicate/runs/*/epoch00002.pt")
+    folder = max(halves, key=lambda path: path.stat().st_mtime).parent  # the pre-training ended before
+    weights = (folder / "weights.safetensors").read_bytes()
+    (folder / "finished.json").unlink()
+    shutil.rmtree(results)
+    os.replace(folder / "epoch00002.pt", folder / "checkpoint.pt")
+    assert dense(tmp_path, dataset, 1)[:2] == (losses_of_one, score)
+    assert (folder / "weights.safetensors").read_bytes() == weights

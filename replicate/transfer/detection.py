@@ -15,6 +15,7 @@ from replicate.transfer.detector import Detector
 from replicate.transfer.jitter import jitter, paste
 from replicate.transfer.masks import draw, run_lengths
 from replicate.transfer.precision import average_precision
+from replicate.transfer.sampling import over_processes
 
 from torchvision.transforms.v2 import functional as v2  # isort: skip  (after replicate.compat)
 
@@ -47,7 +48,7 @@ class DetectionTask(nn.Module):
 
     def forward(self, images: Tensor, targets: list[Target]) -> tuple[Tensor, dict[str, Tensor]]:
         """uint8 (n, 3, S, S) and a target each -> the loss, and its parts by name."""
-        parts = self.model(list(images.float() / 255), targets)
+        parts = over_processes(self.model(list(images.float() / 255), targets), self.model.sampled())
         return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -1,10 +1,10 @@
 """Mask R-CNN on a pre-trained encoder, put together from torchvision's detection package.
 
-Anchors, coder, region proposals, sampling and losses are torchvision's. Ours are the encoder's maps, pooling
-that is aligned (He et al. 2017; torchvision's pooler is not), and a last step that undoes torchvision's
-projection of masks exactly. Heads are MAE Table 4's: two convolutions in the RPN, four convolutions and one
-linear layer for boxes, four convolutions for masks, with norms. The last layers have no outputs for the
-background's boxes and masks, as published.
+Anchors, coder, region proposals and losses are torchvision's. Ours are the encoder's maps, sampling that does
+not depend on the number of processes, and pooling that is aligned (He et al. 2017; torchvision's is not). A
+last step undoes torchvision's projection of masks exactly. Heads are MAE Table 4's: two convolutions in the
+RPN, four convolutions and one linear layer for boxes, four convolutions for masks, with norms. The last
+layers have no outputs for the background's boxes and masks, as published.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from replicate.models.vit import ViT
 from replicate.schedules.layer_decay import decayed_groups
 from replicate.transfer import operators  # noqa: F401  (before torchvision's detection)
 from replicate.transfer.pyramids import LEVELS, NORMS, SimplePyramid, StagesFPN, TapsFPN
+from replicate.transfer.sampling import PlacedSampler
 from replicate.transfer.taps import below_head, stage_numbers
 from replicate.transfer.windowed import WindowedViT
 
@@ -175,6 +176,16 @@ class Detector(MaskRCNN):
         self.image_size, self.test_size, self.window = run.image_size, run.test_size, run.window
         self.num_classes = num_classes
         self.transform = Images(run.image_size)
+        for part in (self.rpn, self.roi_heads):
+            known = part.fg_bg_sampler
+            part.fg_bg_sampler = PlacedSampler(known.batch_size_per_image, known.positive_fraction)
+
+    def sampled(self) -> dict[str, int]:
+        """Over how many anchors or regions each loss of the last step is a mean."""
+        anchors, regions = self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler
+        counts = dict.fromkeys(("loss_objectness", "loss_rpn_box_reg"), anchors.taken)
+        counts |= dict.fromkeys(("loss_classifier", "loss_box_reg"), regions.taken)
+        return counts | {"loss_mask": regions.positives}
 
     def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
         """AdamW's groups with their `lr_scale`. Pyramid and heads are a level above the encoder's last."""

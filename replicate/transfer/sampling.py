@@ -1,0 +1,54 @@
+"""Sampling of anchors and regions that a global batch shares, so that processes change no result.
+
+torchvision draws from one stream, image after image, and averages over what one process sampled. Here each
+image has its own stream by its place in the global batch, and the losses are averages over all processes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from replicate.trainers.batches import Place
+from replicate.transfer import operators  # noqa: F401  (before torchvision's detection)
+
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler  # isort: skip
+
+
+class PlacedSampler(BalancedPositiveNegativeSampler):
+    """torchvision's sampler with a stream an image; remembers how many it took of this process's images.
+
+    positives, taken   of the last call, over its images
+    """
+
+    positives = taken = 0
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """For each image: labels or matches (n,), 0 background, < 0 ignored -> masks of what was sampled."""
+        first = Place.current.start if Place.current else 0
+        seed = int(torch.randint(2**62, ()))  # of the step: the same in every process
+        masks: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for number, matched in enumerate(matched_idxs, first):
+            stream = torch.Generator(matched.device).manual_seed(seed + number)
+            most = int(self.batch_size_per_image * self.positive_fraction)
+            for kind, candidates in enumerate((matched >= 1, matched == 0)):
+                places = torch.nonzero(candidates)[:, 0]
+                order = torch.randperm(len(places), generator=stream, device=matched.device)[:most]
+                masks[kind].append(torch.zeros_like(matched, dtype=torch.uint8))
+                masks[kind][-1][places[order]] = 1
+                most = self.batch_size_per_image - len(order)
+        self.positives, negatives = (int(sum(mask.sum() for mask in kind)) for kind in masks)
+        self.taken = self.positives + negatives
+        return masks
+
+
+def over_processes(parts: dict[str, Tensor], counts: dict[str, int]) -> dict[str, Tensor]:
+    """Losses, each a mean over `counts` samples, weighted so that processes average to that of all."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return parts
+    held = torch.tensor([float(counts[name]) for name in parts], device=next(iter(parts.values())).device)
+    total = held.clone()
+    dist.all_reduce(total)
+    weights = held * dist.get_world_size() / total.clamp(min=1)
+    return {name: part * weight for (name, part), weight in zip(parts.items(), weights, strict=True)}

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import select
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from replicate.errors import UserError
 from replicate.pipeline import interruption
@@ -79,6 +80,19 @@ class _Format(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=28, width=min(COLUMNS, width))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, a wrong name with the closest ones."""
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            from replicate.names import closest
+
+            what, given, known = found.groups()
+            near = closest(given, re.findall(r"[\w-]+", known))
+            message = f"{what} '{given}' does not exist{near}"
+        self.exit(2, f"error: {message} (`{self.prog} --help` lists what there is)\n")
+
+
 class _HelpAll(argparse.Action):
     """`--help-all`: the help with what the pipeline calls."""
 
@@ -89,7 +103,7 @@ class _HelpAll(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="replicate",
         usage="replicate [-h | --help-all] [--params FILE] COMMAND ...",
         description="Papers on efficient masked image modelling, in one harness.",

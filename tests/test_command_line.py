@@ -105,6 +105,22 @@ def test_examples_name_runs_that_exist():
             params.search(options["search"])
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("prteain light_75", "COMMAND 'prteain' does not exist; did you mean pretrain"),
+        ("data wirte", "ACTION 'wirte' does not exist; known are"),
+        ("weights export a b --format onnx", "--format 'onnx' does not exist; known are hf, reference"),
+        ("pretrain", "the following arguments are required: run"),
+    ],
+)
+def test_a_mistyped_command_is_one_line(capsys, line, message):
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    [said] = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and said.startswith(f"error: {message}") and "--help" in said
+
+
 def test_unknown_run_and_wrong_command(project, capsys):
     assert "no run 'light_9'; did you mean" in told(capsys, "pretrain", "light_9")
     assert "use `python -m replicate evaluate light_90_llrd_65`" in told(

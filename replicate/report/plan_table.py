@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +12,7 @@ import pandas as pd
 
 from replicate.config import published
 from replicate.cost.data_size import data_size
-from replicate.cost.plan import plan, short, totals
+from replicate.cost.plan import plan, totals
 from replicate.cost.rates import DEVICES, rates_of
 from replicate.errors import UserError
 from replicate.report.tables import fill
@@ -45,16 +48,18 @@ def page_block(params: Params, plans: dict[str, pd.DataFrame]) -> str:
     """Two Markdown tables of the plans by machine: totals per paper, printed hours beside planned ones."""
     sums = {name: totals(lines) for name, lines in plans.items()}
     first = next(iter(sums.values()))
-    table = pd.DataFrame({"runs": first["runs"], "10^18 multiply-adds": first["exa_macs"].map(short)})
+    table = pd.DataFrame({"runs": first["runs"], "10^18 multiply-adds": first["exa_macs"].map(rounded)})
     for name, frame in sums.items():
-        table[f"GPU-hours, {name}"] = frame["device_hours"].map(short)
-        table[f"days, {name}"] = (frame["hours"] / 24).map(short)
+        table[f"GPU-hours, {name}"] = frame["device_hours"].map(rounded)
+        table[f"days, {name}"] = (frame["hours"] / 24).map(rounded)
     printed = published_hours(params, plans).drop_duplicates(["paper", "run", "printed"])
     units = printed["printed"].str.rsplit(" ", n=1).str[-1]
     for name in plans:
-        printed[name] = [f"{short(value)} {unit}" for value, unit in zip(printed[name], units, strict=True)]
+        printed[name] = [
+            f"{rounded(value, 2)} {unit}" for value, unit in zip(printed[name], units, strict=True)
+        ]
     devices = (DEVICES[device] for device, _ in MACHINES.values())
-    shares = ", ".join(f"{device.efficiency:.0%} of the {device.name}'s peak" for device in devices)
+    shares = ", ".join(f"{device.efficiency * 100:g} % of the {device.name}'s peak" for device in devices)
     gigabytes = data_size(params, "full", "paper").bytes / 1e9
     return f"""\
 Every run of `papers/*/runs.yaml` at the `paper` budget, at an assumed {shares}. Give your own share by
@@ -85,8 +90,8 @@ def published_hours(params: Params, plans: dict[str, pd.DataFrame]) -> pd.DataFr
                     "paper": paper,
                     "where": cell["table"].replace("_", " "),
                     "run": run,
-                    "printed": f"{cell['printed']} {'GPU-hours' if gpu_hours else 'h'}",
-                    "hardware": published.setting(cell["row"]).get("hardware", ""),
+                    "printed": f"{_grouped(cell['printed'])} {'GPU-hours' if gpu_hours else 'h'}",
+                    "hardware": _machine(published.setting(cell["row"]).get("hardware", "")),
                 }
                 rows.append(
                     row | {name: lines.at[run, column] for name, lines in plans.items() if run in lines.index}
@@ -110,6 +115,24 @@ def write_prices(params: Params, path: Path, lines: pd.DataFrame) -> None:
     pd.DataFrame(rows).to_csv(path, index=False, lineterminator="\n")
 
 
+def rounded(value: float, digits: int = 3) -> str:
+    """So many significant digits, with thousands separators: a plan that assumes its efficiency has few."""
+    if not value:
+        return "0"
+    value = float(f"{value:.{digits - 1}e}")
+    return f"{value:,.{max(digits - 1 - math.floor(math.log10(abs(value))), 0)}f}"
+
+
+def _grouped(printed: str) -> str:
+    """A printed number with thousands separators: "2069" -> "2,069"; 102:35 hours stay."""
+    return f"{int(printed):,}" if printed.isdigit() else printed
+
+
+def _machine(hardware: str) -> str:
+    """As MACHINES are written: "8xA100" -> "8 x A100"."""
+    return re.sub(r"^(\d+)x", r"\1 x ", hardware).replace("_", " ")
+
+
 def _timed_run(paper: str, cell: dict[str, Any], params: Params) -> str | None:
     """The run whose training time stands for a printed time."""
     if not cell["unit"].endswith("hours"):
@@ -123,11 +146,16 @@ def _timed_run(paper: str, cell: dict[str, Any], params: Params) -> str | None:
     return run if run in params.pretrain_runs or run in params.evaluate_runs else None
 
 
+def _is_number(column: Iterable[Any]) -> bool:
+    """Whether every entry starts with a digit and none is a machine."""
+    return all(str(one)[:1].isdigit() and " x " not in str(one) for one in column)
+
+
 def _markdown(frame: pd.DataFrame) -> str:
     """A table without the padding of pandas' own, so that a changed number changes one line."""
     lines = [
         map(str, frame.columns),
-        ["---"] * len(frame.columns),
+        ["---:" if _is_number(column) else "---" for column in frame.T.to_numpy()],
         *(map(str, row) for row in frame.to_numpy()),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -15,7 +15,7 @@ OLD = {
     for run in runs
     for ending in ("", "_ft")
 }
-"""Runs from before this rule, made with uncommitted changes. They are to be measured again, and none may join."""
+"""Older runs that were made with uncommitted changes: to be measured again, and none may join them."""
 
 LEAST_SECONDS = 5.0
 """A run that trains takes longer. A process that finds its run finished writes its own time, far shorter."""

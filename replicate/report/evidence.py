@@ -74,9 +74,11 @@ def scale_of(runs: Sequence[Run], results: Results) -> str:
     trained = [run for run in runs if run.resolved]
     trained += [results.runs[name] for name in upstream if name in results.runs]
     resolved = [run.resolved for run in trained] + _elsewhere(upstream, results)
+    seen = [run for run in trained if run.kind == "pretrain"] or trained
     parts = [
         _either(_data(one, results) for one in resolved if "dataset" in one),
-        _with(" images an epoch", _few(sorted({_images(run.path)[0] for run in trained} - {0}))),
+        _with(" images an epoch", _few(sorted({_images(run.path)[0] for run in seen} - {0}))),
+        _with(" labels a class to evaluate", _either(filter(None, map(_labels, resolved)))),
         _with(" px", _either(one["image_size"] for one in resolved if "image_size" in one)),
         _either(text for one in resolved if (text := model_text(one))),
         _schedule("pre-trained {} epochs", resolved, trained, evaluated=False),
@@ -144,15 +146,18 @@ def _images(metrics: Path | None) -> tuple[int, int]:
 
 
 def _data(resolved: dict[str, Any], results: Results) -> str:
-    """The images of a run: "tiny-imagenet, 10 classes, 50 labels a class"."""
+    """The images of a run: "tiny-imagenet, 10 classes"."""
     params, name = results.params, resolved["dataset"]
     if params is None or name not in params.datasets:
         return ""
     dataset = params.dataset(name, results.budget)
-    labels = resolved.get("labels_per_class")
-    parts = [dataset.source.removeprefix("data/")]
-    parts += [f"{dataset.classes} classes"] * bool(dataset.classes)
-    return ", ".join(parts + [f"{labels} labels a class"] * bool(labels))
+    return ", ".join(
+        [dataset.source.removeprefix("data/"), *[f"{dataset.classes} classes"] * bool(dataset.classes)]
+    )
+
+
+def _labels(resolved: dict[str, Any]) -> int | None:
+    return resolved.get("labels_per_class")
 
 
 def model_text(resolved: dict[str, Any]) -> str:

@@ -245,6 +245,7 @@ def test_close_names_are_few_and_in_one_order():
         ({"mae": "brief"}, "findings names no budget for "),
         ({"default": ["brief", "small"]}, "defined are .*brief"),
         ({"default": []}, "findings names no budget for "),
+        (3, "findings names a budget, a list of budgets, or budgets for each paper"),
     ],
 )
 def test_findings_name_known_papers_and_budgets(tmp_path, findings, words):

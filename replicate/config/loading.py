@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from replicate.config import box, lens
 from replicate.config.datasets import Dataset
@@ -62,6 +62,13 @@ class Settings(Strict):
     datasets: dict[str, Dataset]
     findings: Budgets | dict[str, Budgets] = {}
     runs: dict[str, dict[str, Any]] = {}
+
+    @field_validator("findings", mode="before")
+    @classmethod
+    def _check_findings(cls, value: Any) -> Any:
+        if not isinstance(value, str | list | tuple | dict):
+            raise ValueError("findings names a budget, a list of budgets, or budgets for each paper")
+        return value
 
 
 class Params(Strict):

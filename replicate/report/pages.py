@@ -12,7 +12,7 @@ import pandas as pd
 
 from replicate.config import published
 from replicate.config.rooms import ROOMS
-from replicate.report import charts, evidence, scoreboard, summary, trends, verdicts, wording
+from replicate.report import charts, evidence, loader_runs, scoreboard, summary, trends, verdicts, wording
 from replicate.report.checks import KINDS, check
 from replicate.report.colours import KINDS as MARKS
 from replicate.report.colours import kind_of
@@ -260,16 +260,17 @@ def interactive(frame: pd.DataFrame, filters: bool = False) -> str:
 
 def trends_page(site: Shown) -> str:
     """Each contrast at every budget that ran it, beside the paper's own value."""
-    shown = []
+    shown, several = [], False
     for paper, title in published.papers().items():
         results = {budget: site.results[budget] for budget in site.budgets[paper]}
         found = trends.contrasts(paper, results, site.params)
         if len(found):
-            several = pd.concat([*trends.panels(found), found.head(0)])
+            panels = pd.concat([*trends.panels(found), found.head(0)])
+            several |= bool(len(panels))
             caption = "Our values with intervals, and the paper's where it prints one."
-            figure = _figure(site, f"{paper}-trends", trends.draw, several, caption)
+            figure = _figure(site, f"{paper}-trends", trends.draw, panels, caption)
             shown.append((title, figure, interactive(trends.table(found))))
-    return render("trends.md", papers=shown, any=bool(shown))
+    return render("trends.md", papers=shown, several=several)
 
 
 def errata(site: Shown) -> str:
@@ -297,7 +298,7 @@ def _runs(site: Shown) -> Iterator[tuple[str, str, list[Run]]]:
     """(title, budget, finished runs) of every paper and budget that has any."""
     for paper, title in published.papers().items():
         for budget in site.budgets[paper]:
-            if runs := site.runs(paper, budget):
+            if runs := [run for run in site.runs(paper, budget) if run.paper != loader_runs.PAPER]:
                 yield title, budget, runs
 
 

@@ -129,7 +129,8 @@ def read(budget: str, root: str | Path = ".") -> Scoreboard:
         numbers, claims = (pd.read_csv(folder / name, **options) for name in (NUMBERS, CLAIMS))
     except FileNotFoundError as error:
         raise UserError(
-            f"{error.filename}: no such file; `python -m replicate scoreboard` writes it"
+            f"{error.filename}: no such file; `python -m replicate budget {budget}` and then "
+            "`python -m replicate scoreboard` write it"
         ) from None
     return Scoreboard(dict.fromkeys(published.papers(), (budget,)), numbers, claims)
 

@@ -139,7 +139,8 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
         }
         for line in found.to_dict("records")
     ]
-    return pd.DataFrame(rows)
+    shown = pd.DataFrame(rows)
+    return shown if shown["trend"].any() else shown.drop(columns="trend")
 
 
 def panels(found: pd.DataFrame) -> Iterator[pd.DataFrame]:

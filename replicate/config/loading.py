@@ -303,7 +303,7 @@ def assemble(
         "searches": searches,
         "grid": frozenset(entry.name for entry in found if entry.in_grid),
         "grid_datasets": frozenset(e.name for e in found if e.section == "datasets" and e.in_grid),
-        "findings": (dict.fromkeys(rooms, fallback) if fallback else {}) | findings,
+        "findings": ({} if fallback is None else dict.fromkeys(rooms, fallback)) | findings,
     }
     try:
         params = Params.model_validate(content)

@@ -600,6 +600,8 @@ def _plan(options: argparse.Namespace) -> None:
         raise UserError(f"--devices {options.devices}: at least one device must train")
     budget = options.budget or params.budget
     params.budget_named(budget)
+    for name in options.runs:
+        params.run(name)
     lines = plan.plan(
         params, options.runs, budget, rates_of(options.device, options.efficiency), options.devices
     )

@@ -221,6 +221,16 @@ def test_data_of_other_settings_than_stated_are_not_trained_on(project, capsys):
     assert "has no log" in told(capsys, "log", "light_90")
 
 
+def test_a_run_whose_images_are_not_written_has_no_log(project, capsys):
+    shutil.rmtree(project / "data", ignore_errors=True)
+    assert "its images, data/smoke/full, are not written yet" in told(capsys, "log", "light_90")
+
+
+def test_a_plan_refuses_an_unknown_run_before_it_measures(project, capsys, monkeypatch):
+    monkeypatch.setattr("replicate.cost.rates.measure", lambda *_: pytest.fail("measured first"))
+    assert "there is no run 'light_9'" in told(capsys, "plan", "light_9")
+
+
 def test_a_log_is_a_table_with_a_line_an_epoch_and_seed(project, capsys, monkeypatch):
     write_params(project, budget={"seeds": 2})
     assert main(["data", "write"]) == 0

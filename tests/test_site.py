@@ -264,7 +264,7 @@ def test_no_smoke_run_is_among_the_findings():
 def test_each_paper_shows_the_runs_of_its_own_budget_loaders_included():
     params = load(ROOT / "params.yaml")
     shown = site.of_findings(params, ROOT)
-    names = {run.name for run in shown.runs("dailymae")}
+    names = {run.name for run in shown.runs("dailymae", "brief")}
     assert {"loader_folder", "loader_500_95"} <= names
     assert set(shown.results) == {name for named in params.findings.values() for name in named}
 

@@ -22,7 +22,10 @@ def log_of(params: Params, name: str) -> pd.DataFrame:
 
     Raises UserError when nothing has been logged at the active budget with this code and data.
     """
-    budget = params.budget_named()
+    budget, data = params.budget_named(), params.data_folder(params.run(name).dataset)
+    if not (data / "manifest.json").exists():
+        why = f"its images, {data}, are not written yet"
+        raise UserError(f"run {name} has no log at budget {params.budget}: {why}")
     with open_session(params.machine, budget.precision, budget.loader) as session:
         context = context_of(params, name, session)
         if context.box:

@@ -29,6 +29,16 @@ def real_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """An empty folder with the settings of the budget smoke, as the working directory."""
+    from project import write_params
+
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
 def small_folder(tmp_path_factory) -> Path:
     """A project of 64 images at the smoke budget."""

@@ -23,13 +23,6 @@ from replicate.pipeline.store import RunStore
 from replicate.report import loader_runs, log, tables
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_params(tmp_path)
-    return tmp_path
-
-
 def told(capsys, *arguments: str) -> str:
     """What a mistaken command says: one line on stderr, exit status 2."""
     capsys.readouterr()

@@ -13,13 +13,6 @@ from replicate.pipeline.scratch import SCRATCH, changed
 FULL, RUN = "light_90", "light_90_llrd_65"
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_params(tmp_path)
-    return tmp_path
-
-
 def told(capsys, *arguments: str) -> str:
     capsys.readouterr()
     assert main(arguments) == 2

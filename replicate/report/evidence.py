@@ -70,6 +70,12 @@ def scale_of(runs: Sequence[Run], results: Results) -> str:
         return ""
     if all(run.paper == loader_runs.PAPER for run in runs):
         return f"{_either(run.run['images'] for run in runs)} images on {_devices(runs)}"
+    if all(run.kind == "invariance" for run in runs):
+        counted = _either(f"{run.per_seed[0]['images']:,.0f}" for run in runs)
+        sizes = _either(run.resolved["image_size"] for run in runs)
+        return (
+            f"{_either(_data(run.resolved, results) for run in runs)}; {counted} images; {sizes} px; no model"
+        )
     upstream = dict.fromkeys(str(run.resolved.get("pretrain", "")).rpartition("/")[2] for run in runs)
     trained = [run for run in runs if run.resolved]
     trained += [results.runs[name] for name in upstream if name in results.runs]

@@ -60,12 +60,12 @@ def contrasts(paper: str, results: Mapping[str, Results], params: Params) -> pd.
     lines = []
     for name, claim in published.claims().items():
         for spec in (one for one in claim["checks"] if name.startswith(f"{paper}.") and "left" in one):
-            value = _value(spec, printed())
-            says = {"claim": name, "contrast": wording.contrast(spec), "unit": _unit(spec)}
+            value = value_of(spec, printed())
+            says = {"claim": name, "contrast": wording.contrast(spec), "unit": wording.unit(spec)}
             says["printed"] = value.value if value else math.nan
             says["printed_images"] = _images_of(spec, params)
             for budget, of in results.items():
-                found = _value(spec, of)
+                found = value_of(spec, of)
                 if found and found.has_interval:
                     ends = {"value": found.value, "low": found.low, "high": found.high}
                     lines.append(says | ends | {"budget": budget} | _scale(spec, of))
@@ -73,7 +73,7 @@ def contrasts(paper: str, results: Mapping[str, Results], params: Params) -> pd.
     return found[found["images"] > 0].drop_duplicates(["contrast", "budget"])
 
 
-def _value(spec: Mapping[str, Any], results: Results) -> Estimate | None:
+def value_of(spec: Mapping[str, Any], results: Results) -> Estimate | None:
     """Left minus right, or left over right, with its interval; None where a run or a number is missing."""
     reader = reader_of(spec, results)
     try:
@@ -81,10 +81,6 @@ def _value(spec: Mapping[str, Any], results: Results) -> Estimate | None:
         return reader.evaluate(reader.linear({joint: [spec["left"], spec["right"]]}))
     except NotRun:
         return None
-
-
-def _unit(spec: Mapping[str, Any]) -> str:
-    return "x" if spec["kind"] in RATIOS else wording.unit(spec)
 
 
 def _scale(spec: dict[str, Any], results: Results) -> dict[str, Any]:
@@ -133,14 +129,21 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
             "model": line["model"],
             "images seen": f"{line['images']:,}",
             "steps": f"{line['steps']:,}",
-            "ours": wording.measured_text(line | {"effect": line["value"]}),
-            "the paper": "" if math.isnan(line["printed"]) else f"{line['printed']:+.3g} {line['unit']}",
+            "ours": _signed(wording.measured_text(line | {"effect": line["value"]}), line["unit"]),
+            "the paper": ""
+            if math.isnan(line["printed"])
+            else _signed(f"{line['printed']:+.3g} {line['unit']}", line["unit"]),
             "trend": says[line["claim"], line["contrast"]],
         }
         for line in found.to_dict("records")
     ]
     shown = pd.DataFrame(rows)
     return shown if shown["trend"].any() else shown.drop(columns="trend")
+
+
+def _signed(text: str, unit: str) -> str:
+    """A difference with its sign; a ratio without."""
+    return text.removeprefix("+") if unit == "x" else text
 
 
 def panels(found: pd.DataFrame) -> Iterator[pd.DataFrame]:

@@ -139,8 +139,8 @@ def _comparison(spec: dict[str, Any]) -> str:
 
 
 def contrast(spec: Mapping[str, Any]) -> str:
-    """What a check compares: "light_90_llrd_80 - light_90_llrd_65", or left / right."""
-    joint = "/" if spec["kind"].startswith("ratio") else "-"
+    """What a check compares: "light_90_llrd_80 - light_90_llrd_65", or left / right where it is a ratio."""
+    joint = "/" if unit(spec) == "x" else "-"
     return f"{_words(spec['left'])} {joint} {_words(spec['right'])}"
 
 

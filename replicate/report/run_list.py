@@ -77,13 +77,9 @@ def numbers_of() -> dict[str, list[Beside]]:
     """Run -> the printed numbers that the papers' mappings put beside it."""
     found = defaultdict(list)
     for paper in published.papers():
-        rules = published.mapped(paper)
-        for cell in published.cells({"paper": paper}):
-            rule = rules.get(cell["id"], {})
-            if "ours" in rule:
-                quantity = tables.fill(rule["ours"], published.setting(cell["row"]))
-                for run in tables.runs_in(quantity):
-                    found[run].append(Beside(cell, quantity))
+        for cell, quantity in tables.paired(paper):
+            for run in tables.runs_in(quantity):
+                found[run].append(Beside(cell, quantity))
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +118,18 @@ def fill(quantity: Any, setting: Mapping[str, str]) -> Any:
     return quantity
 
 
+def paired(paper: str) -> Iterator[tuple[dict[str, Any], Any]]:
+    """The paper's printed numbers that have a quantity of ours beside them, each with that quantity."""
+    rules = published.mapped(paper)
+    for cell in published.cells({"paper": paper}):
+        rule = rules.get(cell["id"], {})
+        if "ours" in rule:
+            yield cell, fill(rule["ours"], published.setting(cell["row"]))
+
+
 def runs_named(paper: str) -> set[str]:
     """Every run that the paper's mapping leads to."""
-    rules = published.mapped(paper)
-    pairs = [(cell, rules.get(cell["id"], {})) for cell in published.cells({"paper": paper})]
-    quantities = [fill(rule["ours"], published.setting(one["row"])) for one, rule in pairs if "ours" in rule]
-    return runs_in(quantities)
+    return runs_in([quantity for _, quantity in paired(paper)])
 
 
 def runs_in(quantity: Any) -> set[str]:

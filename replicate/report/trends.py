@@ -22,7 +22,7 @@ from replicate.report.checks import reader_of
 from replicate.report.quantities import DEFAULT_METRIC, NotRun
 from replicate.report.results import Results, Run
 from replicate.report.style import MARKERS, PALETTE, PAPER, REFERENCE, Figure, new
-from replicate.report.tables import fill
+from replicate.report.tables import paired
 
 if TYPE_CHECKING:
     from replicate.config import Params
@@ -42,9 +42,7 @@ def printed() -> Results:
     """The papers' own numbers as if they were runs, each under the run that stands beside it."""
     found: dict[str, dict[str, float]] = {}
     for paper in published.papers():
-        rules = published.mapped(paper)
-        for cell in published.cells({"paper": paper}):
-            quantity = fill(rules.get(cell["id"], {}).get("ours", {}), published.setting(cell["row"]))
+        for cell, quantity in paired(paper):
             if isinstance(quantity, str) and quantity not in published.sweeps():
                 run, _, metric = quantity.partition("/")
                 found.setdefault(run, {}).setdefault(metric or DEFAULT_METRIC, float(cell["value"]))

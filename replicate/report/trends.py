@@ -124,14 +124,14 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
             "claim": line["claim"].partition(".")[2].replace("_", " "),
             "contrast": line["contrast"],
             "budget": line["budget"],
-            "model": line["model"],
-            "images seen": f"{line['images']:,}",
-            "steps": f"{line['steps']:,}",
             "ours": _signed(wording.measured_text(line | {"effect": line["value"]}), line["unit"]),
             "the paper": ""
             if math.isnan(line["printed"])
             else _signed(f"{line['printed']:+.3g} {line['unit']}", line["unit"]),
             "trend": says[line["claim"], line["contrast"]],
+            "images seen": f"{line['images']:,}",
+            "steps": f"{line['steps']:,}",
+            "model": line["model"],
         }
         for line in found.to_dict("records")
     ]

@@ -12,10 +12,11 @@ from replicate.errors import UserError
 from replicate.models.backbones import build_backbone, build_encoder
 from replicate.models.vit import ViT
 from replicate.trainers.batches import Place
-from replicate.transfer import detection
+from replicate.trainers.session import Session
+from replicate.transfer import detection, train
 from replicate.transfer.coco import CocoImages
 from replicate.transfer.detector import AlignedPooler, build_detector, load_encoder
-from replicate.transfer.sampling import PlacedSampler, over_processes
+from replicate.transfer.sampling import PlacedSampler, averaged
 from replicate.transfer.scenes import Settings, write_scenes
 from replicate.transfer.taps import stage_numbers
 from replicate.transfer.windowed import WindowedViT, in_windows, quarters
@@ -355,7 +356,33 @@ def test_losses_of_two_processes_average_to_the_mean_over_all_samples(monkeypatc
     for name, value in (("is_initialized", True), ("get_world_size", 2)):
         monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.copy_(torch.tensor([4.0, 4.0])))
-    ours = over_processes({"box": torch.tensor(2.0), "mask": torch.tensor(0.0)}, {"box": 3, "mask": 0})
-    theirs = over_processes({"box": torch.tensor(6.0), "mask": torch.tensor(5.0)}, {"box": 1, "mask": 4})
+    ours = averaged({"box": torch.tensor(2.0), "mask": torch.tensor(0.0)}, torch.tensor([3.0, 0.0]))
+    theirs = averaged({"box": torch.tensor(6.0), "mask": torch.tensor(5.0)}, torch.tensor([1.0, 4.0]))
     means = {name: float(ours[name] + theirs[name]) / 2 for name in ours}
     assert means == pytest.approx({"box": (3 * 2 + 6) / 4, "mask": 5.0})
+
+
+def step_of(images, micro_batch):
+    """Losses and gradients of one step on four pictures of few and of many objects."""
+    run = small_run(neck="simple_fpn", norm="ln", batch_size=4, clip_grad=None, drop_path=0.3, stages=[])
+    torch.manual_seed(0)
+    model = build_detector(pretraining("vit", **SMALL_VIT), run, images.num_classes)
+    task, data = detection.DetectionTask(model, run), detection.TrainImages(images, run)
+    session = Session(torch.device("cpu"), torch.float32, workers=1, micro_batch=micro_batch)
+    pictures, targets = zip(*(data.item(k, np.random.default_rng(k)) for k in range(4)), strict=True)
+    trainer = train.DenseTrainer(task, SimpleNamespace(), None, run, session, None, 0, "step")
+    trainer._set_up()
+    trainer.stepped, gradients = task, {}
+    trainer._update = lambda: gradients.update({k: p.grad.clone() for k, p in task.named_parameters()}) or {}
+    logs = trainer._step(train.DenseBatch(torch.stack(pictures), list(targets)), 4, 0, 0, None)
+    return {name: float(value) for name, value in logs.items()}, gradients
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_micro_batches_change_roundings_alone(images, micro_batch):
+    losses, gradients = step_of(images, None)
+    split, others = step_of(images, micro_batch)
+    assert split == pytest.approx(losses, rel=1e-5) and losses["loss_mask"] > 0
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-3, atol=1e-6)

@@ -15,7 +15,7 @@ from replicate.transfer.detector import Detector
 from replicate.transfer.jitter import jitter, paste
 from replicate.transfer.masks import draw, run_lengths
 from replicate.transfer.precision import average_precision
-from replicate.transfer.sampling import over_processes
+from replicate.transfer.sampling import averaged
 
 from torchvision.transforms.v2 import functional as v2  # isort: skip  (after replicate.compat)
 
@@ -40,7 +40,12 @@ def load_encoder(context: RunContext, model: Detector, state: dict[str, Tensor],
 
 
 class DetectionTask(nn.Module):
-    """Mask R-CNN with its five losses, summed with equal weights as published."""
+    """Mask R-CNN with its five losses, summed with equal weights as published.
+
+    parts, whole   micro-batches of a step, and the samples behind each loss in all of them (None: one part)
+    """
+
+    parts, whole = 1, None
 
     def __init__(self, model: Detector, run: DetectRun) -> None:
         super().__init__()
@@ -48,8 +53,18 @@ class DetectionTask(nn.Module):
 
     def forward(self, images: Tensor, targets: list[Target]) -> tuple[Tensor, dict[str, Tensor]]:
         """uint8 (n, 3, S, S) and a target each -> the loss, and its parts by name."""
-        parts = over_processes(self.model(list(images.float() / 255), targets), self.model.sampled())
-        return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
+        losses, held = self._losses(images, targets)
+        losses = averaged(losses, held, self.whole, self.parts)
+        return torch.stack(list(losses.values())).sum(), {k: loss.detach() for k, loss in losses.items()}
+
+    @torch.no_grad()
+    def samples(self, images: Tensor, targets: list[Target]) -> Tensor:
+        """How many anchors or regions each loss is a mean of, (5,)."""
+        return self._losses(images, targets)[1]
+
+    def _losses(self, images: Tensor, targets: list[Target]) -> tuple[dict[str, Tensor], Tensor]:
+        losses, counts = self.model(list(images.float() / 255), targets), self.model.sampled()
+        return losses, torch.tensor([float(counts[name]) for name in losses], device=images.device)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return self.model.parameter_groups(self.run.weight_decay, self.run.layer_decay)

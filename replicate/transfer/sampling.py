@@ -1,7 +1,7 @@
-"""Sampling of anchors and regions that a global batch shares, so that processes change no result.
+"""Sampling of anchors and regions that a global batch shares, so that splitting it changes no result.
 
-torchvision draws from one stream, image after image, and averages over what one process sampled. Here each
-image has its own stream by its place in the global batch, and the losses are averages over all processes.
+torchvision draws from one stream, image after image, and averages over what one forward pass sampled. Here
+each image has its own stream by its place in the global batch, and the losses are means over the whole batch.
 """
 
 from __future__ import annotations
@@ -43,12 +43,19 @@ class PlacedSampler(BalancedPositiveNegativeSampler):
         return masks
 
 
-def over_processes(parts: dict[str, Tensor], counts: dict[str, int]) -> dict[str, Tensor]:
-    """Losses, each a mean over `counts` samples, weighted so that processes average to that of all."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return parts
-    held = torch.tensor([float(counts[name]) for name in parts], device=next(iter(parts.values())).device)
-    total = held.clone()
-    dist.all_reduce(total)
-    weights = held * dist.get_world_size() / total.clamp(min=1)
-    return {name: part * weight for (name, part), weight in zip(parts.items(), weights, strict=True)}
+def averaged(
+    losses: dict[str, Tensor], held: Tensor, whole: Tensor | None = None, parts: int = 1
+) -> dict[str, Tensor]:
+    """Losses, weighted so that the shares of a global batch average to the means over all of its samples.
+
+    A share is a process's micro-batch. `held` (len(losses),) are the samples behind each loss here; `whole`
+    those of all `parts` micro-batches of this process, None where there is one.
+    """
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if processes == parts == 1:
+        return losses
+    total = (held if whole is None else whole).clone()
+    if processes > 1:
+        dist.all_reduce(total)
+    weights = held * processes * parts / total.clamp(min=1)
+    return {name: loss * weight for (name, loss), weight in zip(losses.items(), weights, strict=True)}

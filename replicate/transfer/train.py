@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -146,16 +146,24 @@ class DenseTrainer(Trainer):
         logs: dict[str, Tensor] = {}
         held, parts = accumulation(self.run.batch_size, self.session)
         first = self.session.rank * held * parts
-        for part in range(parts):
-            cut = slice(part * held, (part + 1) * held)
-            place = Place(first + cut.start, held, self.run.batch_size)
+        places = [Place(first + part * held, held, self.run.batch_size) for part in range(parts)]
+
+        def forward(function: Callable[..., Any], place: Place) -> Any:
+            cut = slice(place.start - first, place.start - first + held)
             images = batch.images[cut].to(self.session.device, non_blocking=True)
             targets = [_on(self.session.device, one) for one in batch.labels[cut]]
-            wait = part + 1 < parts and hasattr(self.stepped, "no_sync")
+            seed_everything(self.seed, epoch, step)
+            with self.session.autocast(), place:
+                return function(images, targets)
+
+        if parts > 1 and hasattr(self.task, "samples"):
+            # A mean over what all parts sample is known once all have sampled.
+            self.task.parts = parts
+            self.task.whole = sum(forward(self.task.samples, place) for place in places)
+        for place in places:
+            wait = place is not places[-1] and hasattr(self.stepped, "no_sync")
             with self.stepped.no_sync() if wait else contextlib.nullcontext():
-                seed_everything(self.seed, epoch, step)
-                with self.session.autocast(), place:
-                    loss, extras = self.stepped(images, targets)
+                loss, extras = forward(self.stepped, place)
                 self.scaler.scale(loss / parts).backward()
             for key, value in {"loss": loss, **extras}.items():
                 logs[key] = logs.get(key, 0.0) + value.detach() / parts

@@ -363,18 +363,20 @@ def test_losses_of_two_processes_average_to_the_mean_over_all_samples(monkeypatc
 
 
 def step_of(images, micro_batch):
-    """Losses and gradients of one step on four pictures of few and of many objects."""
-    run = small_run(neck="simple_fpn", norm="ln", batch_size=4, clip_grad=None, drop_path=0.3, stages=[])
+    """Losses and gradients of one step on four pictures, one of them without an object."""
+    few = {"batch_size": 4, "roi_batch": 64, "drop_path": 0.3}
+    run = small_run(neck="simple_fpn", norm="ln", clip_grad=None, stages=[], **few)
     torch.manual_seed(0)
     model = build_detector(pretraining("vit", **SMALL_VIT), run, images.num_classes)
     task, data = detection.DetectionTask(model, run), detection.TrainImages(images, run)
     session = Session(torch.device("cpu"), torch.float32, workers=1, micro_batch=micro_batch)
     pictures, targets = zip(*(data.item(k, np.random.default_rng(k)) for k in range(4)), strict=True)
+    targets = [*targets[:3], NOTHING]
     trainer = train.DenseTrainer(task, SimpleNamespace(), None, run, session, None, 0, "step")
     trainer._set_up()
     trainer.stepped, gradients = task, {}
     trainer._update = lambda: gradients.update({k: p.grad.clone() for k, p in task.named_parameters()}) or {}
-    logs = trainer._step(train.DenseBatch(torch.stack(pictures), list(targets)), 4, 0, 0, None)
+    logs = trainer._step(train.DenseBatch(torch.stack(pictures), targets), 4, 0, 0, None)
     return {name: float(value) for name, value in logs.items()}, gradients
 
 

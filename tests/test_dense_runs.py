@@ -16,6 +16,7 @@ from replicate.cost.shapes import shapes_only
 from replicate.errors import UserError
 from replicate.pipeline import launch
 from replicate.report import tables
+from replicate.transfer import data, scenes
 
 PARAMS = load(ROOT / "params.yaml")
 DENSE = {name: run for name, run in PARAMS.runs.items() if isinstance(run, DenseRun)}
@@ -252,3 +253,27 @@ def test_the_second_time_nothing_is_trained(finished, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: pytest.fail("trained again"))
     launch.launch(load("params.yaml"), "mae_vit_b_ade20k", ())
     assert metrics(finished, "mae_vit_b_ade20k")["results"] == before
+
+
+@pytest.mark.parametrize("budget", PARAMS.budgets)
+def test_scenes_fit_every_budget_whatever_classes_its_images_have(budget, tmp_path, monkeypatch):
+    """Scenes have at most twelve classes; a budget of forty once asked for forty."""
+    made = []
+    monkeypatch.setattr(scenes, "write_scenes", lambda folder, settings, _: made.append(settings) or folder)
+    for name in ("coco", "ade20k"):
+        dataset = PARAMS.dataset(name, budget)
+        if dataset.source == "scenes":
+            data._make_scenes(dataset, tmp_path, {"train_images": 4, "val_images": 4})
+            assert (made[-1].num_classes, dataset.minival, dataset.fraction) == (6, 0, 1.0)
+    assert made or budget == "paper"
+
+
+def test_a_data_set_of_another_source_takes_no_counts_from_data():
+    params = load(ROOT / "params.yaml")
+    shared = {"source": "mine", "classes": 40, "minival": 3, "on_error": "skip", "seed": 5}
+    named = {"coco": {"source": "scenes"}, "full": {"seed": 7}}
+    lens = params.budgets["proxy"].model_copy(update={"data": shared, "datasets": named})
+    params = params.model_copy(update={"budgets": params.budgets | {"mine": lens}})
+    own, full = params.dataset("coco", "mine"), params.dataset("full", "mine")
+    assert (own.classes, own.minival, own.on_error, own.seed) == (None, 0, "skip", 5)
+    assert (full.source, full.classes, full.minival, full.seed) == ("mine", 40, 3, 7)

@@ -36,6 +36,9 @@ class Encoding(Strict):
 SYNTHETIC = frozenset({"photos", "scenes"})
 """Sources whose images are made on the spot."""
 
+OF_SOURCE = frozenset({"classes", "class_fraction", "fraction", "train_images", "val_images", "minival"})
+"""Settings of a data set that mean something for its own source alone."""
+
 
 class Dataset(Strict):
     """A source of images and the part of it that is used; the papers' proxies are class and image fractions.

@@ -84,7 +84,8 @@ class Budget(Strict):
                                          (`keep_view` runs, which are about crops and colours, keep those)
     dense                                sizes, lengths and channels of detection and segmentation
     data                                 settings of every data set that does not state its own
-    datasets                             settings of single data sets by name, above `data`
+    datasets                             settings of single data sets by name, above `data`; one with another
+                                         source takes no counts of classes and images from `data`
     """
 
     seeds: Count = 1

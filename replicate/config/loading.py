@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError, field_validator, model_validator
 
 from replicate.config import box, lens
-from replicate.config.datasets import Dataset
+from replicate.config.datasets import OF_SOURCE, Dataset
 from replicate.config.dense import DenseRun, model_of
 from replicate.config.lens import Budget
 from replicate.config.machine import Machine
@@ -220,12 +220,18 @@ class Params(Strict):
         return self.budgets[name]
 
     def dataset(self, name: str, budget: str | None = None) -> Dataset:
-        """A data set with the budget's settings below its own. Raises UserError for an unknown name."""
+        """A data set with the budget's settings below its own. Raises UserError for an unknown name.
+
+        `data` counts images and classes of its own source, so a set of another source takes none of that.
+        """
         if name not in self.datasets:
             raise UserError(f"there is no dataset '{name}'{closest(name, self.datasets)}")
         budget = self.budget_named(budget)
         own = lens.scaled_dataset(self.datasets[name], budget).model_dump(exclude_unset=True)
-        stated = budget.data | budget.datasets.get(name, {}) | own
+        stated = budget.datasets.get(name, {}) | own
+        moved = stated.get("source", budget.data.get("source")) != budget.data.get("source")
+        shared = {key: value for key, value in budget.data.items() if not (moved and key in OF_SOURCE)}
+        stated = shared | stated
         return validated(Dataset, stated, f"datasets.{name}: ")
 
     def box(self, name: str | None, budget: str | None = None) -> box.Box | None:

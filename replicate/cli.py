@@ -352,7 +352,7 @@ def _add_pages(commands) -> None:
 def _add_papers(commands) -> None:
     example = "paper new crossmae --title CrossMAE"
     actions = _group(commands, "paper", "add a paper to the workbook", example)
-    text = "make the room, the notebook and the module of a new paper"
+    text = "make the folder, the notebook and the module of a new paper"
     action = _add(actions, "new", _paper_new, text, example)
     action.add_argument("key", help="short name, such as crossmae")
     action.add_argument("--title", help="the paper's title (default: the key)")

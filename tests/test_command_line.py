@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,34 @@ def test_examples_name_runs_that_exist():
             params.run(name)
         if options.get("search"):
             params.search(options["search"])
+
+
+def documented():
+    """(page, words) of every command of this project in the documents' code, without its comment."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in [*pages, *(ROOT / "papers").glob("**/README.md")]:
+        text = page.read_text()
+        fenced = re.findall(r"^ *```(?:bash|sh)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+        for code in [*fenced, *re.findall(r"^    .*", text, re.MULTILINE), *re.findall(r"`([^`\n]+)`", text)]:
+            for line in re.split(r"\n|&&|[;|]", code):
+                words = re.sub(r"<.*?>", "X", line.partition("#")[0]).split()
+                if words[:1] == ["make"] or words[:3] == ["python", "-m", "replicate"]:
+                    yield page.name, words
+
+
+def test_documented_commands_are_taken_by_the_parser_and_name_what_exists():
+    params = load(ROOT / "params.yaml")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    found = list(documented())
+    assert len(found) > 50
+    for page, words in found:
+        if words[0] == "make":
+            named = {word for word in words[1:] if "=" not in word}
+            assert named <= targets, (page, words)
+        elif len(words) > 3:
+            options = vars(cli._parser().parse_args(shlex.split(" ".join(words[3:]))))
+            for name in (*(options.get("runs") or ()), *filter(None, [options.get("run")])):
+                assert name.isupper() or params.run(name), (page, words)
 
 
 @pytest.mark.parametrize(

@@ -451,6 +451,10 @@ def test_looking_at_the_catalogue_imports_no_network_library():
     assert done.stdout.strip() == "set()"
 
 
+def test_the_catalogue_ends_with_the_next_step():
+    assert "data fetch NAME" in datasets.listing().splitlines()[-1]
+
+
 def test_each_sum_is_a_sha256_and_each_address_has_its_file():
     for public in CATALOGUE.values():
         for file in public.files:

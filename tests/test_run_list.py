@@ -38,7 +38,8 @@ def finish(params, name: str, values: list[float]) -> None:
 def test_every_run_has_a_line_of_at_most_100_columns(project, capsys):
     params = load()
     head, *lines, last = printed(capsys, "list")
-    assert [line.split()[0] for line in lines] == list(params.runs)
+    assert sorted(line.split()[0] for line in lines) == sorted(params.runs)
+    assert [line.split()[1] for line in (lines[0], lines[-1])] == ["mae", "crossmae"], "the oldest first"
     assert max(map(len, [head, *lines])) <= 100
     assert last == f"{len(lines)} of {len(params.runs)} runs, at budget smoke"
 

@@ -51,7 +51,7 @@ def test_a_changed_pre_training_and_its_evaluation_stay_outside_the_results(proj
 @pytest.mark.parametrize(
     ("command", "setting", "message"),
     [
-        (("pretrain", FULL), "mask_ration=0.5", "unknown key mask_ration; did you mean 'mask_ratio'?"),
+        (("pretrain", FULL), "mask_ration=0.5", f"of run {FULL}; did you mean `mask_ratio`?"),
         (("pretrain", FULL), "mask_ratio=1.5", "mask_ratio = 1.5: input should be less than 1"),
         (("pretrain", FULL), "mask_ratio=high", "mask_ratio = 'high': input should be a valid number"),
         (("pretrain", FULL), "mask_ratio", "'mask_ratio' is no setting; write KEY=VALUE"),

@@ -2,6 +2,7 @@
 
 import html
 import html.parser
+import importlib.util
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 WIDTHS = (390, 768, 1440)
 TALLEST = 15_000
+STILL = "document.head.insertAdjacentHTML('beforeend', '<style>*{transition:none!important}</style>')"
 LONGEST = 30
 """Words of a sentence."""
 
@@ -288,16 +290,44 @@ def test_a_benchmark_is_among_the_commands_of_the_claim_that_it_decides():
     assert command not in evidence.commands(published.claims()["fastmim.transfer"], params, "laptop")
 
 
+def page_paths(built) -> list[Path]:
+    """The pages to look at: those of `built`, or of the site that the variable SITE names."""
+    chosen = Path(os.environ["SITE"]).resolve() if "SITE" in os.environ else None
+    paths = [page.path for page in built[1].values()] if chosen is None else sorted(chosen.rglob("*.html"))
+    return [path for path in paths if "_static" not in path.parts]
+
+
+def axe_script() -> str | None:
+    """axe-core: the file that the variable AXE names, or the one in the package axe-core-python."""
+    package = importlib.util.find_spec("axe_core_python")
+    held = Path(package.origin).with_name("axe.min.js") if package else None
+    path = Path(os.environ["AXE"]) if "AXE" in os.environ else held
+    return path.read_text(encoding="utf-8") if path else None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [min(WIDTHS), max(WIDTHS)])
+def test_axe_finds_no_fault(built, width):
+    if browser.find() is None or (script := axe_script()) is None:
+        pytest.skip("no Chromium or no axe-core here")
+    listed = "axe.run().then(found => found.violations.map(v => v.id + ' ' + v.nodes.map(n => n.target)))"
+    with browser.Browser() as tab:
+        for path in page_paths(built):
+            for dark in (False, True):
+                tab.open(path.as_uri(), (width, 900), dark)
+                tab.evaluate(STILL)  # a colour that is still changing would be judged halfway
+                tab.evaluate(f"{script};1")
+                assert tab.evaluate(listed) == [], f"{path.name}, {width} px{', dark' * dark}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_page_fits_its_window(built, width):
     """SITE is another site to look at, SITE_SCREENSHOTS a folder for a picture of each of its pages."""
     if browser.find() is None:
         pytest.skip("no Chromium here")
-    chosen = Path(os.environ["SITE"]).resolve() if "SITE" in os.environ else None
-    paths = [page.path for page in built[1].values()] if chosen is None else sorted(chosen.rglob("*.html"))
     with browser.Browser() as tab:
-        for path in (path for path in paths if "_static" not in path.parts):
+        for path in page_paths(built):
             for dark in (False, True):
                 tab.open(path.as_uri(), (width, 900), dark)
                 assert [error for error in tab.errors if "theme mode" not in error] == [], path.name

@@ -2,9 +2,10 @@
 document.addEventListener("DOMContentLoaded", () => {
   const all = (query) => document.querySelectorAll(query);
   // A box that scrolls can be reached with the keyboard.
-  for (const box of all(".cell_output > .output, .pst-scrollable-table-container, .gt-box > div, .wide"))
+  for (const box of all(".cell_output > .output, .pst-scrollable-table-container, .gt-box > div, .wide, math[display=block]"))
     if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) box.tabIndex = 0;
-  for (const button of all(".search-button__button[aria-label]")) button.removeAttribute("aria-label");
+  // The wide button's text names it; the phone's shows a glass alone, so it keeps its label.
+  for (const button of all(".search-button-field[aria-label]")) button.removeAttribute("aria-label");
   for (const summary of all("nav summary")) summary.setAttribute("aria-label", "Pages below this one");
   const sidebar = document.querySelector(".bd-sidebar-primary");
   sidebar?.setAttribute("role", "complementary");

@@ -112,13 +112,13 @@ class Params(Strict):
         for paper, budget in ((paper, one) for paper, named in self.findings.items() for one in named):
             if paper not in self.papers:
                 raise ValueError(f"findings names paper '{paper}'; papers are {', '.join(self.papers)}")
+            everywhere = all(budget in named for named in self.findings.values())
+            where = "findings" if everywhere else f"findings of {paper}"
             if budget not in self.budgets:
-                raise ValueError(
-                    f"findings of {paper} names budget '{budget}'; defined are {', '.join(self.budgets)}"
-                )
+                raise ValueError(f"{where} names budget '{budget}'; defined are {', '.join(self.budgets)}")
             if all(self.dataset(name, budget).is_synthetic for name in self.datasets):
                 raise ValueError(
-                    f"findings of {paper} names budget '{budget}', whose images are synthetic: "
+                    f"{where} names budget '{budget}', whose images are synthetic: "
                     "they give no verdict on a paper; name a budget with real images"
                 )
         absent = [paper for paper in self.papers if self.findings and not self.findings.get(paper)]

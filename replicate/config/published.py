@@ -75,6 +75,13 @@ def papers() -> dict[str, str]:
 
 
 @functools.cache
+def by_year() -> dict[str, str]:
+    """`papers()` for a reader: the oldest first, as later ones build on it."""
+    years = {key: read_yaml(ROOMS / key / "runs.yaml").get("year", 9999) for key in papers()}
+    return dict(sorted(papers().items(), key=lambda one: years[one[0]]))
+
+
+@functools.cache
 def values() -> pd.DataFrame:
     """All printed numbers, indexed by id; `unit_last_digit` is what a number's last digit is worth.
 

@@ -43,6 +43,8 @@ class Room(Section):
     """One paper's `runs.yaml`."""
 
     title: str
+    year: int = 9999
+    """When the paper first appeared; lists for readers begin with the oldest."""
     recipes: dict[str, dict[str, Any]] = {}
     grid: Section = Section()
 

@@ -24,6 +24,7 @@ Difficulty = Literal["p2dist", "p2dist_approx", "neighbours_3x3", "inverse_dista
 
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 """Names of runs, budgets, data sets and papers become parts of paths and of shell commands."""
+UNKNOWN = re.compile("unknown key `.*?`")
 
 
 def _rising(scale: tuple[float, float]) -> tuple[float, float]:
@@ -49,11 +50,19 @@ class Strict(BaseModel):
 
 
 def validated(model: type[Strict], content: Any, where: str) -> Any:
-    """`content` as a `model`. Raises UserError that starts with `where` and names the key and the value."""
+    """`content` as a `model`. Raises UserError that starts with `where` and names the key and the value.
+
+    where  ends in ": " or, before a key, in "."; an unknown key is told as one of what stands before the "."
+    """
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}{first_fault(error, model.model_fields)}") from None
+        fault = first_fault(error, model.model_fields)
+        if where.endswith(".") and (unknown := UNKNOWN.match(fault)):
+            file, _, owner = where[:-1].rpartition(": ")
+            where, owner = f"{file}: " * bool(file), owner.replace("runs.", "run ")
+            fault = f"{unknown[0]} of {owner}{fault[unknown.end() :]}"
+        raise UserError(f"{where}{fault}") from None
 
 
 def first_fault(error: ValidationError, known: Iterable[str] = ()) -> str:
@@ -64,7 +73,7 @@ def first_fault(error: ValidationError, known: Iterable[str] = ()) -> str:
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(fault["loc"][-1]), list(known), n=1)
-        return f"unknown key {key}" + (f"; did you mean '{close[0]}'?" if close else "") + more
+        return f"unknown key `{key}`" + (f"; did you mean `{close[0]}`?" if close else "") + more
     if fault["type"] == "value_error":
         return f"{key + ': ' if key else ''}{fault['ctx']['error']}{more}"
     if fault["type"] == "missing":

@@ -24,7 +24,8 @@ def listing() -> str:
         size = said_size(public.bytes) if public.files else "local"
         here = "here" if source_path(name).is_dir() else ""
         lines.append(f"{name:<15}{size:>7}  {here:<5}{public.images}; {public.licence}")
-    return "\n".join([*lines, f"{HUB}OWNER/NAME   a data set of the Hugging Face hub"])
+    then = "Next: `python -m replicate data fetch NAME`, and NAME as a budget's `data.source` in budgets.yaml"
+    return "\n".join([*lines, f"{HUB}OWNER/NAME   a data set of the Hugging Face hub", "", then])
 
 
 def fetch(name: str, given: Path | None = None) -> Path:

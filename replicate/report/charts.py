@@ -64,13 +64,17 @@ def effects(claims: pd.DataFrame) -> Figure:
 
 
 def key_rows(numbers: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one printed column that most of our runs stand beside, each run once; too few give none."""
+    """The rows of one printed column that most of our runs stand beside, each run once; too few give none.
+
+    A column of percentages goes first: accuracy compares across scales, and memory or hours do not.
+    """
     trained = numbers[(numbers["seeds"] > 0) & (numbers["table"] != "text")].drop_duplicates(
         ["table", "panel", "column", "run"]
     )
     groups = [frame for _, frame in trained.groupby(["table", "panel", "column", "unit"], sort=False)]
-    best = max(groups, key=len, default=trained)
-    return best.head(MOST) if len(best) >= FEWEST else best.head(0)
+    enough = [frame for frame in groups if len(frame) >= FEWEST]
+    best = max(enough, key=lambda one: ((one["unit"] == "percent").all(), len(one)), default=trained.head(0))
+    return best.head(MOST)
 
 
 def beside(rows: pd.DataFrame) -> Figure:

@@ -227,7 +227,7 @@ def benchmark(reader: Reader, file: str, line: str, case: str, bound: float) -> 
 
 
 def by_computation(reader: Reader, function: str, **arguments: Any) -> Outcome:
-    """Needs no training: one of the `ANSWERS` of replicate/papers/ says whether it holds."""
+    """Needs no training: a function of replicate/papers/ says whether it holds."""
     answer = computed.answer(function, **arguments)
     verdict = {True: REPRODUCED, False: OPPOSITE, None: NOT_RUN}[answer.holds]
     ends = {"low": answer.margin, "high": answer.margin, "unit": answer.unit, "against": answer.against}

@@ -49,21 +49,21 @@ def pages(site: Shown) -> dict[str, str]:
 
 def index(site: Shown) -> str:
     """The home page: what was found in a sentence, the map of verdicts, a card a paper."""
-    verdicts_of = {paper: _ordered(site.claims(paper)) for paper in published.papers()}
+    verdicts_of = {paper: _ordered(site.claims(paper)) for paper in published.by_year()}
     names = sorted(site.notebooks())
     documents = sorted(path.stem for path in (site.sources / "docs").glob("*.md"))
     return render(
         "index.md",
         sentence=sentence(site),
         notices=_notices(site, site.results),
-        papers=published.papers(),
+        papers=published.by_year(),
         claims=verdicts_of,
         counted={paper: counted(site.claims(paper)) for paper in verdicts_of},
         best={paper: next(iter(_decided(lines)), None) for paper, lines in verdicts_of.items()},
         legend=_verdicts(verdicts_of),
         shared=SHARED,
         taught=[name for name in names if name not in published.papers()],
-        executed=[name for name in names if name in published.papers()],
+        executed=[name for name in published.by_year() if name in names],
         documents=documents,
     )
 
@@ -75,12 +75,12 @@ def _verdicts(lines: Mapping[str, list[dict[str, Any]]]) -> list[tuple[str, str,
 
 
 def sentence(site: Shown) -> str:
-    """Such as "At a proxy of 5,000 images, 12 of 75 claims are reproduced, ..."."""
+    """Such as "At proxies of 5,000 to 16,000 images, 12 of 75 claims are reproduced, ..."."""
     found = ",".join(site.board.claims["regime"].fillna(""))
     sizes = sorted({int(text.replace(",", "")) for text in re.findall(r"([\d,]+) images an epoch", found)})
     ends = dict.fromkeys((sizes[0], sizes[-1])) if sizes else ()
     of = f" of {' to '.join(f'{size:,}' for size in ends)} images" * bool(sizes)
-    return f"At a proxy{of}, {counted(site.board.claims)}."
+    return f"At {'proxies' if len(ends) > 1 else 'a proxy'}{of}, {counted(site.board.claims)}."
 
 
 def counted(claims: pd.DataFrame) -> str:
@@ -261,7 +261,7 @@ def interactive(frame: pd.DataFrame, filters: bool = False) -> str:
 def trends_page(site: Shown) -> str:
     """Each contrast at every budget that ran it, beside the paper's own value."""
     shown, several = [], False
-    for paper, title in published.papers().items():
+    for paper, title in published.by_year().items():
         results = {budget: site.results[budget] for budget in site.budgets[paper]}
         found = trends.contrasts(paper, results, site.params)
         if len(found):
@@ -275,7 +275,7 @@ def trends_page(site: Shown) -> str:
 
 def errata(site: Shown) -> str:
     """Where the papers disagree with themselves, each other or arithmetic."""
-    papers = published.papers()
+    papers = published.by_year()
     found = {title: summary.errata(paper) for paper, title in papers.items()}
     explained = (papers | {BETWEEN: "Between papers"}).items()
     notes = {title: summary.notes(paper) for paper, title in explained}
@@ -311,7 +311,10 @@ def _spent(title: str, budget: str, runs: Sequence[Run]) -> dict[str, str]:
 
 def methods(site: Shown) -> str:
     """What shrank, why, what it cannot show; the data; how a verdict is reached."""
-    kinds = [(kind.replace("_", " "), (one.__doc__ or "").replace("`", "")) for kind, one in KINDS.items()]
+    kinds = [
+        (kind.replace("_", " "), " ".join((one.__doc__ or "").replace("`", "").split()))
+        for kind, one in KINDS.items()
+    ]
     return render(
         "methods.md",
         board=site.board,

@@ -19,7 +19,7 @@ from replicate.report.quantities import Reader
 if TYPE_CHECKING:
     from replicate.config import Params
 
-HERE, KEPT, BOXED, NOT_RUN = "finished here", "kept in measured", "in the box", "not run"
+HERE, KEPT, BOXED, NOT_RUN = "finished here", "kept in measured", "in weights/", "not run"
 COLUMNS = 100
 NAMED = 8
 """Published numbers, claims or evaluations of a run beyond these are counted, not named."""
@@ -43,7 +43,7 @@ def listed(params: Params, word: str = "") -> str:
     below = _below(params)
     lines = [
         (name, run.paper, _tables(name, numbers, below), state(params, name, found))
-        for name, run in params.runs.items()
+        for name, run in sorted(params.runs.items(), key=lambda one: _place(one[1]))
     ]
     lines = [line for line in lines if word.lower() in " ".join(line).lower()]
     if not lines:
@@ -52,6 +52,11 @@ def listed(params: Params, word: str = "") -> str:
     room = COLUMNS - 6 - sum(frame[name].str.len().max() for name in ("run", "paper", "state"))
     frame["published in"] = [textwrap.shorten(text, room, placeholder=" …") for text in frame["published in"]]
     return f"{render(frame)}\n{len(lines)} of {len(params.runs)} runs, at budget {params.budget}"
+
+
+def _place(run: Any) -> tuple[int, bool]:
+    """By paper, the oldest first, and each paper's tokenizers last."""
+    return list(published.by_year()).index(run.paper), isinstance(run, TokenizerRun)
 
 
 def render(frame: pd.DataFrame) -> str:

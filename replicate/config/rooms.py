@@ -44,7 +44,7 @@ class Room(Section):
 
     title: str
     year: int = 9999
-    """When the paper first appeared; lists for readers begin with the oldest."""
+    """Of the version that is replicated; lists for readers begin with the oldest paper."""
     recipes: dict[str, dict[str, Any]] = {}
     grid: Section = Section()
 

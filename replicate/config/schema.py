@@ -52,7 +52,7 @@ class Strict(BaseModel):
 def validated(model: type[Strict], content: Any, where: str) -> Any:
     """`content` as a `model`. Raises UserError that starts with `where` and names the key and the value.
 
-    where  ends in ": " or, before a key, in "."; an unknown key is told as one of what stands before the "."
+    where  ends in ": ", or in "." before a key; the message then says whose key is unknown
     """
     try:
         return model.model_validate(content)
